@@ -1,0 +1,1 @@
+"""RegNet as a registration stage beside elastix: public names, imported when they are first used."""

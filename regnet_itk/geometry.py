@@ -1,0 +1,156 @@
+"""Where voxels lie in space: the :class:`Grid` that goes with every array of this package.
+
+Conventions, quoted everywhere: points are (x, y, z) in millimetres, LPS; sizes, spacings, origins and indices
+are (x, y, z); arrays are (z, y, x), or (z, y, x, 3) with the components (x, y, z) last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regnet_itk.errors import ImageError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Triple = tuple[float, float, float]
+
+IDENTITY_DIRECTION: tuple[Triple, Triple, Triple] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def _triple(values: Sequence[float] | FloatArray) -> Triple:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of voxel centres in physical space.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Number of voxels along x, y, z.
+    spacing : tuple of float
+        Distance of neighbouring voxel centres in mm, along x, y, z.
+    origin : tuple of float
+        Point (LPS, mm) of the centre of voxel (0, 0, 0).
+    direction : 3x3 nested tuple
+        Column i is the unit vector along which index i grows (as SimpleITK's ``GetDirection()``, row by row).
+
+    Raises
+    ------
+    ImageError
+        If a size or spacing is not positive, a value is not finite, or the direction cannot be inverted.
+    """
+
+    size: tuple[int, int, int]
+    spacing: Triple = (1.0, 1.0, 1.0)
+    origin: Triple = (0.0, 0.0, 0.0)
+    direction: tuple[Triple, Triple, Triple] = IDENTITY_DIRECTION
+
+    def __post_init__(self) -> None:
+        nx, ny, nz = (int(n) for n in self.size)
+        object.__setattr__(self, "size", (nx, ny, nz))
+        object.__setattr__(self, "spacing", _triple(self.spacing))
+        object.__setattr__(self, "origin", _triple(self.origin))
+        rows = np.asarray(self.direction, dtype=float).reshape(3, 3)
+        object.__setattr__(self, "direction", tuple(_triple(row) for row in rows))
+        if min(self.size) < 1:
+            raise ImageError(f"a grid needs a size of at least 1 along every axis, not {self.size}")
+        if not all(math.isfinite(s) and s > 0 for s in self.spacing):
+            raise ImageError(f"the voxel spacing {self.spacing} mm is not positive; correct the image's header")
+        if not np.isfinite(rows).all() or not np.isfinite(self.origin).all():
+            raise ImageError("the origin or direction of the image is not finite; correct the image's header")
+        if abs(np.linalg.det(rows)) < 1e-6:
+            raise ImageError(f"the direction matrix {rows.tolist()} cannot be inverted; correct the image's header")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (z, y, x) of an array on this grid."""
+        nx, ny, nz = self.size
+        return nz, ny, nx
+
+    @property
+    def direction_matrix(self) -> FloatArray:
+        """The direction as a (3, 3) array."""
+        return np.asarray(self.direction, dtype=float)
+
+    @property
+    def index_to_point_matrix(self) -> FloatArray:
+        """(3, 3) matrix that turns an index difference into a difference of points in mm."""
+        return self.direction_matrix * np.asarray(self.spacing)
+
+    def index_to_point(self, index: npt.ArrayLike) -> FloatArray:
+        """Return the points (..., 3) in mm of the continuous indices (..., 3)."""
+        return np.asarray(index, dtype=float) @ self.index_to_point_matrix.T + np.asarray(self.origin)
+
+    def point_to_index(self, point: npt.ArrayLike) -> FloatArray:
+        """Return the continuous indices (..., 3) of the points (..., 3) in mm."""
+        inverse = np.linalg.inv(self.index_to_point_matrix)
+        return (np.asarray(point, dtype=float) - np.asarray(self.origin)) @ inverse.T
+
+    def contains(self, point: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Say which points (..., 3) lie in the box that the voxels fill (half a voxel around their centres)."""
+        index = self.point_to_index(point)
+        return np.asarray(((index >= -0.5) & (index < np.asarray(self.size) - 0.5)).all(axis=-1))
+
+    def points(self) -> FloatArray:
+        """Return the points of all voxel centres, shape (z, y, x, 3), float64, in mm."""
+        nx, ny, nz = self.size
+        matrix = self.index_to_point_matrix
+        x = np.arange(nx)[:, None] * matrix[:, 0]
+        y = np.arange(ny)[:, None, None] * matrix[:, 1]
+        z = np.arange(nz)[:, None, None, None] * matrix[:, 2]
+        return np.asarray(self.origin) + (z + (y + x))
+
+    def corners(self) -> FloatArray:
+        """Return the eight corners (8, 3) in mm of the box that the voxels fill."""
+        ends = np.array([(-0.5, n - 0.5) for n in self.size])
+        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
+        return self.index_to_point(index)
+
+    def centre(self) -> FloatArray:
+        """Return the point (3,) in mm in the middle of the grid."""
+        return self.index_to_point((np.asarray(self.size) - 1) / 2)
+
+    def crop(self, start: Sequence[int], size: Sequence[int]) -> Grid:
+        """Return the part of `size` voxels that begins at index `start`; it may reach outside this grid."""
+        nx, ny, nz = (int(n) for n in size)
+        return Grid((nx, ny, nz), self.spacing, _triple(self.index_to_point(start)), self.direction)
+
+    def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+        """Return this grid with `lower` voxels more before, and `upper` more after, along x, y, z."""
+        size = [n + a + b for n, a, b in zip(self.size, lower, upper, strict=True)]
+        return self.crop([-a for a in lower], size)
+
+    def every(self, step: int) -> Grid:
+        """Return the grid of every `step`-th voxel, beginning with the first."""
+        nx, ny, nz = (-(-n // step) for n in self.size)
+        sx, sy, sz = self.spacing
+        return Grid((nx, ny, nz), (sx * step, sy * step, sz * step), self.origin, self.direction)
+
+    def isotropic(self, spacing: float) -> Grid:
+        """Return the grid with cubic voxels on the same axes that fills the same box.
+
+        The corners of the first voxels coincide; the last voxels may reach past the box by less than a voxel.
+
+        Parameters
+        ----------
+        spacing : float
+            Edge of a voxel in mm.
+        """
+        extent = np.asarray(self.size) * np.asarray(self.spacing)
+        nx, ny, nz = (max(1, math.ceil(e / spacing - 1e-4)) for e in extent)
+        first = self.index_to_point(-0.5 + 0.5 * spacing / np.asarray(self.spacing))
+        return Grid((nx, ny, nz), (spacing, spacing, spacing), _triple(first), self.direction)
+
+    def is_close(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Say whether both grids have the same size and their corners agree to `tolerance` voxels."""
+        if self.size != other.size:
+            return False
+        return bool(np.abs(self.corners() - other.corners()).max() <= tolerance * min(self.spacing))

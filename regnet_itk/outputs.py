@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from regnet_itk.errors import OutputError
+
+
+def _write_error(path: Path, error: Exception) -> OutputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = getattr(error, "strerror", None) or (lines[-1] if lines else type(error).__name__)
+    return OutputError(f"cannot write '{path}': {reason}")
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The wanted file. Its folder must exist.
+    write : callable
+        Is given a path with the same suffix, and writes there.
+
+    Raises
+    ------
+    OutputError
+        If the folder is missing or not writable, or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
+    except OSError as error:
+        raise _write_error(path, error) from None
+    try:
+        part = folder / path.name
+        write(part)
+        for file in sorted(folder.iterdir(), key=lambda f: f == part):  # a raw part first, its header last
+            os.replace(file, path.parent / file.name)
+    except (OSError, RuntimeError) as error:
+        raise _write_error(path, error) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `folder` when the block ends well.
+
+    `folder` is created if needed. If the block raises, nothing of it is kept, and a folder that was created
+    here is removed again.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where the results shall be.
+
+    Yields
+    ------
+    Path
+        The temporary folder, on the same file system.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be created or written.
+    """
+    folder = Path(folder).resolve()
+    created = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    except OSError as error:
+        raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
+    done = False
+    try:
+        yield stage
+        for file in sorted(stage.iterdir()):
+            os.replace(file, folder / file.name)
+        done = True
+    except OSError as error:
+        raise _write_error(folder, error) from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not done:
+            for path in created:
+                if path.exists() and not any(path.iterdir()):
+                    path.rmdir()

@@ -1,0 +1,109 @@
+"""What a stage of a registration is given and what it returns.
+
+A registration is a list of stages. Each takes the fixed image, the moving image, the masks and the transform so
+far, and returns a better transform. T(x) = x + u(x) maps points of the fixed image to the moving image, mm, LPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from regnet_itk.images import Image
+    from regnet_itk.parameters import ParameterMap
+    from regnet_itk.transforms import TransformChain
+
+Detail = str | float | int | bool
+
+
+def _no_log(line: str) -> None:
+    """Drop a line of log."""
+
+
+def _no_progress(fraction: float, text: str) -> None:
+    """Drop a report of progress."""
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """What is registered.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images; the result lies on the grid of the fixed one.
+    fixed_mask, moving_mask : Image, optional
+        Voxels other than 0 count; each on the grid of its image.
+    """
+
+    fixed: Image
+    moving: Image
+    fixed_mask: Image | None = None
+    moving_mask: Image | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a stage is run; none of it says what is computed, apart from the seed.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Number of threads; all processors by default.
+    seed : int, optional
+        Seed of everything random; takes the place of a ``RandomSeed`` in the parameter file.
+    device : str
+        Where a network runs: "auto", "cpu", "cuda", "cuda:1" ..
+    priority : str, optional
+        Priority of the process, with elastix's words: "high", "abovenormal", "normal", "belownormal", "idle".
+    log : callable
+        Is given each line of log, without its line end.
+    progress : callable
+        Is given the fraction of the stage that is done (0 to 1, never falling) and a short text.
+    """
+
+    threads: int | None = None
+    seed: int | None = None
+    device: str = "auto"
+    priority: str | None = None
+    log: Callable[[str], None] = field(default=_no_log)
+    progress: Callable[[float, str], None] = field(default=_no_progress)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage found.
+
+    Parameters
+    ----------
+    chain : TransformChain
+        The whole transform so far, this stage included.
+    seconds : float
+        Wall-clock time of the stage.
+    warped : Image or None
+        The moving image under `chain` on the grid of the fixed image; None if the stage was told not to make it.
+    details : mapping
+        What else is worth recording, for ``registration.json``.
+    """
+
+    chain: TransformChain
+    seconds: float
+    warped: Image | None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """One stage of a registration, described by a parameter map."""
+
+    @property
+    def parameters(self) -> ParameterMap:
+        """The parameter map that describes the stage."""
+
+    @property
+    def name(self) -> str:
+        """A short name for messages and reports."""
+
+    def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
+        """Register `pair`, starting from the transform `initial`, and return the better transform."""

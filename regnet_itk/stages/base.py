@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.images import Image
 
 if TYPE_CHECKING:
-    from regnet_itk.images import Image
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.transforms import TransformChain
 
@@ -86,12 +90,15 @@ class StageResult:
         The moving image under `chain` on the grid of the fixed image; None if the stage was told not to make it.
     details : mapping
         What else is worth recording, for ``registration.json``.
+    iteration_info : mapping
+        elastix's tables of the iterations: the text for each resolution, by the name "R0", "R1" ..
     """
 
     chain: TransformChain
     seconds: float
     warped: Image | None
     details: Mapping[str, Detail] = field(default_factory=dict)
+    iteration_info: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stage(Protocol):
@@ -107,3 +114,54 @@ class Stage(Protocol):
 
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
         """Register `pair`, starting from the transform `initial`, and return the better transform."""
+
+
+_PIXEL_TYPES: dict[str, Any] = {
+    "char": np.int8,
+    "unsigned char": np.uint8,
+    "short": np.int16,
+    "unsigned short": np.uint16,
+    "int": np.int32,
+    "unsigned int": np.uint32,
+    "long": np.int64,
+    "unsigned long": np.uint64,
+    "float": np.float32,
+    "double": np.float64,
+}
+_PIXEL_TYPES |= {np.dtype(dtype).name: dtype for dtype in _PIXEL_TYPES.values()}  # "int16" .., as of elastix 5.3
+PIXEL_TYPES = tuple(_PIXEL_TYPES)
+
+
+def check_pixel_type(parameters: ParameterMap) -> str:
+    """Return the ``ResultImagePixelType`` of a stage, by default "short" as in elastix.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such type.
+    """
+    name = parameters.get_str("ResultImagePixelType", "short")
+    if name not in _PIXEL_TYPES:
+        near = did_you_mean(name, _PIXEL_TYPES) or f"; known are {', '.join(PIXEL_TYPES)}"
+        raise ParameterError(f"{parameters.source}: there is no ResultImagePixelType '{name}'{near}")
+    return name
+
+
+def cast_result(image: Image, parameters: ParameterMap) -> Image:
+    """Return a warped image with the pixel type that the stage's ``ResultImagePixelType`` asks for.
+
+    Whole numbers are cut towards zero, as elastix and transformix do. Values that the type cannot hold become its
+    nearest value; elastix lets them wrap around, which makes the brightest voxels dark.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such type.
+    """
+    wanted = np.dtype(_PIXEL_TYPES[check_pixel_type(parameters)])
+    if wanted.kind == "f":
+        return Image(image.array.astype(wanted), image.grid)
+    limits = np.iinfo(wanted)
+    cut = np.trunc(image.array.astype(np.float64))
+    inside = np.clip(cut, limits.min, limits.max).astype(wanted)  # the largest 64-bit numbers are no doubles
+    return Image(np.where(cut >= float(limits.max), limits.max, inside).astype(wanted), image.grid)

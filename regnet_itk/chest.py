@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Waves:
         ):
             wave = np.sin(kx * x + ky * y + kz * z + phase)
             for component, factor in zip(total, amplitude, strict=True):
-                component += factor * wave
+                np.add(component, factor * wave, out=component)
         return total
 
 
@@ -111,7 +112,7 @@ def ellipsoid(p: Points, centre: Triple, axes: Triple) -> FloatArray:
 def tube(p: Points, path: Sequence[Triple], radius: float) -> FloatArray:
     """Return the implicit function of a round tube along a polyline."""
     distance = np.full_like(p.x, np.inf)
-    for start, end in zip(path, path[1:], strict=False):
+    for start, end in pairwise(path):
         ax, ay, az = start
         dx, dy, dz = (e - s for s, e in zip(start, end, strict=True))
         x, y, z = p.x - ax, p.y - ay, p.z - az
@@ -168,8 +169,9 @@ class Trunk:
 BODY = Trunk(
     Profile((-150, 146), (-60, 150), (0, 152), (40, 150), (75, 138), (100, 110), (118, 76), (135, 60), (170, 54)),
     Profile((-150, 104), (-60, 108), (0, 106), (40, 101), (75, 92), (100, 78), (118, 64), (135, 58), (170, 56)),
-    Profile((-150, 2), (0, 4), (60, 9), (100, 18), (140, 26), (170, 24)),
+    Profile((-150, 4), (0, 7), (60, 12), (100, 20), (140, 26), (170, 24)),
     top=400.0,
+    power=2.5,
 )
 CAGE = Trunk(
     Profile((-160, 122), (-100, 125), (-40, 125), (0, 121), (40, 109), (70, 94), (90, 80), (105, 65), (114, 50)),
@@ -179,7 +181,7 @@ CAGE = Trunk(
     power=2.2,
 )
 _MEDIASTINUM_HALF_WIDTH = Profile((-30, 26), (0, 38), (20, 42), (45, 37), (70, 31), (100, 30), (120, 36))
-_SPINE_Y = Profile((-160, 60), (-60, 66), (10, 68), (70, 60), (140, 40))
+_SPINE_Y = Profile((-160, 54), (-60, 60), (10, 62), (70, 55), (140, 36))
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class Chest:
         dome = rng.uniform(-62, -46)
         return cls(
             scale=(sx, sy, sz),
-            bend=Waves.draw(rng, 10, (70.0, 170.0), 2.0, 3),
+            bend=Waves.draw(rng, 10, (90.0, 200.0), 2.2, 3),
             dome_right=dome,
             dome_left=dome - rng.uniform(5, 14),
             heart=rng.uniform(0.92, 1.08),
@@ -263,7 +265,7 @@ class Chest:
         upper = np.maximum(upper, -22.0 - p.z)
         back = np.hypot(p.x - 10.0, p.y - 42.0) - 21.0
         spine = np.hypot(p.x, p.y - _SPINE_Y(p.z) - 3.0) - 21.0
-        middle = np.abs(p.x - 3.0) - 4.0
+        middle = np.abs(p.x - 3.0) - 2.0
         shape = smooth_union(self.heart_shape(p) - 3.5, upper, 14.0)
         shape = smooth_union(shape, smooth_union(back, spine, 12.0), 8.0)
         return smooth_union(shape, middle, 10.0)
@@ -330,18 +332,34 @@ def hounsfield(chest: Chest, points: FloatArray, softness: float, growth: FloatA
     lungs : ndarray
         The implicit function of the lungs.
     """
-    p = chest.standard(points)
-    canvas = Canvas(np.full_like(p.x, AIR), softness)
-    cage, dome = CAGE(p), chest.diaphragm(p)
-    lungs = chest.lungs(p, cage)
-    grain = _grain_at(chest.grain, p)
-    _paint_wall(canvas, chest, p, cage, grain)
-    _paint_belly(canvas, chest, p, cage, dome, grain)
-    _paint_middle(canvas, chest, p, cage, dome)
-    _paint_spine(canvas, chest, p)
-    _paint_cage_bones(canvas, chest, p, cage)
-    _paint_lungs(canvas, chest, p, lungs, grain, growth)
-    return canvas.hu, lungs
+    scene = _Scene.of(chest, points)
+    canvas = Canvas(np.full_like(scene.p.x, AIR), softness)
+    _paint_wall(canvas, chest, scene)
+    _paint_belly(canvas, scene)
+    _paint_middle(canvas, chest, scene)
+    _paint_spine(canvas, chest, scene.p)
+    _paint_cage_bones(canvas, chest, scene)
+    _paint_lungs(canvas, chest, scene, growth)
+    return canvas.hu, scene.lungs
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Points of the standard chest, and at each the implicit functions that several organs need."""
+
+    p: Points
+    body: FloatArray
+    cage: FloatArray
+    dome: FloatArray
+    lungs: FloatArray
+    grain: FloatArray
+
+    @classmethod
+    def of(cls, chest: Chest, points: FloatArray) -> _Scene:
+        """Evaluate them at points (3, ...) of the patient."""
+        p = chest.standard(points)
+        cage = CAGE(p)
+        return cls(p, _body(p), cage, chest.diaphragm(p), chest.lungs(p, cage), _grain_at(chest.grain, p))
 
 
 def _grain_at(grain: FloatArray, p: Points) -> FloatArray:
@@ -352,12 +370,16 @@ def _grain_at(grain: FloatArray, p: Points) -> FloatArray:
     return ndimage.map_coordinates(grain, coordinates, output=np.float32, order=1, mode="grid-wrap")
 
 
-def _paint_wall(canvas: Canvas, chest: Chest, p: Points, cage: FloatArray, grain: FloatArray) -> None:
+def _body(p: Points) -> FloatArray:
+    """Return the implicit function of trunk, neck and raised arms."""
+    arm = tube(Points(np.abs(p.x), p.y, p.z), [(88.0, 30.0, 62.0), (112.0, 26.0, 110.0), (128.0, 20.0, 190.0)], 36.0)
+    return smooth_union(BODY(p), arm, 22.0)
+
+
+def _paint_wall(canvas: Canvas, chest: Chest, scene: _Scene) -> None:
     """Paint skin, fat and muscle, with the raised arms."""
+    p, cage, body, grain = scene.p, scene.cage, scene.body, scene.grain
     side = Points(np.abs(p.x), p.y, p.z)
-    arm_path = [(88.0, 30.0, 62.0), (112.0, 26.0, 110.0), (128.0, 20.0, 190.0)]
-    arm = tube(side, arm_path, 36.0)
-    body = smooth_union(BODY(p), arm, 22.0)
     fat = chest.fat * (1.0 - 0.45 * smooth_step((p.y - 20.0) / 80.0)) * (1.0 - 0.3 * smooth_step(p.z / 120.0))
     canvas.paint(body, 10.0)
     canvas.paint(body + 2.2, FAT + 6.0 * grain)
@@ -372,10 +394,9 @@ def _paint_wall(canvas: Canvas, chest: Chest, p: Points, cage: FloatArray, grain
     canvas.paint(bone + 4.0, 60.0)
 
 
-def _paint_belly(
-    canvas: Canvas, chest: Chest, p: Points, cage: FloatArray, dome: FloatArray, grain: FloatArray
-) -> None:
+def _paint_belly(canvas: Canvas, scene: _Scene) -> None:
     """Paint the diaphragm, liver, stomach and spleen."""
+    p, cage, dome, grain = scene.p, scene.cage, scene.dome, scene.grain
     inside = np.maximum(cage + 2.0, dome)
     canvas.paint(inside, MUSCLE)
     inside = smooth_intersection(cage + 5.0, dome + 3.0, 4.0)
@@ -403,8 +424,8 @@ _VESSELS: tuple[tuple[tuple[Triple, ...], float], ...] = (
     (((8.0, 4.0, 60.0), (14.0, 6.0, 110.0), (24.0, 0.0, 170.0)), 4.5),
     (((15.0, 16.0, 58.0), (24.0, 20.0, 100.0), (46.0, 14.0, 130.0)), 5.0),
     (((10.0, -28.0, -8.0), (16.0, -18.0, 16.0), (20.0, -2.0, 26.0)), 13.0),  # pulmonary trunk
-    (((20.0, -4.0, 22.0), (-8.0, 4.0, 16.0), (-46.0, 14.0, 8.0)), 10.0),  # right pulmonary artery
-    (((18.0, -4.0, 26.0), (32.0, 12.0, 24.0), (50.0, 22.0, 14.0)), 10.0),  # left pulmonary artery
+    (((20.0, -4.0, 22.0), (-8.0, 4.0, 16.0), (-48.0, 15.0, 9.0)), 9.0),  # right pulmonary artery
+    (((18.0, -4.0, 26.0), (34.0, 10.0, 22.0), (52.0, 20.0, 3.0)), 9.0),  # left pulmonary artery
     (((-20.0, 20.0, -170.0), (-18.0, 8.0, -40.0)), 12.0),  # inferior vena cava
     (((-48.0, 12.0, -8.0), (-10.0, 8.0, -10.0)), 6.5),  # pulmonary veins
     (((50.0, 16.0, -6.0), (16.0, 8.0, -10.0)), 6.5),
@@ -413,8 +434,9 @@ CARINA: Triple = (2.0, 24.0, 40.0)
 HILA: tuple[Triple, Triple] = ((-48.0, 24.0, 10.0), (52.0, 29.0, 4.0))
 
 
-def _paint_middle(canvas: Canvas, chest: Chest, p: Points, cage: FloatArray, dome: FloatArray) -> None:
+def _paint_middle(canvas: Canvas, chest: Chest, scene: _Scene) -> None:
     """Paint the fat, heart, great vessels, oesophagus and central airways between the lungs."""
+    p, cage, dome = scene.p, scene.cage, scene.dome
     canvas.paint(np.maximum(np.maximum(cage + 1.0, chest.mediastinum(p)), -dome), FAT + 8.0)
     heart = chest.heart_shape(p)
     canvas.paint(np.maximum(heart, 2.0 - dome), MUSCLE)
@@ -446,7 +468,7 @@ def _paint_spine(canvas: Canvas, chest: Chest, p: Points) -> None:
     canal = np.hypot(p.x, y - 23.0)
     arch = np.maximum(np.maximum(canal - 13.0, 9.0 - canal), np.abs(along + 2.0) - 8.0)
     canvas.paint(arch, 420.0)
-    spinous = np.maximum(np.maximum(np.abs(p.x) - 3.5, np.abs(y - 40.0) - 10.0), np.abs(along + (y - 36.0) * 0.4) - 5.0)
+    spinous = np.maximum(np.maximum(np.abs(p.x) - 3.5, np.abs(y - 36.0) - 7.0), np.abs(along + (y - 36.0) * 0.4) - 5.0)
     canvas.paint(spinous, 380.0)
     reach = np.abs(p.x) - 14.0
     sideways = np.maximum(np.abs(reach - 10.0) - 12.0, np.hypot(y - 20.0 - 0.25 * reach, along - 4.0) - 4.5)
@@ -455,17 +477,18 @@ def _paint_spine(canvas: Canvas, chest: Chest, p: Points) -> None:
     canvas.paint(canal - 4.5, 40.0)
 
 
-def _paint_cage_bones(canvas: Canvas, chest: Chest, p: Points, cage: FloatArray) -> None:
+def _paint_cage_bones(canvas: Canvas, chest: Chest, scene: _Scene) -> None:
     """Paint ribs with their cartilage, sternum, collar bones and shoulder blades."""
+    p, cage, body = scene.p, scene.cage, scene.body
     distance = 26.0
     height = p.z - 0.42 * p.y + 0.0016 * p.x * p.x
     phase = height / distance + chest.rib_phase
     along = (phase - np.round(phase)) * distance * 0.9
     rib = (np.sqrt(((cage - 5.0) / 3.6) ** 2 + (along / 6.2) ** 2) - 1.0) * 3.6
     front = smooth_step((-32.0 - p.y - 0.15 * np.abs(p.x)) / 14.0)
-    absent = np.maximum(np.maximum(-16.0 - p.y, 0.35 * (-56.0 - height)), np.abs(p.x) * 0 - 100.0)
-    rib = np.maximum(rib, np.where(p.y < -16.0, np.minimum(absent, 0.35 * (-74.0 - height)), -50.0))
-    rib = np.maximum(rib, np.maximum(np.where(p.y > 40.0, 15.0 - np.abs(p.x), -50.0), p.z - 112.0))
+    lost = np.where(p.y < -16.0, 0.35 * (-74.0 - height), -50.0)  # the lowest ribs end at the side
+    joint = np.where(p.y > 40.0, 15.0 - np.abs(p.x), -50.0)
+    rib = np.maximum(np.maximum(rib, lost), np.maximum(joint, np.maximum(p.z - 103.0, body + 5.0)))
     canvas.paint(rib, 560.0 - 440.0 * front)
     canvas.paint(rib + 1.5, 240.0 - 130.0 * front)
     sternum = np.sqrt(((cage - 8.0) / 5.5) ** 2 + (p.x / (15.0 + 0.08 * p.z)) ** 2) - 1.0
@@ -478,16 +501,15 @@ def _paint_cage_bones(canvas: Canvas, chest: Chest, p: Points, cage: FloatArray)
     blade = np.maximum(
         blade, np.maximum(np.abs(side.x - 84.0 - 0.1 * p.z) - 30.0 + 0.2 * np.abs(p.z - 70.0), 22.0 - p.y)
     )
-    for bone in (collar, blade):
+    for bone in (np.maximum(collar, body + 5.0), np.maximum(blade, body + 6.0)):
         canvas.paint(bone, 520.0)
         canvas.paint(bone + 1.7, 190.0)
 
 
-def _paint_lungs(
-    canvas: Canvas, chest: Chest, p: Points, lungs: FloatArray, grain: FloatArray, growth: FloatArray | None
-) -> None:
+def _paint_lungs(canvas: Canvas, chest: Chest, scene: _Scene, growth: FloatArray | None) -> None:
     """Paint the parenchyma: denser at the back, grainy, with fissures."""
-    value = chest.lung_hu + 0.35 * p.y + 16.0 * grain
+    p = scene.p
+    value = chest.lung_hu + 0.35 * p.y + 22.0 * scene.grain
     if growth is not None:
         value = (value - AIR) * growth + AIR
     right = p.x < 0
@@ -495,7 +517,7 @@ def _paint_lungs(
     flat = np.where(right & (oblique > 0), p.z - 4.0 - 0.06 * p.y + 4.0 * np.cos(p.y / 28.0), 50.0)
     fissure = np.minimum(np.abs(oblique) * 0.72, np.abs(flat))
     value = value + 130.0 * np.exp(-((fissure / 0.9) ** 2))
-    canvas.paint(lungs, value)
+    canvas.paint(scene.lungs, value)
 
 
 @dataclass(frozen=True)
@@ -518,23 +540,29 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class _Growth:
-    """How a tree grows: reach towards the middle of what it supplies, when it stops, and its radii."""
+class TreeKind:
+    """What a tree of one lung is like.
 
-    reach: float
-    smallest: int
+    Parameters
+    ----------
+    offset : tuple of float
+        Where it begins relative to the hilum, mm.
+    root_radius : float
+        Radius of the first branch, mm.
+    points : int
+        Number of points to supply; about a tenth of it is the number of twigs.
+    """
+
+    offset: Triple
     root_radius: float
-    root_count: int
-    wiggle: float
-
-    def radius(self, count: int) -> float:
-        """Return the radius in mm of a branch that supplies `count` points (Murray's law, power 2.6)."""
-        return float(max(0.55, self.root_radius * (count / self.root_count) ** (1 / 2.6)))
+    points: int
 
 
-def grow_tree(
-    chest: Chest, rng: np.random.Generator, side: int, offset: Triple, root_radius: float, points: int = 3600
-) -> list[Branch]:
+ARTERIES = TreeKind((0.0, -9.0, -1.0), 6.0, 6000)
+VEINS = TreeKind((0.0, -10.0, -14.0), 5.6, 5000)
+
+
+def grow_tree(chest: Chest, rng: np.random.Generator, side: int, kind: TreeKind) -> list[Branch]:
     """Grow a tree that fills one lung, from its hilum.
 
     The points to supply are split in two again and again; each branch reaches towards the middle of its share.
@@ -547,20 +575,15 @@ def grow_tree(
         Source of all randomness.
     side : {0, 1}
         0 is the right lung (x < 0), 1 the left.
-    offset : tuple of float
-        Where the tree begins relative to the hilum, mm.
-    root_radius : float
-        Radius of the first branch, mm.
-    points : int
-        Number of points to supply; about a tenth of it is the number of twigs.
+    kind : TreeKind
+        Where it begins, how thick and how fine it is.
     """
-    cloud = _points_in_lung(chest, rng, side, points)
-    growth = _Growth(0.42, 9, root_radius, len(cloud), 0.12)
-    hilum = (np.asarray(HILA[side]) + np.asarray(offset)) * np.asarray(chest.scale)
-    outwards = np.array([-1.0, 0.0, -0.3]) if side == 0 else np.array([1.0, 0.0, -0.3])
-    branches: list[Branch] = []
-    _grow(branches, growth, chest, rng, cloud, hilum, outwards / np.linalg.norm(outwards))
-    return branches
+    cloud = _points_in_lung(chest, rng, side, kind.points)
+    hilum = (np.asarray(HILA[side]) + np.asarray(kind.offset)) * np.asarray(chest.scale)
+    outwards = np.array([1.0 if side else -1.0, 0.0, -0.3])
+    grower = _Grower(chest, rng, kind)
+    grower.grow(cloud, hilum, outwards / np.linalg.norm(outwards))
+    return grower.branches
 
 
 def _points_in_lung(chest: Chest, rng: np.random.Generator, side: int, count: int) -> FloatArray:
@@ -572,33 +595,44 @@ def _points_in_lung(chest: Chest, rng: np.random.Generator, side: int, count: in
     return np.concatenate(found)[:count]
 
 
-def _grow(
-    branches: list[Branch], growth: _Growth, chest: Chest, rng: np.random.Generator, cloud: FloatArray,
-    start: FloatArray, heading: FloatArray,
-) -> None:  # fmt: skip
-    """Add the branches that leave `start` and supply `cloud`, and those that follow."""
-    for part in _split(cloud, start, heading, rng):
-        wish = growth.reach * (part.mean(axis=0) - start)
-        length = float(np.linalg.norm(wish))
-        if len(part) < growth.smallest or length < 2.5:
-            continue
-        end = start + wish + rng.normal(size=3) * growth.wiggle * length
-        if chest.lung_at(end[None])[0] > -2.0:
-            end = start + 0.6 * wish
-        t = np.linspace(0.0, 1.0, 4 if length > 6 else 3)[:, None]
-        bend = start + heading * 0.38 * length
-        path = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-        forks = len(part) >= 2.4 * growth.smallest
-        first = growth.radius(len(part))
-        branches.append(Branch(path, np.linspace(first, 0.9 * first, len(path)), forks))
-        arrival = end - bend
-        if forks:
-            _grow(branches, growth, chest, rng, part, end, arrival / max(float(np.linalg.norm(arrival)), 1e-9))
+_REACH, _SMALLEST, _WIGGLE = 0.42, 9, 0.12  # share of the way to the middle; points of a twig; share of the length
 
 
-def _split(
-    cloud: FloatArray, start: FloatArray, heading: FloatArray, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
+@dataclass
+class _Grower:
+    """A tree while it grows."""
+
+    chest: Chest
+    rng: np.random.Generator
+    kind: TreeKind
+    branches: list[Branch] = field(default_factory=list)
+
+    def grow(self, cloud: FloatArray, start: FloatArray, heading: FloatArray) -> None:
+        """Add the branches that leave `start` and supply `cloud`, and those that follow."""
+        for part in _split(cloud, start, self.rng):
+            wish = _REACH * (part.mean(axis=0) - start)
+            length = float(np.linalg.norm(wish))
+            if len(part) < _SMALLEST or length < 2.5:
+                continue
+            end = start + wish + self.rng.normal(size=3) * _WIGGLE * length
+            if self.chest.lung_at(end[None])[0] > -2.0:
+                end = start + 0.6 * wish
+            bend = start + heading * 0.38 * length
+            forks = len(part) >= 2.4 * _SMALLEST
+            radius = self._radius(len(part))
+            t = np.linspace(0.0, 1.0, 4 if length > 6 else 3)[:, None]
+            path = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+            self.branches.append(Branch(path, np.linspace(radius, 0.9 * radius, len(path)), forks))
+            if forks:
+                arrival = end - bend
+                self.grow(part, end, arrival / max(float(np.linalg.norm(arrival)), 1e-9))
+
+    def _radius(self, count: int) -> float:
+        """Return the radius in mm of a branch that supplies `count` points (Murray's law)."""
+        return float(max(0.68, self.kind.root_radius * (count / self.kind.points) ** (1 / 3)))
+
+
+def _split(cloud: FloatArray, start: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Split points in two by a plane through the line from `start` to their middle."""
     centred = cloud - cloud.mean(axis=0)
     along = cloud.mean(axis=0) - start

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from regnet_itk.chest import AIR, BLOOD, Branch, Chest, Waves, grow_tree, hounsfield, smooth_step
+from regnet_itk.chest import AIR, ARTERIES, BLOOD, VEINS, Branch, Chest, Waves, grow_tree, hounsfield, smooth_step
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.geometry import FloatArray, Grid, Triple
@@ -83,7 +82,7 @@ class Motion:
         spine = 1.0 - np.exp(-((x / 36.0) ** 2 + ((y - 72.0) / 36.0) ** 2) / 2)
         radius = np.sqrt((x / 125.0) ** 2 + ((y - 5.0) / 85.0) ** 2)
         free = spine * (1.0 - 0.75 * smooth_step((radius - 0.7) / 0.55))
-        fall = smooth_step((self.apex - z) / (self.apex - self.dome)) ** 0.9
+        fall = smooth_step((self.apex - z) / (self.apex - self.dome)) ** 1.3
         fall *= 1.0 - 0.6 * smooth_step((self.dome - z) / 130.0)
         middle = np.exp(-(((z + 15.0) / 105.0) ** 2)) * spine
         ux, uy, uz = self.irregular(x, y, z)
@@ -134,7 +133,7 @@ class _Kind:
 
 
 _KINDS = {
-    "breathing": _Kind((15.0, 17.0), (2.2, 3.6), 0.9, 1.6, 1.6),
+    "breathing": _Kind((12.5, 14.5), (2.4, 3.8), 0.9, 1.5, 1.5),
     "followup": _Kind((3.0, 4.5), (0.6, 1.2), 0.5, 0.9, 1.2),
 }
 
@@ -142,6 +141,7 @@ _KINDS = {
 def make_phantom(
     seed: int = 0,
     kind: str = "breathing",
+    *,
     spacing: Triple = (1.5, 1.5, 2.0),
     extent: Triple = (324.0, 252.0, 280.0),
     amplitude: float | None = None,
@@ -194,7 +194,8 @@ def make_phantom(
     warped = _moved(motion, fixed_grid)
     fixed, fixed_mask = _render(chest, trees, _View(fixed_grid, warped, softness, motion, density_change))
     moving, moving_mask = _render(chest, trees, _View(moving_grid, _moved(None, moving_grid), softness))
-    moving_points = _pick_landmarks(chest, trees, patient, landmarks, (moving_grid, fixed_grid), motion)
+    space = _Space(chest, motion, fixed_grid, moving_grid)
+    moving_points = _pick_landmarks(trees, patient, space, landmarks)
     return Phantom(
         fixed=_exposed(fixed, fixed_grid, rng, blur=0.5, noise=noise),
         moving=_exposed(moving, moving_grid, rng, blur=0.65, noise=1.2 * noise),
@@ -249,7 +250,7 @@ def _grids(rng: np.random.Generator, spacing: Triple, extent: Triple, oblique: b
         centre = rng.uniform(-3.0, 3.0, 3)
         grid = Grid((size[0], size[1], size[2]), spacing, direction=direction)  # type: ignore[arg-type]
         origin = centre - grid.centre()
-        grids.append(Grid(grid.size, spacing, tuple(origin), grid.direction))  # type: ignore[arg-type]
+        grids.append(Grid(grid.size, spacing, tuple(origin), grid.direction))
     return grids[0], grids[1]
 
 
@@ -275,18 +276,18 @@ class _Trees:
         vessels: list[Branch] = []
         airways: list[Branch] = []
         for side in (0, 1):
-            arteries = grow_tree(chest, rng, side, (0.0, -7.0, 2.0), 5.2)
+            arteries = grow_tree(chest, rng, side, ARTERIES)
             vessels += arteries
-            airways += [_beside(branch, rng) for branch in arteries if branch.radii[0] > 1.5]
-            vessels += grow_tree(chest, rng, side, (0.0, -12.0, -16.0), 4.8, points=3000)
+            airways += [_beside(branch) for branch in arteries if branch.radii[0] > 1.7]
+            vessels += grow_tree(chest, rng, side, VEINS)
         return cls(vessels, airways)
 
 
-def _beside(branch: Branch, rng: np.random.Generator) -> Branch:
+def _beside(branch: Branch) -> Branch:
     """Return an airway that runs beside an artery."""
-    radii = 0.85 * branch.radii
-    away = np.array([0.25, 1.0, 0.25]) / np.linalg.norm([0.25, 1.0, 0.25])
-    return Branch(branch.path + away * (1.15 * (branch.radii + radii) + 0.8)[:, None], radii, branch.forks)
+    radii = 0.62 * branch.radii
+    away = np.array([0.0, 1.0, 0.12])
+    return Branch(branch.path + away * (branch.radii + radii + 0.3)[:, None], radii, branch.forks)
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ def _render(chest: Chest, trees: _Trees, view: _View) -> tuple[npt.NDArray[np.fl
     for z in range(view.grid.size[2]):
         growth = _slice_of(factors, view.grid, z)
         hu[z], lungs[z] = hounsfield(chest, points[:, z], view.softness, growth)
-    for branches, wall, value in ((trees.vessels, 0.0, BLOOD), (trees.airways, 0.9, 0.0), (trees.airways, 0.0, AIR)):
+    for branches, wall, value in ((trees.vessels, 0.0, BLOOD), (trees.airways, 0.7, 0.0), (trees.airways, 0.0, AIR)):
         share = _cover(branches, wall, view, points)
         hu += share * (value - hu)
     mask = ndimage.binary_opening(lungs < 0, iterations=1)
@@ -348,28 +349,43 @@ def _cover(
     index = view.grid.point_to_index(ends)
     first = 0
     for branch in branches:
-        for k in range(len(branch.path) - 1):
+        for k, piece in enumerate(_pieces(branch, wall)):
             pair = index[first + k : first + k + 2]
             margin = (reach + branch.radii[k]) / np.asarray(view.grid.spacing)
             low = np.maximum(np.floor(pair.min(axis=0) - margin).astype(int), 0)
             high = np.minimum(np.ceil(pair.max(axis=0) + margin).astype(int) + 1, view.grid.size)
             if (low < high).all():
                 block = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-                _add_segment(share[block], points[(slice(None), *block)], branch, k, wall, view.softness)
+                filled = piece.share(points[(slice(None), *block)], view.softness)
+                np.maximum(share[block], filled, out=share[block])
         first += len(branch.path)
     return share
 
 
-def _add_segment(share: Any, points: Any, branch: Branch, k: int, wall: float, softness: float) -> None:
-    """Add piece `k` of a branch to the block `share`. Tubes thinner than a voxel stay fainter, as in CT."""
-    start, step = branch.path[k], branch.path[k + 1] - branch.path[k]
-    x, y, z = (points[axis] - np.float32(start[axis]) for axis in range(3))
-    dx, dy, dz = step.astype(np.float32)
-    t = np.clip((x * dx + y * dy + z * dz) / np.float32(max(step @ step, 1e-9)), 0, 1)
-    distance = np.sqrt((x - t * dx) ** 2 + (y - t * dy) ** 2 + (z - t * dz) ** 2)
-    radius = branch.radii[k] + t * np.float32(branch.radii[k + 1] - branch.radii[k]) + np.float32(wall)
-    faint = np.float32(1.0 - np.exp(-((branch.radii[k] + wall) ** 2)))
-    np.maximum(share, faint * np.clip(0.5 + (radius - distance) / np.float32(softness), 0, 1), out=share)
+@dataclass(frozen=True)
+class _Piece:
+    """A straight, tapering piece of a tube: where it starts and ends, and its radii there, mm."""
+
+    start: npt.NDArray[np.float32]
+    end: npt.NDArray[np.float32]
+    radii: npt.NDArray[np.float32]
+
+    def share(self, points: npt.NDArray[np.float32], softness: float) -> npt.NDArray[np.float32]:
+        """Return how much of the voxels at the points (3, ...) it fills; thin tubes are fainter, as in CT."""
+        x, y, z = (points[axis] - self.start[axis] for axis in range(3))
+        step = self.end - self.start
+        dx, dy, dz = step
+        t = np.clip((x * dx + y * dy + z * dz) / max(step @ step, np.float32(1e-9)), 0, 1)
+        distance = np.sqrt((x - t * dx) ** 2 + (y - t * dy) ** 2 + (z - t * dz) ** 2)
+        radius = self.radii[0] + t * (self.radii[1] - self.radii[0])
+        faint = 1 - np.exp(-((self.radii[0] / np.float32(0.6)) ** 2))
+        return np.asarray(faint * np.clip(0.5 + (radius - distance) / np.float32(softness), 0, 1))
+
+
+def _pieces(branch: Branch, wall: float) -> list[_Piece]:
+    """Return the straight pieces of a branch, with `wall` mm added to its radii."""
+    path, radii = branch.path.astype(np.float32), (branch.radii + wall).astype(np.float32)
+    return [_Piece(path[k], path[k + 1], radii[k : k + 2]) for k in range(len(path) - 1)]
 
 
 def _exposed(hu: npt.NDArray[np.float32], grid: Grid, rng: np.random.Generator, blur: float, noise: float) -> Image:
@@ -380,20 +396,31 @@ def _exposed(hu: npt.NDArray[np.float32], grid: Grid, rng: np.random.Generator, 
     return Image(np.clip(np.rint(seen), -1024, 3071).astype(np.int16), grid)
 
 
-def _pick_landmarks(
-    chest: Chest, trees: _Trees, rng: np.random.Generator, count: int, grids: tuple[Grid, Grid], motion: Motion
-) -> FloatArray:
-    """Return forks of vessels (n, 3) inside the lungs and both images, at least 8 mm apart."""
-    forks = [(branch.path[-1], branch.radii[-1]) for branch in trees.vessels if branch.forks]
-    points = np.array([p for p, radius in forks if radius > 1.1])
+def _pick_landmarks(trees: _Trees, rng: np.random.Generator, space: _Space, count: int) -> FloatArray:
+    """Return forks of vessels (n, 3) of the moving space inside the lungs and both images, 8 mm apart or more."""
+    points = np.array([branch.path[-1] for branch in trees.vessels if branch.forks and branch.radii[-1] > 1.1])
     points = points[rng.permutation(len(points))]
-    inside = (chest.lung_at(points) < -6.0) & grids[0].contains(points)
-    inside &= grids[1].contains(motion.inverse_points(points))
     chosen: list[FloatArray] = []
-    for point in points[inside]:
+    for point in points[space.shows(points)]:
         if len(chosen) < count and all(np.linalg.norm(point - other) > 8.0 for other in chosen):
             chosen.append(point)
     return np.array(chosen).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What decides whether a landmark can be seen in both images."""
+
+    chest: Chest
+    motion: Motion
+    fixed_grid: Grid
+    moving_grid: Grid
+
+    def shows(self, points: FloatArray) -> npt.NDArray[np.bool_]:
+        """Say which points (n, 3) of the moving space lie 6 mm deep in the lungs, and in both images."""
+        deep = self.chest.lung_at(points) < -6.0
+        seen = self.moving_grid.contains(points) & self.fixed_grid.contains(self.motion.inverse_points(points))
+        return np.asarray(deep & seen)
 
 
 def write_phantom(phantom: Phantom, folder: str | Path) -> None:

@@ -163,5 +163,6 @@ def cast_result(image: Image, parameters: ParameterMap) -> Image:
         return Image(image.array.astype(wanted), image.grid)
     limits = np.iinfo(wanted)
     cut = np.trunc(image.array.astype(np.float64))
-    inside = np.clip(cut, limits.min, limits.max).astype(wanted)  # the largest 64-bit numbers are no doubles
+    below = np.nextafter(float(limits.max), 0.0)  # the largest 64-bit numbers are no doubles
+    inside = np.clip(cut, limits.min, below).astype(wanted)
     return Image(np.where(cut >= float(limits.max), limits.max, inside).astype(wanted), image.grid)

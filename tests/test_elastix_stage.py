@@ -373,6 +373,12 @@ def test_a_crash_does_not_take_the_caller_down(script, message, pair, tmp_path, 
         ElastixStage(AFFINE).run(pair, START, RunOptions())
 
 
+def test_a_temporary_folder_that_does_not_exist(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(RegistrationError, match=r"the temporary folder '.*gone' is full or not writable \(No such"):
+        ElastixStage(AFFINE).run(pair, START, RunOptions())
+
+
 def test_an_interrupt_ends_the_child_at_once(pair, monkeypatch):
     children = []
 

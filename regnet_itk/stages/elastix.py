@@ -161,9 +161,12 @@ class ElastixStage:
         self.check(initial)
         began = time.perf_counter()
         options.progress(0.0, "starting elastix")
-        with tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True) as folder:
+        with _temporary_folder() as folder:
             job = Path(folder)
-            self._write_job(job, pair, initial, options)
+            try:
+                self._write_job(job, pair, initial, options)
+            except OSError as error:
+                raise _no_room(job.parent, error) from None
             log = _Log(job / "output" / "elastix.log", self.parameters, options)
             _run_worker(job, log, self.parameters.source)
             link = self._read_link(job)
@@ -222,15 +225,27 @@ def _for_elastix(parameters: ParameterMap, seed: int | None) -> ParameterMap:
     return parameters.without(*_FILES_OF_ITS_OWN).with_(changes)
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _no_room(Path(error.filename or "").parent, error) from None
+
+
+def _no_room(folder: Path, error: OSError | None = None) -> RegistrationError:
+    reason = f" ({error.strerror})" if error is not None and error.strerror else ""
+    return RegistrationError(
+        f"the temporary folder '{folder}' is full or not writable{reason}; free some space or set TMPDIR"
+    )
+
+
 def _write_input(image: Image, dtype: Any, path: Path) -> str:
     import SimpleITK as sitk
 
     try:
         sitk.WriteImage(Image(image.array.astype(dtype), image.grid).to_sitk(), str(path), useCompression=False)
     except RuntimeError:
-        raise RegistrationError(
-            f"the temporary folder '{path.parent.parent}' is full or not writable; free some space or set TMPDIR"
-        ) from None
+        raise _no_room(path.parent.parent) from None
     return str(path)
 
 

@@ -360,12 +360,13 @@ def _sampled(function: Callable[[FloatArray], FloatArray], grid: Grid) -> Displa
 
 def _apply_sum(before: TransformChain, link: Link, order: list[Transform], grid: Grid | None) -> list[Transform]:
     """Return what is applied for P(x) + C(x) - x, exactly if P is a matrix L: then L^-1 (C(x) - x) is innermost."""
+    total = before.then(link).as_matrix()
+    if total is not None:
+        return [total]
     matrix = before.as_matrix()
-    if matrix is not None:
-        if isinstance(link.transform, MatrixTransform):
-            total = before.then(link).as_matrix()
-            assert total is not None
-            return [total]
+    if matrix is not None and not isinstance(link.transform, MatrixTransform):
+        if abs(np.linalg.det(matrix.matrix)) < 1e-9:
+            raise TransformError("a transform is added to a matrix that cannot be inverted; register again")
         return [_linear(np.linalg.inv(matrix.matrix), link.transform), *order]
     if grid is None:
         raise TransformError(

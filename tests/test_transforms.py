@@ -336,6 +336,8 @@ def test_what_cannot_be_written_is_said(tmp_path):
     summed = _chain(_bspline(), Link(_field(1), "add"), Link(AFFINE, "innermost"))
     with pytest.raises(TransformError, match="write it for ITK"):
         summed.write_elastix(tmp_path)
+    with pytest.raises(TransformError, match="cannot be inverted"):
+        _chain(MatrixTransform(np.zeros((3, 3))), Link(_field(), "add")).to_sitk()
     assert not list(tmp_path.glob("*.h5"))
 
 

@@ -581,9 +581,15 @@ def grow_tree(chest: Chest, rng: np.random.Generator, side: int, kind: TreeKind)
     cloud = _points_in_lung(chest, rng, side, kind.points)
     hilum = (np.asarray(HILA[side]) + np.asarray(kind.offset)) * np.asarray(chest.scale)
     outwards = np.array([1.0 if side else -1.0, 0.0, -0.3])
-    grower = _Grower(chest, rng, kind)
-    grower.grow(cloud, hilum, outwards / np.linalg.norm(outwards))
-    return grower.branches
+    branches: list[Branch] = []
+    buds = [_Bud(cloud, hilum, outwards / np.linalg.norm(outwards))]
+    while buds:
+        shoots = [shoot for bud in buds for shoot in _shoots(bud, rng)]
+        outside = chest.lung_at(np.array([shoot.end for shoot in shoots]).reshape(-1, 3)) > -2.0
+        shoots = [shoot.shorter() if out else shoot for shoot, out in zip(shoots, outside, strict=True)]
+        branches += [shoot.branch(kind) for shoot in shoots]
+        buds = [shoot.bud() for shoot in shoots if shoot.forks]
+    return branches
 
 
 def _points_in_lung(chest: Chest, rng: np.random.Generator, side: int, count: int) -> FloatArray:
@@ -598,38 +604,56 @@ def _points_in_lung(chest: Chest, rng: np.random.Generator, side: int, count: in
 _REACH, _SMALLEST, _WIGGLE = 0.42, 9, 0.12  # share of the way to the middle; points of a twig; share of the length
 
 
-@dataclass
-class _Grower:
-    """A tree while it grows."""
+@dataclass(frozen=True)
+class _Bud:
+    """Where two branches of a growing tree begin: the points (n, 3) they supply, the place and the direction."""
 
-    chest: Chest
-    rng: np.random.Generator
-    kind: TreeKind
-    branches: list[Branch] = field(default_factory=list)
+    cloud: FloatArray
+    start: FloatArray
+    heading: FloatArray
 
-    def grow(self, cloud: FloatArray, start: FloatArray, heading: FloatArray) -> None:
-        """Add the branches that leave `start` and supply `cloud`, and those that follow."""
-        for part in _split(cloud, start, self.rng):
-            wish = _REACH * (part.mean(axis=0) - start)
-            length = float(np.linalg.norm(wish))
-            if len(part) < _SMALLEST or length < 2.5:
-                continue
-            end = start + wish + self.rng.normal(size=3) * _WIGGLE * length
-            if self.chest.lung_at(end[None])[0] > -2.0:
-                end = start + 0.6 * wish
-            bend = start + heading * 0.38 * length
-            forks = len(part) >= 2.4 * _SMALLEST
-            radius = self._radius(len(part))
-            t = np.linspace(0.0, 1.0, 4 if length > 6 else 3)[:, None]
-            path = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-            self.branches.append(Branch(path, np.linspace(radius, 0.9 * radius, len(path)), forks))
-            if forks:
-                arrival = end - bend
-                self.grow(part, end, arrival / max(float(np.linalg.norm(arrival)), 1e-9))
 
-    def _radius(self, count: int) -> float:
-        """Return the radius in mm of a branch that supplies `count` points (Murray's law)."""
-        return float(max(0.68, self.kind.root_radius * (count / self.kind.points) ** (1 / 3)))
+@dataclass(frozen=True)
+class _Shoot:
+    """A branch of a growing tree, from `start` to `end`, that supplies `cloud` (n, 3)."""
+
+    cloud: FloatArray
+    start: FloatArray
+    bend: FloatArray
+    end: FloatArray
+
+    @property
+    def forks(self) -> bool:
+        """Whether it has enough to supply for two branches."""
+        return len(self.cloud) >= 2.4 * _SMALLEST
+
+    def shorter(self) -> _Shoot:
+        """Return a shoot straight into the middle of its points, for one that left the lung."""
+        return _Shoot(self.cloud, self.start, self.bend, self.start + 0.25 * (self.cloud.mean(axis=0) - self.start))
+
+    def bud(self) -> _Bud:
+        """Return the fork at its end."""
+        arrival = self.end - self.bend
+        return _Bud(self.cloud, self.end, arrival / max(float(np.linalg.norm(arrival)), 1e-9))
+
+    def branch(self, kind: TreeKind) -> Branch:
+        """Return the tube; its radius follows Murray's law."""
+        radius = max(0.68, kind.root_radius * (len(self.cloud) / kind.points) ** (1 / 3))
+        t = np.linspace(0.0, 1.0, 4 if np.linalg.norm(self.end - self.start) > 6 else 3)[:, None]
+        path = (1 - t) ** 2 * self.start + 2 * t * (1 - t) * self.bend + t**2 * self.end
+        return Branch(path, np.linspace(radius, 0.9 * radius, len(path)), self.forks)
+
+
+def _shoots(bud: _Bud, rng: np.random.Generator) -> list[_Shoot]:
+    """Return up to two branches that leave a bud, each towards the middle of its part of the points."""
+    shoots = []
+    for part in _split(bud.cloud, bud.start, rng):
+        wish = _REACH * (part.mean(axis=0) - bud.start)
+        length = float(np.linalg.norm(wish))
+        end = bud.start + wish + rng.normal(size=3) * _WIGGLE * length
+        if len(part) >= _SMALLEST and length >= 2.5:
+            shoots.append(_Shoot(part, bud.start, bud.start + 0.38 * length * bud.heading, end))
+    return shoots
 
 
 def _split(cloud: FloatArray, start: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:

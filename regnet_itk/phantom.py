@@ -181,7 +181,7 @@ def make_phantom(
     ParameterError
         If `kind` is unknown, or `noise` or `amplitude` is negative or above 30 mm.
     ImageError
-        If `spacing` is not positive.
+        If `spacing` is not positive, or so large that a grid has fewer than 5 voxels along an axis.
     """
     _check(kind, amplitude, noise)
     rng = np.random.default_rng([seed, sorted(_KINDS).index(kind)])
@@ -310,8 +310,9 @@ def _render(chest: Chest, trees: _Trees, view: _View) -> tuple[npt.NDArray[np.fl
     for z in range(view.grid.size[2]):
         growth = _slice_of(factors, view.grid, z)
         hu[z], lungs[z] = hounsfield(chest, points[:, z], view.softness, growth)
-    for branches, wall, value in ((trees.vessels, 0.0, BLOOD), (trees.airways, 0.7, 0.0), (trees.airways, 0.0, AIR)):
-        share = _cover(branches, wall, view, points)
+    vessels, airways = _Pieces.of(trees.vessels), _Pieces.of(trees.airways)
+    for pieces, wall, value in ((airways, 0.7, 0.0), (airways, 0.0, AIR), (vessels, 0.0, BLOOD)):
+        share = _cover(pieces, wall, view, points)
         hu += share * (value - hu)
     mask = ndimage.binary_opening(lungs < 0, iterations=1)
     return hu, Image(mask.astype(np.uint8), view.grid)
@@ -337,62 +338,68 @@ def _slice_of(coarse: FloatArray | None, grid: Grid, z: int) -> FloatArray | Non
     return np.asarray(ndimage.map_coordinates(coarse, index, np.float32, order=1, mode="nearest"))
 
 
-def _cover(
-    branches: list[Branch], wall: float, view: _View, points: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def _cover(pieces: _Pieces, wall: float, view: _View, points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return how much of each voxel the tubes fill, 0 to 1, with `wall` mm added to their radii."""
-    share = np.zeros(view.grid.shape, dtype=np.float32)
-    reach = view.softness / 2 + wall + 1.0
-    ends = np.concatenate([branch.path for branch in branches])
-    if view.motion is not None:
-        ends = view.motion.inverse_points(ends, tolerance=1e-2)
-    index = view.grid.point_to_index(ends)
-    first = 0
-    for branch in branches:
-        for k, piece in enumerate(_pieces(branch, wall)):
-            pair = index[first + k : first + k + 2]
-            margin = (reach + branch.radii[k]) / np.asarray(view.grid.spacing)
-            low = np.maximum(np.floor(pair.min(axis=0) - margin).astype(int), 0)
-            high = np.minimum(np.ceil(pair.max(axis=0) + margin).astype(int) + 1, view.grid.size)
-            if (low < high).all():
-                block = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-                filled = piece.share(points[(slice(None), *block)], view.softness)
-                np.maximum(share[block], filled, out=share[block])
-        first += len(branch.path)
-    return share
+    filled = np.zeros(view.grid.shape, dtype=np.float32)
+    low, high = pieces.boxes(view, wall)
+    for number in np.nonzero((low < high).all(axis=1))[0].tolist():
+        block = tuple(slice(a, b) for a, b in zip(low[number, ::-1].tolist(), high[number, ::-1].tolist(), strict=True))
+        share = pieces.share(number, points[(slice(None), *block)], wall, view.softness)
+        np.maximum(filled[block], share, out=filled[block])
+    return filled
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A straight, tapering piece of a tube: where it starts and ends, and its radii there, mm."""
+class _Pieces:
+    """Straight, tapering pieces of tubes: starts and steps to the ends (n, 3), radii there (n, 2), float32, mm."""
 
-    start: npt.NDArray[np.float32]
-    end: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.float32]
+    steps: npt.NDArray[np.float32]
     radii: npt.NDArray[np.float32]
 
-    def share(self, points: npt.NDArray[np.float32], softness: float) -> npt.NDArray[np.float32]:
-        """Return how much of the voxels at the points (3, ...) it fills; thin tubes are fainter, as in CT."""
-        x, y, z = (points[axis] - self.start[axis] for axis in range(3))
-        step = self.end - self.start
-        dx, dy, dz = step
-        t = np.clip((x * dx + y * dy + z * dz) / max(step @ step, np.float32(1e-9)), 0, 1)
+    @classmethod
+    def of(cls, branches: list[Branch]) -> _Pieces:
+        """Cut branches into their pieces."""
+        starts = np.concatenate([branch.path[:-1] for branch in branches])
+        ends = np.concatenate([branch.path[1:] for branch in branches])
+        radii = np.concatenate([np.stack([b.radii[:-1], b.radii[1:]], axis=1) for b in branches])
+        return cls(starts.astype(np.float32), (ends - starts).astype(np.float32), radii.astype(np.float32))
+
+    def boxes(self, view: _View, wall: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Return first and last-plus-one index (n, 3) of the voxels that each piece may touch in an image."""
+        ends = np.stack([self.starts, self.starts + self.steps]).astype(float)
+        if view.motion is not None:
+            ends = view.motion.inverse_points(ends, tolerance=1e-2)
+        index = view.grid.point_to_index(ends)
+        margin = (view.softness / 2 + wall + 1.0 + self.radii[:, :1]) / np.asarray(view.grid.spacing)
+        low = np.floor(index.min(axis=0) - margin).astype(int)
+        high = np.ceil(index.max(axis=0) + margin).astype(int) + 1
+        return np.maximum(low, 0), np.minimum(high, view.grid.size)
+
+    def share(
+        self, number: int, points: npt.NDArray[np.float32], wall: float, softness: float
+    ) -> npt.NDArray[np.float32]:
+        """Return how much of the voxels at the points (3, ...) a piece fills; thin tubes are fainter, as in CT."""
+        first, last = self.radii[number] + np.float32(wall)
+        x, y, z = points - self.starts[number][:, None, None, None]
+        dx, dy, dz = self.steps[number]
+        t = (x * dx + y * dy + z * dz) / max(dx * dx + dy * dy + dz * dz, np.float32(1e-9))
+        t = np.minimum(np.maximum(t, np.float32(0)), np.float32(1))
         distance = np.sqrt((x - t * dx) ** 2 + (y - t * dy) ** 2 + (z - t * dz) ** 2)
-        radius = self.radii[0] + t * (self.radii[1] - self.radii[0])
-        faint = 1 - np.exp(-((self.radii[0] / np.float32(0.6)) ** 2))
-        return np.asarray(faint * np.clip(0.5 + (radius - distance) / np.float32(softness), 0, 1))
+        share = np.float32(0.5) + (first + t * (last - first) - distance) / np.float32(softness)
+        faint = 1 - np.exp(-((first / np.float32(0.6)) ** 2))
+        return np.asarray(faint * np.minimum(np.maximum(share, np.float32(0)), np.float32(1)))
 
 
-def _pieces(branch: Branch, wall: float) -> list[_Piece]:
-    """Return the straight pieces of a branch, with `wall` mm added to its radii."""
-    path, radii = branch.path.astype(np.float32), (branch.radii + wall).astype(np.float32)
-    return [_Piece(path[k], path[k + 1], radii[k : k + 2]) for k in range(len(path) - 1)]
+_GRAIN_VOXELS = 0.6  # width of the grains of the noise
+_GRAIN_DEVIATION = float((ndimage.gaussian_filter1d(np.eye(1, 21, 10)[0], _GRAIN_VOXELS) ** 2).sum() ** 1.5)
 
 
 def _exposed(hu: npt.NDArray[np.float32], grid: Grid, rng: np.random.Generator, blur: float, noise: float) -> Image:
     """Return the values as a scanner gives them: blurred (mm), with grainy noise of `noise` HU, int16."""
     seen = ndimage.gaussian_filter(hu, [blur / s for s in grid.spacing[::-1]])
-    grain = ndimage.gaussian_filter(rng.standard_normal(grid.shape, dtype=np.float32), 0.6)
-    seen += noise / 0.33 * grain
+    grain = ndimage.gaussian_filter(rng.standard_normal(grid.shape, dtype=np.float32), _GRAIN_VOXELS)
+    seen += noise / _GRAIN_DEVIATION * grain
     return Image(np.clip(np.rint(seen), -1024, 3071).astype(np.int16), grid)
 
 
@@ -419,7 +426,8 @@ class _Space:
     def shows(self, points: FloatArray) -> npt.NDArray[np.bool_]:
         """Say which points (n, 3) of the moving space lie 6 mm deep in the lungs, and in both images."""
         deep = self.chest.lung_at(points) < -6.0
-        seen = self.moving_grid.contains(points) & self.fixed_grid.contains(self.motion.inverse_points(points))
+        inner = [grid.pad((-2, -2, -2), (-2, -2, -2)) for grid in (self.fixed_grid, self.moving_grid)]
+        seen = inner[0].contains(self.motion.inverse_points(points)) & inner[1].contains(points)
         return np.asarray(deep & seen)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from scipy.interpolate import PchipInterpolator
 
 from regnet_itk.geometry import FloatArray, Triple
 
-AIR, WATER, BLOOD, MUSCLE, FAT = -1000.0, 0.0, 45.0, 52.0, -100.0
+AIR, BLOOD, MUSCLE, FAT = -1000.0, 45.0, 52.0, -100.0
 
 _TABLE_Z = np.arange(-300.0, 301.0)
 
@@ -311,7 +310,9 @@ class Canvas:
         self.hu += share * (value - self.hu)
 
 
-def hounsfield(chest: Chest, points: FloatArray, softness: float, growth: FloatArray | None = None) -> tuple[Any, Any]:
+def hounsfield(
+    chest: Chest, points: FloatArray, softness: float, growth: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Return the anatomy without the trees of the lungs.
 
     Parameters

@@ -133,7 +133,7 @@ class _Kind:
 
 
 _KINDS = {
-    "breathing": _Kind((12.5, 14.5), (2.4, 3.8), 0.9, 1.5, 1.5),
+    "breathing": _Kind((11.5, 13.5), (2.4, 3.8), 0.9, 1.5, 1.5),
     "followup": _Kind((3.0, 4.5), (0.6, 1.2), 0.5, 0.9, 1.2),
 }
 
@@ -157,8 +157,8 @@ def make_phantom(
     seed : int
         Chooses the patient (shape, vessels), the motion and the noise. The same seed gives the same phantom.
     kind : {"breathing", "followup"}
-        The fixed image is breathed out and the moving image breathed in (mean of the lungs 6-8 mm, largest about
-        17 mm), or both are breathed in, at two visits (largest below 8 mm).
+        The fixed image is breathed out and the moving image breathed in (mean over the lungs 6-9 mm, largest
+        14-19 mm), or both are breathed in, at two visits (largest below 8 mm).
     spacing : tuple of float
         Voxel size (x, y, z) of both images in mm.
     extent : tuple of float

@@ -40,7 +40,9 @@ def test_landmarks_go_from_fixed_to_moving() -> None:
     np.testing.assert_allclose(target_registration_error(None, fixed, moving), [5.0, 5.0])
     np.testing.assert_allclose(target_registration_error(uniform((3, 4, 0)), fixed, moving), 0.0, atol=1e-12)
     np.testing.assert_allclose(target_registration_error(uniform((-3, -4, 0)), fixed, moving), [10.0, 10.0])
-    np.testing.assert_allclose(target_registration_error(lambda x: x + np.array([3, 4, 12]), fixed, moving), [12.0, 12.0])
+    np.testing.assert_allclose(
+        target_registration_error(lambda x: x + np.array([3, 4, 12]), fixed, moving), [12.0, 12.0]
+    )
     np.testing.assert_allclose(landmark_differences(None, fixed, moving), [[-3, -4, 0], [-3, -4, 0]])
 
 

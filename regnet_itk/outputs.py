@@ -92,3 +92,19 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
             for path in created:
                 if path.exists() and not any(path.iterdir()):
                     path.rmdir()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make sure, before long work, that a folder can be created and written.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, or the folder or the nearest existing one above it cannot be written.
+    """
+    folder = Path(folder).resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"cannot write to the output folder '{folder}': '{there}' is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to the output folder '{folder}': no permission to write to '{there}'")

@@ -1,0 +1,29 @@
+"""Train a network: ``python pipelines/train.py CONFIG.toml --images FOLDER --out FOLDER``; continues by itself."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from regnet_itk.training.config import read_training_config
+from regnet_itk.training.loop import Trainer
+
+
+def main() -> None:
+    """Read the configuration, train, and say where the model is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--images", type=Path, required=True, help="folder of the CTs that the configuration names")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, the log and the model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = read_training_config(arguments.config)
+    path = Trainer(config, arguments.images, arguments.out, say=lambda line: print(line, flush=True)).run()
+    print(f"the model is {path}")
+
+
+if __name__ == "__main__":
+    main()

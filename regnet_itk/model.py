@@ -1,0 +1,176 @@
+"""Models as files: the weights of a network with a description of what it is and what it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regnet_itk.errors import ModelError, did_you_mean
+from regnet_itk.outputs import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FORMAT = "regnet-itk model 1"
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model is. It travels inside the model's file.
+
+    Parameters
+    ----------
+    name : str
+    architecture : {"regnet", "coarse_to_fine"}
+    voxel_size : float
+        Voxels in mm that the network works on.
+    intensity_range : tuple of float
+        These HU become -1 and 1; what lies outside is clipped.
+    capture_range : float
+        Largest displacement in mm that it was trained on.
+    training : dict
+        Images with their sources, recipe, steps, hours, machine, seed, versions.
+    accuracy : dict
+        Measured errors, with the sets they were measured on.
+    """
+
+    name: str
+    architecture: str
+    voxel_size: float
+    intensity_range: tuple[float, float]
+    capture_range: float
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its description; `digest` is the SHA-256 of its weights."""
+
+    network: nn.Module
+    description: ModelDescription
+    digest: str
+
+    def normalise(self, hounsfield: Tensor) -> Tensor:
+        """Map the intensity range to -1..1, clipped."""
+        low, high = self.description.intensity_range
+        return (hounsfield.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0
+
+
+def make_network(architecture: str, voxel_size: float) -> nn.Module:
+    """Return an untrained network.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture.
+    """
+    from regnet_itk.network import CoarseToFineRegNet, RegNet
+
+    if architecture == "regnet":
+        return RegNet()
+    if architecture == "coarse_to_fine":
+        return CoarseToFineRegNet(voxel_size=voxel_size)
+    known = ("regnet", "coarse_to_fine")
+    raise ModelError(f"unknown network architecture '{architecture}'{did_you_mean(architecture, known)}")
+
+
+def save_model(network: nn.Module, description: ModelDescription, path: str | Path) -> None:
+    """Write a model as one safetensors file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {
+        "format": _FORMAT,
+        "description": json.dumps(dataclasses.asdict(description)),
+        "sha256": _digest(tensors),
+    }
+    write_whole(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model and check that it is whole and fits its network.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, truncated, not a model, altered, or of another network than it says.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"model file '{path}' does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
+    digest = _digest(tensors)
+    if digest != metadata.get("sha256"):
+        raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
+    description = _description(metadata["description"], path)
+    network = make_network(description.architecture, description.voxel_size)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ModelError(f"model file '{path}' does not fit the network it names: {reason}") from None
+    network.requires_grad_(False)
+    return Model(network.eval().to(memory_format=torch.channels_last_3d), description, digest)  # type: ignore[call-overload]
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return the models that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "models").glob("*.safetensors"))}
+
+
+def find_model(name_or_path: str, beside: Path | None = None) -> Path:
+    """Return the file of a shipped model's name, or of a path (also relative to the folder `beside`).
+
+    Raises
+    ------
+    ModelError
+        If there is neither, with the nearest name.
+    """
+    shipped = shipped_models()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    for candidate in (Path(name_or_path), (beside or Path()) / name_or_path):
+        if candidate.is_file():
+            return candidate
+    raise ModelError(
+        f"no model '{name_or_path}': neither a file nor one of the shipped models {sorted(shipped)}"
+        + did_you_mean(name_or_path, shipped)
+    )
+
+
+def _description(text: str, path: Path) -> ModelDescription:
+    values = json.loads(text)
+    try:
+        low, high = values.pop("intensity_range")
+        return ModelDescription(intensity_range=(float(low), float(high)), **values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().numpy().tobytes())
+    return total.hexdigest()

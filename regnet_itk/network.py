@@ -1,0 +1,330 @@
+"""The networks: RegNet of the paper, and a coarse-to-fine RegNet with explicit correlation.
+
+Both take normalised fixed and moving intensities, tensors of shape (batch, 1, z, y, x) on the same voxels, and return
+displacements of shape (batch, 3, z, y, x) in mm along the axes x, y, z of those voxels (not of physical space).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Offsets = list[tuple[int, int, int]]
+
+PATCH_MARGIN = 27
+"""Voxels that RegNet's low-resolution patch reaches before its centre voxel."""
+
+BLOCK_OVERHEAD = 52
+"""A block of G outputs, two voxels apart, needs BLOCK_OVERHEAD + 2 G input voxels along each axis."""
+
+_FINE_OFFSET = 13  # the 29-voxel patch begins 13 voxels after the 54-voxel patch
+
+
+def _convolutions(channels: list[int], kernel: int = 3) -> nn.Sequential:
+    """Return valid convolutions, each with batch normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        convolution = nn.Conv3d(before, after, kernel)
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        layers += [convolution, nn.BatchNorm3d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class RegNet(nn.Module):
+    """RegNet with late fusion and two scales (Sokooti et al., MICCAI 2017, Fig. 1).
+
+    It is a patch network and its dense form at once: a block of ``52 + 2 G`` voxels along each axis gives the
+    displacement at every second voxel, G along each axis; G = 1 is the paper's patch of 54 voxels (the 29 in its
+    middle at full resolution, all of them averaged over 2x2x2 voxels for the low resolution). Output (g) belongs to
+    input voxel ``27 + 2 g``. All convolutions are valid, so the blocks' results do not depend on how an image is
+    cut into blocks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine_fixed = _convolutions([1, 16, 16, 16])
+        self.fine_moving = _convolutions([1, 16, 16, 16])
+        self.fine_merged = _convolutions([32, 25, 30])
+        self.coarse_fixed = _convolutions([1, 16, 16, 16])
+        self.coarse_moving = _convolutions([1, 16, 16, 16])
+        self.coarse_merged = _convolutions([32, 25, 25, 25, 30, 30, 30])
+        self.merged = _convolutions([60, 60, 70, 75, 150])
+        self.dense = _convolutions([150, 150], kernel=1)
+        self.displacement = nn.Conv3d(150, 3, 1)
+        nn.init.xavier_uniform_(self.displacement.weight)
+        nn.init.zeros_(self.displacement.bias)  # type: ignore[arg-type]
+
+    def features(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the merged feature maps (batch, 30, ..) of the original and of the low resolution.
+
+        Both are cropped to the same (G + 8)^3 cells of 2x2x2 voxels.
+        """
+        if min(fixed.shape[2:]) < BLOCK_OVERHEAD + 2:
+            raise ValueError(f"RegNet needs blocks of at least 54 voxels an axis, not {tuple(fixed.shape[2:])}")
+        fine_fixed, fine_moving = (_fine_part(image) for image in (fixed, moving))
+        fine = torch.cat([self.fine_fixed(fine_fixed), self.fine_moving(fine_moving)], dim=1)
+        fine = functional.max_pool3d(self.fine_merged(fine), 2)
+        coarse_fixed, coarse_moving = (functional.avg_pool3d(image, 2) for image in (fixed, moving))
+        coarse = torch.cat([self.coarse_fixed(coarse_fixed), self.coarse_moving(coarse_moving)], dim=1)
+        return fine, self.coarse_merged(coarse)
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Predict displacements.
+
+        Parameters
+        ----------
+        fixed, moving : Tensor, shape (batch, 1, 52 + 2 Gz, 52 + 2 Gy, 52 + 2 Gx)
+            Normalised intensities on voxels of 1 mm.
+
+        Returns
+        -------
+        Tensor, shape (batch, 3, Gz, Gy, Gx)
+            Displacements x, y, z in mm, at input voxels 27, 29, 31, ...
+        """
+        merged = self.merged(torch.cat(self.features(fixed, moving), dim=1))
+        hidden = self.dense(merged)
+        with torch.autocast(hidden.device.type, enabled=False):  # 8 mm would be rounded to 0.03 mm in bfloat16
+            return self.displacement(hidden.float())
+
+
+def _fine_part(image: Tensor) -> Tensor:
+    """Return the part of a block that the 29-voxel patches cover."""
+    for axis in (2, 3, 4):
+        image = image.narrow(axis, _FINE_OFFSET, image.shape[axis] - BLOCK_OVERHEAD + 27)
+    return image
+
+
+def warp(image: Tensor, displacement: Tensor) -> Tensor:
+    """Sample `image` at x + u(x), linearly; beyond its border it continues with the border's values.
+
+    Parameters
+    ----------
+    image : Tensor, shape (batch, channel, z, y, x)
+    displacement : Tensor, shape (batch, 3, z, y, x)
+        u along the axes x, y, z, in voxels.
+
+    Returns
+    -------
+    Tensor, shape (batch, channel, z, y, x), float32
+    """
+    shape = displacement.shape[2:]
+    axes = [torch.arange(n, device=image.device, dtype=torch.float32) for n in shape]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    u = displacement.float()
+    nz, ny, nx = image.shape[2:]
+    where = torch.stack(
+        [
+            (x + u[:, 0]) * (2 / max(nx - 1, 1)),
+            (y + u[:, 1]) * (2 / max(ny - 1, 1)),
+            (z + u[:, 2]) * (2 / max(nz - 1, 1)),
+        ],
+        dim=-1,
+    )
+    return functional.grid_sample(image.float(), where - 1, padding_mode="border", align_corners=True)
+
+
+class _Correlation(torch.autograd.Function):
+    """Products of shifted features, summed over the channels, one shift at a time.
+
+    Autograd would allocate a gradient of full size for every shift; this adds them up in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fixed: Tensor, moving: Tensor, offsets: Offsets) -> Tensor:
+        ctx.save_for_backward(fixed, moving)
+        ctx.offsets = offsets
+        padded, r = _padded_to_reach(moving, offsets)
+        found = fixed.new_empty(fixed.shape[0], len(offsets), *fixed.shape[2:])
+        for k, offset in enumerate(offsets):
+            torch.sum(fixed * _shifted(padded, offset, r, fixed.shape), dim=1, out=found[:, k])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        fixed, moving = ctx.saved_tensors
+        padded, r = _padded_to_reach(moving, ctx.offsets)
+        of_fixed, of_padded = torch.zeros_like(fixed), torch.zeros_like(padded)
+        for k, offset in enumerate(ctx.offsets):
+            weight = gradient[:, k : k + 1]
+            of_fixed.addcmul_(weight, _shifted(padded, offset, r, fixed.shape))
+            _shifted(of_padded, offset, r, fixed.shape).addcmul_(weight, fixed)
+        return of_fixed, _shifted(of_padded, (0, 0, 0), r, fixed.shape), None
+
+
+def _padded_to_reach(moving: Tensor, offsets: Offsets) -> tuple[Tensor, int]:
+    reach = max(max(abs(o) for o in offset) for offset in offsets)
+    return functional.pad(moving, [reach] * 6), reach
+
+
+def _shifted(padded: Tensor, offset: tuple[int, int, int], reach: int, shape: torch.Size) -> Tensor:
+    for axis, shift in enumerate(offset, start=2):
+        padded = padded.narrow(axis, reach + shift, shape[axis])
+    return padded
+
+
+def correlate(fixed: Tensor, moving: Tensor, offsets: Offsets) -> Tensor:
+    """Correlate fixed features with moving features at neighbouring voxels.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor, shape (batch, channel, z, y, x)
+        Features of unit length over the channels.
+    offsets : list of (dz, dy, dx)
+        The neighbours, in voxels.
+
+    Returns
+    -------
+    Tensor, shape (batch, len(offsets), z, y, x), float32
+        The cosine between the fixed feature at x and the moving feature at x + offset; 0 beyond the border.
+    """
+    return _Correlation.apply(fixed.float().contiguous(), moving.float().contiguous(), offsets)
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    return functional.normalize(features.float(), dim=1)
+
+
+def _cube(radius: int) -> Offsets:
+    steps = range(-radius, radius + 1)
+    return [(dz, dy, dx) for dz in steps for dy in steps for dx in steps]
+
+
+def demons_force(fixed: Tensor, moving: Tensor) -> Tensor:
+    """Return the displacement in voxels that explains a small difference of intensities along their gradient.
+
+    (F - M) grad / (|grad|^2 + (F - M)^2) with the mean gradient of both images (Thirion's demons): at most half a
+    voxel long. It is what a correlation would tell about displacements below a voxel, for a fraction of its cost.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor, shape (batch, 1, z, y, x)
+        Intensities from -1 to 1.
+
+    Returns
+    -------
+    Tensor, shape (batch, 3, z, y, x)
+        Components x, y, z.
+    """
+    both = 0.5 * (fixed + moving)
+    gradient = torch.cat([torch.gradient(both, dim=dim)[0] for dim in (4, 3, 2)], dim=1)
+    difference = fixed - moving
+    return gradient * (difference / (gradient.square().sum(dim=1, keepdim=True) + difference.square() + 1e-4))
+
+
+def _padded_convolution(before: int, after: int) -> nn.Sequential:
+    convolution = nn.Conv3d(before, after, 3, padding=1)
+    nn.init.kaiming_normal_(convolution.weight, a=0.1)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.LeakyReLU(0.1))
+
+
+class _Decoder(nn.Module):
+    """Predict what is left of the displacement at one level, in voxels of that level."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_padded_convolution(inputs, width), _padded_convolution(width, width))
+        self.head = nn.Conv3d(width, 3, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(inputs)
+        return self.head(hidden), hidden
+
+
+class CoarseToFineRegNet(nn.Module):
+    """RegNet in several stages from coarse to fine, with late fusion by explicit correlation.
+
+    One encoder with shared weights turns the fixed and the moving image into features on voxels of 1, 2, 4 and 8
+    times the image's (2, 4, 8 and 16 mm). From the coarsest level on, the moving features are warped by the
+    displacement so far and compared with the fixed features, and three convolutions predict the displacement that is
+    left, which is composed with the one so far. Features are compared by their correlation over a neighbourhood; at
+    the finest level, where less than a voxel is left, by the force of the demons algorithm.
+
+    Parameters
+    ----------
+    channels : tuple of int
+        Feature maps of each level, the finest first.
+    widths : tuple of int
+        Feature maps of the decoder of each level, the finest first.
+    voxel_size : float
+        Voxels of the input images in mm.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (8, 16, 32, 48),
+        widths: tuple[int, ...] = (16, 32, 48, 64),
+        voxel_size: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.voxel_size = voxel_size
+        self.offsets = [[], _cube(1), _cube(2), _cube(2)]
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        for level, after in enumerate(channels):
+            before = channels[level - 1] if level else 1
+            if level:
+                self.down.append(nn.Conv3d(before, after, 2, stride=2))
+            first = after if level else 1
+            self.encoder.append(nn.Sequential(_padded_convolution(first, after), _padded_convolution(after, after)))
+        self.decoder, self.hand_down = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            context = channels[level] if level + 1 < len(widths) else 0
+            if context:
+                self.hand_down.append(nn.Conv3d(widths[level + 1], context, 1))
+            compared = len(self.offsets[level]) if level else channels[0] + 3
+            self.decoder.append(_Decoder(compared + channels[level] + 3 + context, width))
+
+    @property
+    def levels(self) -> int:
+        """Number of resolution levels; the input's size must be a multiple of 2 ** (levels - 1)."""
+        return len(self.encoder)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Return the features of an image at every level, the finest first."""
+        found = [self.encoder[0](image)]
+        for down, encoder in zip(self.down, self.encoder[1:], strict=True):
+            found.append(encoder(down(found[-1])))
+        return found
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
+        """Predict displacements.
+
+        Parameters
+        ----------
+        fixed, moving : Tensor, shape (batch, 1, z, y, x)
+            Normalised intensities on voxels of `voxel_size`; z, y, x are multiples of 8.
+
+        Returns
+        -------
+        list of Tensor, shape (batch, 3, z / 2**k, y / 2**k, x / 2**k)
+            Displacements x, y, z in mm, float32, at every level, the finest (k = 0) last.
+        """
+        both = self.features(torch.cat([fixed, moving]))
+        displacement = torch.zeros_like(both[-1].chunk(2)[0][:, :3], dtype=torch.float32)
+        context: Tensor | None = None
+        found: list[Tensor] = []
+        for level in reversed(range(self.levels)):
+            size = self.voxel_size * 2**level
+            of_fixed, of_moving = both[level].chunk(2)
+            inputs = [of_fixed]
+            if context is not None:
+                # every level learns from its own loss: no gradient through the displacement it starts from
+                displacement = functional.interpolate(displacement.detach(), scale_factor=2.0, mode="trilinear")
+                of_moving = warp(of_moving, displacement / size)
+                inputs.append(functional.interpolate(self.hand_down[level](context), scale_factor=2.0, mode="nearest"))
+            if level:
+                inputs.append(correlate(_unit_length(of_fixed), _unit_length(of_moving), self.offsets[level]))
+            else:
+                inputs += [of_moving, demons_force(fixed, warp(moving, displacement / size))]
+            inputs.append(displacement / size)
+            left, context = self.decoder[level](torch.cat([i.to(of_fixed.dtype) for i in inputs], dim=1))
+            displacement = left.float() * size + warp(displacement, left.detach())
+            found.append(displacement)
+        return found

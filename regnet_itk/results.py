@@ -1,0 +1,228 @@
+"""The result of a registration: what was found, how good it is, and the files that say so."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regnet_itk.displacement import DisplacementField
+from regnet_itk.evaluation.metrics import ErrorSummary, folding_share
+from regnet_itk.geometry import Grid
+from regnet_itk.images import Image, write_image
+from regnet_itk.outputs import staged_folder
+from regnet_itk.transforms import MatrixTransform, TransformChain
+
+if TYPE_CHECKING:
+    from regnet_itk.parameters import ParameterMap
+    from regnet_itk.stages.base import Detail, ImagePair
+
+FOLDING_SPACING = 2.0
+"""The Jacobian is looked at on voxels of this size in mm, or on the fixed image's if they are larger."""
+
+_PACKAGES = ("regnet-itk", "itk", "itk-elastix", "SimpleITK", "torch", "numpy", "scipy", "scikit-image")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage did.
+
+    Parameters
+    ----------
+    name : str
+    parameters : ParameterMap
+    seconds : float
+        Wall-clock time.
+    links : int
+        How many links of the chain there are after this stage.
+    warped : Image or None
+        The moving image after this stage, if the stage was told to make it.
+    tre : ErrorSummary or None
+        Landmark error after this stage.
+    details : mapping
+        Model, device ..
+    iteration_info : mapping
+        elastix's tables of the iterations, by resolution.
+    """
+
+    name: str
+    parameters: ParameterMap
+    seconds: float
+    links: int
+    warped: Image | None
+    tre: ErrorSummary | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    iteration_info: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RegistrationResult:
+    """What :func:`regnet_itk.register` returns.
+
+    Parameters
+    ----------
+    pair : ImagePair
+        What was registered.
+    chain : TransformChain
+        T, fixed to moving, mm, LPS: ``chain.map_points(points)``, ``chain.to_sitk()``.
+    stages : tuple of StageReport
+    initial_links : int
+        Links of the chain that were given, before the first stage.
+    initial_tre : ErrorSummary or None
+        Landmark error before the first stage.
+    landmarks : ndarray or None
+        The fixed landmarks (n, 3) in mm, LPS.
+    settings : mapping
+        Threads, seed, device, as asked for.
+    """
+
+    pair: ImagePair
+    chain: TransformChain
+    stages: tuple[StageReport, ...]
+    initial_links: int = 0
+    initial_tre: ErrorSummary | None = None
+    landmarks: Any = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def warped(self) -> Image:
+        """The moving image on the fixed grid, I_M(T(x))."""
+        last = self.stages[-1]
+        if last.warped is not None:
+            return last.warped
+        order = last.parameters.get_int("FinalBSplineInterpolationOrder", 3)
+        default = last.parameters.get_float("DefaultPixelValue", 0.0)
+        grid = self.pair.fixed.grid
+        return self.pair.moving.resampled(grid, self.chain.to_sitk(grid), order, default)
+
+    @cached_property
+    def displacement(self) -> DisplacementField:
+        """The whole displacement T(x) - x on the fixed image's grid."""
+        return self.chain.displacement_on(self.pair.fixed.grid)
+
+    @cached_property
+    def folding(self) -> float:
+        """Share (0 to 1) of voxels with det J <= 0 of the whole transform, inside the fixed mask if there is one."""
+        grid = _overview_grid(self.pair.fixed.grid)
+        mask = self.pair.fixed_mask
+        on_grid = mask.resampled(grid, order=0) if mask is not None else None
+        if on_grid is not None and not on_grid.array.any():
+            on_grid = None
+        return folding_share(self.chain.displacement_on(grid), on_grid)
+
+    def beyond_affine(self) -> DisplacementField:
+        """Return T(x) - A(x), where A is the part of the chain up to its first nonrigid link, on an overview grid."""
+        matrices = 0
+        while matrices < len(self.chain.links) and isinstance(self.chain.links[matrices].transform, MatrixTransform):
+            matrices += 1
+        if matrices == len(self.chain.links):
+            matrices = 0
+        grid = _overview_grid(self.pair.fixed.grid)
+        affine = TransformChain(self.chain.links[:matrices]).displacement_on(grid)
+        return DisplacementField(self.chain.displacement_on(grid).vectors - affine.vectors, grid)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the contents of ``registration.json``."""
+        stages = [
+            {
+                "stage": number,
+                "name": report.name,
+                "source": report.parameters.source,
+                "seconds": round(report.seconds, 3),
+                "parameters": {key: list(values) for key, values in report.parameters.values.items()},
+                **({"landmarks": asdict(report.tre)} if report.tre else {}),
+                **report.details,
+            }
+            for number, report in enumerate(self.stages)
+        ]
+        return {
+            "versions": {"python": platform.python_version(), **_versions()},
+            "settings": dict(self.settings),
+            "convention": "T(x) = x + u(x) maps points of the fixed to the moving image, mm, LPS",
+            "fixed": _describe(self.pair.fixed),
+            "moving": _describe(self.pair.moving),
+            "initial_transforms": self.initial_links,
+            **({"landmarks_before": asdict(self.initial_tre)} if self.initial_tre else {}),
+            "stages": stages,
+            "folding": {
+                "share_det_jacobian_not_positive": self.folding,
+                "spacing_mm": list(_overview_grid(self.pair.fixed.grid).spacing),
+                "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
+            },
+        }
+
+    def write(self, folder: str | Path, log: list[str] | None = None) -> None:
+        """Write everything into a folder, whole or not at all.
+
+        ``TransformParameters.N.txt`` (with ``deformationField.N.mha`` for RegNet) and ``result.N.<format>`` for each
+        stage, ``TransformParameters.N-Composite.h5`` for the last, ``registration.json``, ``registration.png``, and
+        ``regnet-itk.log``.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Created if needed.
+        log : list of str, optional
+            The lines of the log.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        from regnet_itk.evaluation.figures import registration_figure
+
+        final = Path(folder).resolve()
+        with staged_folder(final) as stage:
+            self.write_transforms(stage, final)
+            last = len(self.stages) - 1
+            for number, report in enumerate(self.stages):
+                if report.warped is not None:
+                    suffix = report.parameters.get_str("ResultImageFormat", "mhd")
+                    write_image(report.warped, stage / f"result.{number}.{suffix}")
+                for resolution, text in report.iteration_info.items():
+                    (stage / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
+            self.chain.write_itk(stage / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
+            (stage / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+            registration_figure(
+                self.pair.fixed,
+                self.pair.moving,
+                self.warped,
+                self.beyond_affine(),
+                stage / "registration.png",
+                mask=self.pair.fixed_mask,
+                landmarks=self.landmarks,
+            )
+            (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []))
+
+    def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
+        """Write the chain's elastix files: the stages are numbered from 0, what was given before them ``initial``."""
+        return self.chain.write_elastix(folder, final_folder, first=-self.initial_links)
+
+
+def _overview_grid(grid: Grid) -> Grid:
+    """Return a grid over the same box, along the same axes, no finer than needed to look at a smooth transform."""
+    nx, ny, nz = (max(1, round(n * s / max(s, FOLDING_SPACING))) for n, s in zip(grid.size, grid.spacing, strict=True))
+    sx, sy, sz = (n * s / m for n, s, m in zip(grid.size, grid.spacing, (nx, ny, nz), strict=True))
+    first = (-0.5 + 0.5 * sx / grid.spacing[0], -0.5 + 0.5 * sy / grid.spacing[1], -0.5 + 0.5 * sz / grid.spacing[2])
+    x, y, z = grid.index_to_point(first)
+    return Grid((nx, ny, nz), (sx, sy, sz), (float(x), float(y), float(z)), grid.direction)
+
+
+def _describe(image: Image) -> dict[str, Any]:
+    return {"size": image.grid.size, "spacing": image.grid.spacing, "pixel_type": str(image.array.dtype)}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,232 @@
+"""A stage that a network computes: RegNet predicts the displacement that is left after the stages before it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+
+from regnet_itk.errors import ImageError, ParameterError
+from regnet_itk.images import Image
+from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
+from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
+
+if TYPE_CHECKING:
+    from regnet_itk.model import Model
+    from regnet_itk.parameters import ParameterMap
+
+DEFAULT_MODEL = "regnet_multistage"
+"""The better of the shipped models on the validation images."""
+
+Region = Literal["auto", "mask", "body", "all"]
+
+
+@dataclass(frozen=True)
+class RegNetSettings:
+    """The ``RegNet`` keys of a parameter map.
+
+    Parameters
+    ----------
+    model : str
+        ``RegNetModel``: a shipped model's name, or the path of a model file.
+    output_step : int
+        ``RegNetOutputStep``: 1 predicts every voxel, 2 every second one (the paper's network only).
+    precision : {"auto", "float32", "bfloat16"}
+        ``RegNetPrecision``.
+    memory : float
+        ``RegNetMemoryBudget``: GB for the network's activations.
+    fade : float
+        ``RegNetFadeWidth``: mm over which the field falls to zero outside the region.
+    region : {"auto", "mask", "body", "all"}
+        ``RegNetRegion``: where to predict. "auto" takes the masks where they are given, else the body.
+    repetitions : int
+        ``RegNetRepetitions``: how often the coarse-to-fine network is applied.
+    """
+
+    model: str = DEFAULT_MODEL
+    output_step: int = 2
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory: float = 2.5
+    fade: float = 20.0
+    region: Region = "auto"
+    repetitions: int = 1
+
+    @classmethod
+    def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:
+        """Read the keys of a checked map; what it leaves out has the default."""
+        return cls(
+            model=parameters.get_str("RegNetModel", cls.model),
+            output_step=parameters.get_int("RegNetOutputStep", cls.output_step),
+            precision=cast(Literal["auto"], parameters.get_str("RegNetPrecision", cls.precision)),
+            memory=parameters.get_float("RegNetMemoryBudget", cls.memory),
+            fade=parameters.get_float("RegNetFadeWidth", cls.fade),
+            region=cast(Region, parameters.get_str("RegNetRegion", cls.region)),
+            repetitions=parameters.get_int("RegNetRepetitions", cls.repetitions),
+        )
+
+
+@dataclass(frozen=True)
+class RegNetStage:
+    """One stage that a network computes.
+
+    With T0 the transform so far, the network sees the fixed image and the moving image resampled through T0, both on
+    cubic voxels along the fixed image's axes, and predicts u with F(x) = M(T0(x + u(x))).
+
+    Parameters
+    ----------
+    parameters : ParameterMap
+        A map with ``(Registration "RegNetRegistration")``.
+    """
+
+    parameters: ParameterMap
+
+    @property
+    def name(self) -> str:
+        """The model's name after the word RegNet, for messages and reports."""
+        return f"RegNet {Path(self.settings.model).stem}"
+
+    @property
+    def settings(self) -> RegNetSettings:
+        """The stage's settings, as its parameter map says."""
+        return RegNetSettings.from_parameters(self.parameters)
+
+    def check(self, initial: TransformChain) -> None:
+        """Load the model, so that a missing or damaged one is found before the stages before it have run.
+
+        Raises
+        ------
+        ModelError
+            If the model does not exist, is damaged, or is of another network than it says.
+        ParameterError
+            If the pixel type of the result does not exist.
+        """
+        check_pixel_type(self.parameters)
+        self._model()
+
+    def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
+        """Predict the displacement, and return `initial` with it as the innermost link.
+
+        Raises
+        ------
+        ImageError
+            If the region to predict in is empty, or the images do not overlap under `initial`.
+        """
+        from regnet_itk.inference import InferenceOptions, Predictor, fade, resampled_for_network
+
+        started = time.perf_counter()
+        settings, model = self.settings, self._model()
+        options.progress(0.0, "resampling")
+        grid = pair.fixed.grid.isotropic(model.description.voxel_size)
+        composite = initial.to_sitk(pair.fixed.grid)
+        region = self._region(pair, initial)
+        fixed = resampled_for_network(pair.fixed, grid)
+        moving = resampled_for_network(pair.moving, grid, composite)
+        inside = _on_working_grid(region, grid)
+        _check_overlap(fixed, moving, inside)
+        predictor = Predictor(
+            model,
+            InferenceOptions(
+                options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
+                options.threads,
+            ),
+            lambda fraction: options.progress(0.15 + 0.7 * fraction, "predicting"),
+        )  # fmt: skip
+        options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
+        u = fade(predictor.predict(fixed, moving, inside), inside, settings.fade)
+        options.progress(0.87, "warping")
+        chain = initial.then(field_link(u, self._resampling(pair)))
+        warped = self._warped(pair, chain)
+        options.progress(1.0, "done")
+        lengths = np.linalg.norm(u.vectors, axis=-1)
+        details: dict[str, Detail] = {
+            "model": model.description.name,
+            "model_sha256": model.digest,
+            "architecture": model.description.architecture,
+            "device": str(predictor.device),
+            "precision": str(predictor.precision).removeprefix("torch."),
+            "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,
+            "max_displacement_mm": float(lengths.max()),
+        }
+        if lengths.max() > model.description.capture_range > 0:
+            options.log(
+                f"{self.name}: displacements reach {lengths.max():.1f} mm, past the {model.description.capture_range} "
+                "mm that the model was trained on; check the stages before it"
+            )
+        return StageResult(chain, time.perf_counter() - started, warped, details)
+
+    def _model(self) -> Model:
+        from regnet_itk.model import find_model
+
+        beside = Path(self.parameters.source).parent
+        path = find_model(self.settings.model, beside)
+        return _loaded(path, path.stat().st_mtime_ns)
+
+    def _resampling(self, pair: ImagePair) -> dict[str, tuple[str, ...]]:
+        parameters = self.parameters
+        return resampling_parameters(
+            pair.fixed.grid,
+            parameters.get_int("FinalBSplineInterpolationOrder", 3),
+            parameters.get_float("DefaultPixelValue", -1000.0),
+            check_pixel_type(parameters),
+            parameters.get_str("ResultImageFormat", "mha"),
+        )
+
+    def _region(self, pair: ImagePair, initial: TransformChain) -> Image:
+        """Return where the displacement is wanted, on the fixed image's grid."""
+        from regnet_itk.lungs import body_mask
+
+        wanted = self.settings.region
+        masks = [_moving_mask_on_fixed(pair, initial), pair.fixed_mask]
+        given = [mask.array != 0 for mask in masks if mask is not None]
+        if wanted == "mask" and not given:
+            raise ParameterError(f'{self.parameters.source}: (RegNetRegion "mask") needs -fMask or -mMask')
+        if given and wanted in ("auto", "mask"):
+            region = Image(np.logical_or.reduce(given), pair.fixed.grid)
+        elif wanted == "all":
+            region = Image(np.ones(pair.fixed.grid.shape, dtype=bool), pair.fixed.grid)
+        else:
+            region = body_mask(pair.fixed)
+        if not region.array.any():
+            raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
+        return region
+
+    def _warped(self, pair: ImagePair, chain: TransformChain) -> Image | None:
+        if not self.parameters.get_bool("WriteResultImage", True):
+            return None
+        order = self.parameters.get_int("FinalBSplineInterpolationOrder", 3)
+        default = self.parameters.get_float("DefaultPixelValue", -1000.0)
+        composite = chain.to_sitk(pair.fixed.grid)
+        return cast_result(pair.moving.resampled(pair.fixed.grid, composite, order, default), self.parameters)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Model:
+    """Load a model once for as long as its file is not `changed` (its time stamp)."""
+    from regnet_itk.model import load_model
+
+    return load_model(path)
+
+
+def _on_working_grid(region: Image, grid: object) -> Image:
+    resampled = Image(region.array.astype(np.float32), region.grid).resampled(grid)  # type: ignore[arg-type]
+    return Image(resampled.array > 0, resampled.grid)
+
+
+def _moving_mask_on_fixed(pair: ImagePair, initial: TransformChain) -> Image | None:
+    if pair.moving_mask is None:
+        return None
+    binary = Image((pair.moving_mask.array != 0).astype(np.uint8), pair.moving_mask.grid)
+    return binary.resampled(pair.fixed.grid, initial.to_sitk(pair.fixed.grid), order=0)
+
+
+def _check_overlap(fixed: Image, moving: Image, region: Image) -> None:
+    inside = region.array.astype(bool)
+    if not (moving.array[inside] > -1000.0).any() and (fixed.array[inside] > -1000.0).any():
+        raise ImageError(
+            "the images do not overlap where the displacement is wanted: the moving image lies elsewhere in space; "
+            "put an affine stage with (AutomaticTransformInitialization) before, or give -t0"
+        )

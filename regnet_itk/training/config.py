@@ -1,0 +1,150 @@
+"""The configuration of a training run, as data classes and as a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from regnet_itk.errors import ParameterError, did_you_mean
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class FieldRecipe:
+    """How random displacement fields are drawn; lengths in mm.
+
+    A field is a sum of up to `terms` smoothed noise fields, of breathing-like motion, and of a small affine map.
+    """
+
+    sigma: Range = (20.0, 35.0)
+    """Standard deviation of the Gaussian that smooths the noise; drawn log-uniformly."""
+    theta: Range = (8.0, 8.0)
+    """Largest component of the displacement of one term; drawn uniformly."""
+    strain: float = 10.0
+    """theta is limited to `strain * sigma`, so that short waves do not fold."""
+    terms: int = 1
+    breathing: float = 0.0
+    """Largest displacement along the body's axis by breathing, growing from one side to the other."""
+    breathing_share: float = 0.0
+    """Share of the pairs with breathing-like motion."""
+    translation: float = 0.0
+    linear: float = 0.0
+    """Largest entry of the linear map's deviation from the identity."""
+    small_share: float = 0.0
+    """Share of the pairs whose whole field is scaled down, log-uniformly to as little as a twentieth."""
+
+
+@dataclass(frozen=True)
+class AppearanceRecipe:
+    """What differs between both images besides the displacement; drawn independently for both."""
+
+    noise: Range = (5.0, 5.0)
+    """Standard deviation of the added Gaussian noise in HU."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in voxels, for each axis of its own."""
+    density: float = 0.0
+    """Largest relative change of lung density, smooth over the image."""
+    mass_conservation: float = 0.0
+    """Largest exponent of the volume change that multiplies the fixed image's lung density; 1 keeps the mass."""
+    contrast: float = 0.0
+    """Largest relative change of the soft tissue's contrast."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a curriculum."""
+
+    steps: int
+    blocks: int = 1
+    """Blocks (pairs of subvolumes) in one step."""
+    block_size: int = 96
+    """Edge of a block: input voxels of the coarse-to-fine network, outputs of RegNet."""
+    texture_share: float = 0.0
+    """Share of the blocks that are cut from random texture instead of images."""
+    learning_rate: Range = (1e-3, 1e-3)
+    """At the beginning and at the end of the phase; half a cosine between them."""
+    fields: FieldRecipe = field(default_factory=FieldRecipe)
+    appearance: AppearanceRecipe = field(default_factory=AppearanceRecipe)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole training run."""
+
+    network: Literal["regnet", "coarse_to_fine"]
+    train: tuple[str, ...]
+    """Names of the image files, without suffix, to train on."""
+    validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    """Images that the run must not touch; named so that the model's description can say so."""
+    seed: int = 2017
+    validate_every: int = 100
+    checkpoint_every: int = 100
+    phases: tuple[Phase, ...] = ()
+
+    def __post_init__(self) -> None:
+        sets = (*self.train, *self.validation, *self.test)
+        if len(set(sets)) != len(sets):
+            twice = sorted({name for name in sets if sets.count(name) > 1})
+            raise ParameterError(f"training, validation and test images must be disjoint; given twice: {twice}")
+        if not self.phases:
+            raise ParameterError("a training configuration needs at least one [[phases]] table")
+
+
+def read_training_config(path: str | Path) -> TrainingConfig:
+    """Read and check a TOML file whose tables have the names of the data classes' fields.
+
+    Raises
+    ------
+    ParameterError
+        If the file is missing or malformed, or a key is unknown or of the wrong type.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ParameterError(f"training configuration '{path}' cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ParameterError(f"training configuration '{path}' is not TOML: {error}") from None
+    config: TrainingConfig = _build(TrainingConfig, values, str(path))
+    return config
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ParameterError(f"{where}: unknown key '{key}'{did_you_mean(key, hints)}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ParameterError(f"{where}: key '{missing[0]}' is missing")
+    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return _build(hint, value, where)
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list):
+        kinds = get_args(hint)
+        if kinds[-1] is Ellipsis:
+            return tuple(_value(kinds[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(kinds) == len(value):
+            return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str) and type(value) is hint:
+        return value
+    wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else hint
+    raise ParameterError(f"{where} = {value!r} is not of the kind {wanted}")

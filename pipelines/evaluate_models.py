@@ -1,0 +1,92 @@
+"""Measure models on synthetic pairs of held-out images, through the RegNet stage.
+
+``python pipelines/evaluate_models.py MODEL [MODEL ..] --images FOLDER --names NAME [NAME ..]`` makes, of each image,
+the three deformations of the paper (theta 8 mm) and breathing-like motion to 20 mm, and prints the mean error inside
+the lungs before and after. MODEL is a shipped model's name or a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet_itk.displacement import DisplacementField
+from regnet_itk.evaluation.metrics import displacement_error
+from regnet_itk.images import Image, read_image
+from regnet_itk.lungs import lung_mask
+from regnet_itk.parameters import ParameterMap
+from regnet_itk.stages.base import ImagePair, RunOptions
+from regnet_itk.stages.regnet import RegNetStage
+from regnet_itk.training.loop import find_images
+from regnet_itk.training.synthesis import FREQUENCIES, breathing_displacement, deformed_pair, random_displacement
+from regnet_itk.transforms import TransformChain
+
+BREATHING = (-20.0, 20.0)
+
+
+def fields(image: Image, lungs: Image, seed: int) -> dict[str, DisplacementField]:
+    """Return the test deformations of an image, by name."""
+    rng = np.random.default_rng(seed)
+    found = {name: random_displacement(image.grid, f, rng) for name, f in FREQUENCIES.items()}
+    for amplitude in BREATHING:
+        found[f"breathing {amplitude:+.0f}"] = breathing_displacement(image.grid, lungs, amplitude, rng)
+    return found
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    breathing = [row for row in rows if "breathing" in row["field"]]
+    return {"theta 8 mm": [row for row in rows if row not in breathing], "breathing to 20 mm": breathing, "all": rows}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for number, (name, path) in enumerate(find_images(arguments.images, tuple(arguments.names)).items()):
+        image = read_image(path)
+        lungs = lung_mask(image)
+        for kind, u in fields(image, lungs, arguments.seed + number).items():
+            pair = deformed_pair(image, u, 5.0, np.random.default_rng(arguments.seed))
+            mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
+            truth = DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid)
+            row = {
+                "image": name,
+                "field": kind,
+                "before": float(np.linalg.norm(truth.vectors[mask.array > 0], axis=1).mean()),
+            }
+            for model in arguments.models:
+                values = {
+                    "Registration": ("RegNetRegistration",),
+                    "RegNetModel": (model,),
+                    "WriteResultImage": ("false",),
+                }
+                stage = RegNetStage(ParameterMap(values))
+                found = stage.run(ImagePair(pair.fixed, pair.moving, mask), TransformChain(), RunOptions())
+                error = displacement_error(found.chain.displacement_on(image.grid), truth, mask)
+                row[model] = error.mean
+                row[f"{model} per axis"] = error.mean_absolute
+                row[f"{model} seconds"] = found.seconds
+            print(row, flush=True)
+            rows.append(row)
+    for group, part in _groups(rows).items():
+        before = float(np.mean([row["before"] for row in part]))
+        print(f"{group}: mean displacement inside the lungs {before:.2f} mm")
+        for model in arguments.models:
+            after = float(np.mean([row[model] for row in part]))
+            print(f"    {model}: mean error {after:.2f} mm = {after / before:.1%}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -66,6 +66,9 @@ class Phase:
     """Edge of a block: input voxels of the coarse-to-fine network, outputs of RegNet."""
     texture_share: float = 0.0
     """Share of the blocks that are cut from random texture instead of images."""
+    frozen_statistics: bool = False
+    """Measure the statistics of batch normalisation when the phase begins and keep them: what the network computes in
+    training is then what it computes in use, although a step sees few blocks."""
     learning_rate: Range = (1e-3, 1e-3)
     """At the beginning and at the end of the phase; half a cosine between them."""
     fields: FieldRecipe = field(default_factory=FieldRecipe)
@@ -144,7 +147,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, str) and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint:
         return value
     wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else hint
     raise ParameterError(f"{where} = {value!r} is not of the kind {wanted}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regnet_itk.errors import ImageError
+from regnet_itk.geometry import FloatArray
 from regnet_itk.images import IMAGE_SUFFIXES, read_image
 from regnet_itk.lungs import lung_mask
 from regnet_itk.model import Model, ModelDescription, make_network, save_model
@@ -30,6 +31,7 @@ VOXEL_SIZE = {"regnet": 1.0, "coarse_to_fine": 2.0}
 _TEXTURE_SIZE = 160
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
+_LOG_COLUMNS = ("step", "phase", "seconds", "learning_rate", "loss", "share_left", "error_mm", "displacement_mm")
 
 
 def find_images(folder: str | Path, names: tuple[str, ...]) -> dict[str, Path]:
@@ -126,7 +128,7 @@ class Trainer:
             if self.step < first + phase.steps:
                 self._run_phase(number, phase, first)
             first += phase.steps
-        if isinstance(self.network, RegNet):
+        if isinstance(self.network, RegNet) and not self.config.phases[-1].frozen_statistics:
             self._calibrate(self.config.phases[-1])
         path = self.folder / f"{self.config.network}.safetensors"
         save_model(self.network, self._description(self.validate(self.config.phases[-1])), path)
@@ -135,6 +137,8 @@ class Trainer:
     def _run_phase(self, number: int, phase: Phase, first: int) -> None:
         images = self._maker(self.train_sources, phase)
         textures = self._maker(self.textures, phase)
+        if phase.frozen_statistics and self.step == first:
+            self._calibrate(phase)
         started, losses = time.perf_counter(), []
         while self.step < first + phase.steps:
             if phase.texture_share and (not self.textures or self.step % 50 == 0):
@@ -144,12 +148,12 @@ class Trainer:
                 (textures if self._uniform() < phase.texture_share else images).make(phase.fields, phase.appearance)
                 for _ in range(phase.blocks)
             ]
-            losses.append(self._learn(blocks, rate))
+            losses.append(self._learn(blocks, rate, phase.frozen_statistics))
             self.step += 1
             self.seconds += time.perf_counter() - started
             started = time.perf_counter()
             if self.step % self.config.validate_every == 0:
-                self._log(number, rate, float(np.mean(losses)), self.validate(phase))
+                self._log(number, rate, np.mean(losses, axis=0), self.validate(phase))
                 losses.clear()
             if self.step % self.config.checkpoint_every == 0:
                 self._save_checkpoint()
@@ -182,23 +186,25 @@ class Trainer:
             return u[at], weight[at]
         return u, weight
 
-    def _learn(self, blocks: list[Block], rate: float) -> float:
+    def _learn(self, blocks: list[Block], rate: float, frozen_statistics: bool) -> tuple[float, float]:
         self.trained.train()
+        if frozen_statistics:
+            for norm in self._norms():
+                norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         predicted = self._predict(self.trained, blocks)
         u, weight = self._truth(blocks)
         if isinstance(self.network, RegNet):
-            loss = sum(
-                share * (part.float() - u).abs().mean() for share, part in zip((0.2, 0.3, 1.0), predicted, strict=True)
-            )
+            loss = _regnet_loss(predicted, u)
         else:
             loss = _coarse_to_fine_loss(predicted, u, weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         self.optimiser.step()
-        return float(loss.detach())
+        error, magnitude = (v.norm(dim=1).mean() for v in (predicted[-1].detach().float() - u, u))
+        return float(loss.detach()), float(error / magnitude)
 
     def validate(self, phase: Phase) -> tuple[float, float]:
         """Return the mean error and the mean displacement in mm inside the lungs of the validation images.
@@ -220,9 +226,12 @@ class Trainer:
             total += float(weight.sum())
         return error / total, magnitude / total
 
+    def _norms(self) -> list[nn.BatchNorm3d]:
+        return [m for m in self.network.modules() if isinstance(m, nn.BatchNorm3d)]
+
     def _calibrate(self, phase: Phase) -> None:
         """Average the statistics of batch normalisation over fresh blocks: the running ones lag behind."""
-        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm3d)]
+        norms = self._norms()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
@@ -235,8 +244,8 @@ class Trainer:
             norm.momentum = 0.1
         self.network.eval()
 
-    def _log(self, phase: int, rate: float, loss: float, validation: tuple[float, float]) -> None:
-        error, magnitude = validation
+    def _log(self, phase: int, rate: float, training: FloatArray, validation: tuple[float, float]) -> None:
+        (loss, left), (error, magnitude) = training, validation
         row = [
             self.step,
             phase,
@@ -251,10 +260,12 @@ class Trainer:
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", "phase", "seconds", "learning_rate", "loss", "error_mm", "displacement_mm"])
+                writer.writerow(
+                    ["step", "phase", "seconds", "learning_rate", "loss", "share_left", "error_mm", "displacement_mm"]
+                )
             writer.writerow(row)
         self.say(
-            f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, validation error "
+            f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, {left:.3f} left, validation error "
             f"{error:.3f} mm of {magnitude:.3f} mm = {error / magnitude:.3f}"
         )
 
@@ -297,6 +308,12 @@ class Trainer:
 
 def _bare_description(network: str) -> ModelDescription:
     return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0)
+
+
+def _regnet_loss(outputs: list[Tensor], u: Tensor) -> Tensor:
+    """Return the mean absolute error, with a part of that of the auxiliary outputs."""
+    fine, coarse, own = ((output.float() - u).abs().mean() for output in outputs)
+    return own + 0.3 * coarse + 0.2 * fine
 
 
 def _coarse_to_fine_loss(levels: list[Tensor], u: Tensor, weight: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ def random_displacement(grid: Grid, frequency: Frequency, rng: np.random.Generat
     """
     coarse = grid.isotropic(_FIELD_SPACING).pad((1, 1, 1), (1, 1, 1))
     impulses = np.zeros((3, *coarse.shape), dtype=np.float32)
-    where = tuple(rng.integers(0, n, frequency.points) for n in coarse.shape)
-    impulses[(slice(None), *where)] = rng.uniform(-frequency.theta, frequency.theta, (3, frequency.points))
+    z, y, x = (rng.integers(0, n, frequency.points) for n in coarse.shape)
+    impulses[:, z, y, x] = rng.uniform(-frequency.theta, frequency.theta, (3, frequency.points))
     sigma = frequency.sigma / _FIELD_SPACING
     smooth = np.stack([ndimage.gaussian_filter(i, sigma, mode="constant", truncate=5.0) for i in impulses])
     smooth *= frequency.theta / np.abs(smooth).max()

@@ -260,13 +260,11 @@ class Trainer:
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(
-                    ["step", "phase", "seconds", "learning_rate", "loss", "share_left", "error_mm", "displacement_mm"]
-                )
+                writer.writerow(_LOG_COLUMNS)
             writer.writerow(row)
         self.say(
-            f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, {left:.3f} left, validation error "
-            f"{error:.3f} mm of {magnitude:.3f} mm = {error / magnitude:.3f}"
+            f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, {left:.3f} left, validation "
+            f"error {error:.3f} mm of {magnitude:.3f} mm = {error / magnitude:.3f}"
         )
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
+from regnet_itk.errors import RegNetItkError
 from regnet_itk.training.config import read_training_config
 from regnet_itk.training.loop import Trainer
 
@@ -20,8 +22,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = read_training_config(arguments.config)
-    path = Trainer(config, arguments.images, arguments.out, say=lambda line: print(line, flush=True)).run()
+    try:
+        config = read_training_config(arguments.config)
+        path = Trainer(config, arguments.images, arguments.out, say=lambda line: print(line, flush=True)).run()
+    except RegNetItkError as error:
+        sys.exit(f"error: {error}")
     print(f"the model is {path}")
 
 

@@ -31,8 +31,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 _AIR = -1000.0
 _CONTEXT = 32.0  # mm around the region that the coarse-to-fine network sees as well
-_BYTES_PER_TILE_VOXEL = {torch.float32: 420, torch.bfloat16: 230}  # measured peak of RegNet, per input voxel of a tile
-_BYTES_PER_VOXEL = {torch.float32: 620, torch.bfloat16: 520}  # the same for the coarse-to-fine network
+_BYTES_PER_TILE_VOXEL = {torch.float32: 230, torch.bfloat16: 190}  # measured peak of RegNet, per input voxel of a tile
+_BYTES_PER_VOXEL = {torch.float32: 620, torch.bfloat16: 420}  # the same for the coarse-to-fine network
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,18 @@ class InferenceOptions:
 
     device: str = "auto"
     precision: Precision = "auto"
-    memory: float = 2.0
+    memory: float = 2.5
     output_step: int = 2
     repetitions: int = 1
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_step not in (1, 2):
+            raise ParameterError(
+                f"RegNet predicts every voxel or every second one: no output step of {self.output_step}"
+            )
+        if self.repetitions < 1:
+            raise ParameterError(f"the network is applied once or more often, not {self.repetitions} times")
 
 
 def find_device(name: str) -> torch.device:
@@ -124,7 +132,7 @@ class Predictor:
             _fuse_normalisation(network)
         self.network = network.to(self.device)
 
-    def predict(self, fixed: Image, moving: Image, region: Image) -> DisplacementField:
+    def predict(self, fixed: Image, moving: Image, region: Image, margin: float = 0.0) -> DisplacementField:
         """Predict u with fixed(x) = moving(x + u(x)).
 
         Parameters
@@ -132,48 +140,54 @@ class Predictor:
         fixed, moving : Image
             HU on the same grid, with cubic voxels of the model's size.
         region : Image
-            Boolean, on that grid: where the displacement is wanted. It is zero where no tile touches the region.
+            Boolean, on that grid: where the displacement is wanted.
+        margin : float
+            mm around the region where it is wanted as well. Far from both, the field is zero.
 
         Returns
         -------
         DisplacementField
-            Physical vectors in mm, on every `output_step`-th voxel (RegNet), or on every voxel (coarse to fine).
+            Physical vectors in mm, on every `output_step`-th voxel (RegNet), or on every voxel (coarse to fine); it
+            reaches to the last voxel of the images or past it.
+
+        Raises
+        ------
+        ParameterError
+            If the memory budget is too small.
         """
         threads = torch.get_num_threads()
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         try:
             with torch.inference_mode(), self._autocast():
-                along_axes = self._along_axes(fixed, moving, region.array.astype(bool))
+                along_axes = self._along_axes(fixed, moving, region.array.astype(bool), margin)
         finally:
             torch.set_num_threads(threads)
         step = self.options.output_step if isinstance(self.network, RegNet) else 1
         vectors = np.moveaxis(along_axes, 0, -1) @ fixed.grid.direction_matrix.T.astype(np.float32)
-        return DisplacementField(vectors, fixed.grid.every(step))
+        size = [step * (n - 1) + 1 for n in reversed(along_axes.shape[1:])]
+        return DisplacementField(vectors, fixed.grid.crop((0, 0, 0), size).every(step))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
-    def _along_axes(self, fixed: Image, moving: Image, region: BoolArray) -> npt.NDArray[np.float32]:
+    def _along_axes(self, fixed: Image, moving: Image, region: BoolArray, margin: float) -> npt.NDArray[np.float32]:
         """Return displacements (3, z, y, x) in mm along the grid's axes."""
         images = [torch.from_numpy(np.ascontiguousarray(i.array, dtype=np.float32)) for i in (fixed, moving)]
         normalised = (self.model.normalise(images[0]), self.model.normalise(images[1]))
         air = float(self.model.normalise(torch.tensor(_AIR)))
         if isinstance(self.network, RegNet):
-            return self._tiled(*normalised, region, air)
-        return self._whole(*normalised, region, air)
+            wanted = _wanted_outputs(region, self.options.output_step, margin / fixed.grid.spacing[0])
+            return self._tiled(*normalised, wanted, air)
+        return self._whole(*normalised, region, margin, air)
 
-    def _tiled(self, fixed: Tensor, moving: Tensor, region: BoolArray, air: float) -> npt.NDArray[np.float32]:
+    def _tiled(self, fixed: Tensor, moving: Tensor, wanted: BoolArray, air: float) -> npt.NDArray[np.float32]:
         step = self.options.output_step
-        found = np.zeros((3, *(-(-n // step) for n in region.shape)), dtype=np.float32)
+        found = np.zeros((3, *(fixed.shape if step == 1 else wanted.shape)), dtype=np.float32)
         shifts = list(product(range(0, 2, step), repeat=3))
-        jobs = [
-            (tile, shift)
-            for tile in _tiles(region, self._outputs_per_tile())
-            for shift in shifts
-        ]  # fmt: skip
+        jobs = [(tile, shift) for tile in _tiles(wanted, self._outputs_per_tile()) for shift in shifts]
         for done, (tile, shift) in enumerate(jobs):
             first = [t.start * 2 + s for t, s in zip(tile, shift, strict=True)]
             count = [t.stop - t.start for t in tile]
@@ -191,14 +205,20 @@ class Predictor:
         voxels = self.options.memory * 1e9 / _BYTES_PER_TILE_VOXEL[self.precision]
         outputs = int((voxels ** (1 / 3) - BLOCK_OVERHEAD) / 2)
         if outputs < 1:
-            raise ParameterError(f"a memory budget of {self.options.memory} GB is too small for a single patch")
+            least = (BLOCK_OVERHEAD + 2) ** 3 * _BYTES_PER_TILE_VOXEL[self.precision] / 1e9
+            raise ParameterError(
+                f"a memory budget of {self.options.memory} GB is too small for a single patch; "
+                f"(RegNetMemoryBudget {math.ceil(least * 100) / 100}) is the least"
+            )
         return min(outputs, 80)
 
-    def _whole(self, fixed: Tensor, moving: Tensor, region: BoolArray, air: float) -> npt.NDArray[np.float32]:
+    def _whole(
+        self, fixed: Tensor, moving: Tensor, region: BoolArray, margin: float, air: float
+    ) -> npt.NDArray[np.float32]:
         network = self.network
         assert isinstance(network, CoarseToFineRegNet)
         found = np.zeros((3, *region.shape), dtype=np.float32)
-        box = _bounding_box(region, round(_CONTEXT / network.voxel_size))
+        box = _bounding_box(region, math.ceil(max(_CONTEXT, margin) / network.voxel_size))
         voxels = math.prod(s.stop - s.start for s in box)
         needed = voxels * _BYTES_PER_VOXEL[self.precision] / 1e9
         if needed > self.options.memory:
@@ -226,7 +246,7 @@ def fade(field: DisplacementField, region: Image, width: float) -> DisplacementF
     ----------
     field : DisplacementField
     region : Image
-        Boolean; on another grid than the field's it is resampled.
+        Boolean; it may lie on another grid than the field.
     width : float
         mm; 0 cuts the field off.
 
@@ -237,12 +257,11 @@ def fade(field: DisplacementField, region: Image, width: float) -> DisplacementF
     """
     from scipy import ndimage
 
-    inside = region.array.astype(bool)
-    if not region.grid.is_close(field.grid):
-        resampled = Image(inside.astype(np.float32), region.grid).resampled(field.grid)
-        inside = resampled.array > 0
+    inside = covering(region, field.grid)
     if inside.all():
         return field
+    if not inside.any():
+        return DisplacementField(np.zeros_like(field.vectors), field.grid)
     distance = ndimage.distance_transform_edt(~inside, sampling=field.grid.spacing[::-1]).astype(np.float32)
     rest = np.clip(1.0 - distance / max(width, 1e-3), 0.0, 1.0)
     weight = rest * rest * (3.0 - 2.0 * rest)
@@ -267,13 +286,66 @@ def resampled_for_network(image: Image, grid: Grid, transform: Any = None) -> Im
     return Image(functional.avg_pool3d(values[None], 2)[0].numpy(), grid)
 
 
-def _tiles(region: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut the region's box into even tiles of outputs two voxels apart, and leave out those without a voxel of it."""
-    wanted = functional.max_pool3d(
-        torch.from_numpy(region[None].astype(np.float32)), 2, ceil_mode=True
-    )[0].numpy() > 0  # fmt: skip
+def covering(region: Image, grid: Grid) -> BoolArray:
+    """Say which voxels of a grid matter inside a region: what is interpolated there from them is right.
+
+    They lie in the region, or, if both grids have the same axes, are corners of a cell of eight voxels that holds a
+    voxel of the region; so not even a single voxel gets lost on a coarser grid.
+    """
+    mask = region.array.astype(bool)
+    if region.grid.is_close(grid):
+        return mask
+    found = np.asarray(Image(mask.astype(np.float32), region.grid).resampled(grid).array > 0)
+    steps = np.linalg.solve(grid.index_to_point_matrix, region.grid.index_to_point_matrix)
+    if not np.allclose(steps, np.diag(np.diag(steps)), atol=1e-6) or np.diag(steps).min() <= 0:
+        return found
+    first = grid.point_to_index(region.grid.origin)
+    for axis in range(3):  # counts x, y, z
+        index = first[axis] + steps[axis, axis] * np.arange(region.grid.size[axis])
+        before, after = np.floor(index + 1e-4).astype(int), np.ceil(index - 1e-4).astype(int)
+        length = grid.size[axis]
+        mask = _spread(mask, before, length, 2 - axis) | _spread(mask, after, length, 2 - axis)
+    return found | mask
+
+
+def _spread(mask: BoolArray, index: npt.NDArray[np.int_], length: int, axis: int) -> BoolArray:
+    """Bring the slices of a mask to new positions along an axis, given in rising order; those that meet are united."""
+    shape = list(mask.shape)
+    shape[axis] = length
+    found = np.zeros(shape, dtype=bool)
+    there = (index >= 0) & (index < length)
+    if there.any():
+        targets, starts = np.unique(index[there], return_index=True)
+        united = np.logical_or.reduceat(mask.compress(there, axis), starts, axis)
+        np.moveaxis(found, axis, 0)[targets] = np.moveaxis(united, axis, 0)
+    return found
+
+
+def _wanted_outputs(region: BoolArray, step: int, margin: float) -> BoolArray:
+    """Return which of RegNet's outputs, two voxels apart, are wanted.
+
+    With a step of 1, output g stands for the voxels 2 g and 2 g + 1. With a step of 2 it stands for voxel 2 g and
+    its neighbours on both sides, which are interpolated, and the outputs reach to the last voxel or one past it.
+    """
+    from scipy import ndimage
+
+    voxels = torch.from_numpy(region[None].astype(np.float32))
+    if step == 1:
+        pooled = functional.max_pool3d(voxels, 2, ceil_mode=True)
+    else:
+        pooled = functional.max_pool3d(functional.pad(voxels, [1, 2] * 3), 3, stride=2)
+    wanted = pooled[0].numpy() > 0
+    if margin <= 0 or not wanted.any():
+        return np.asarray(wanted)
+    return np.asarray(ndimage.distance_transform_edt(~wanted) <= margin / 2 + 1)
+
+
+def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut the box around the wanted outputs into even tiles, and leave out those without a wanted one."""
+    if not wanted.any():
+        return
     cuts = []
-    for extent in _bounding_box(wanted, 1):
+    for extent in _bounding_box(wanted, 0):
         length = extent.stop - extent.start
         count = math.ceil(length / largest)
         edges = [extent.start + length * i // count for i in range(count + 1)]
@@ -298,7 +370,7 @@ def _block(image: Tensor, first: list[int], count: list[int], air: float) -> Ten
     for n, start, outputs in zip(image.shape, first, count, strict=True):
         low = start - PATCH_MARGIN
         high = low + BLOCK_OVERHEAD + 2 * outputs
-        inside.append(slice(max(low, 0), min(high, n)))
+        inside.append(slice(min(max(low, 0), n), min(high, n)))
         padding.append((max(-low, 0), max(high - n, 0)))
     flat = [p for pair in reversed(padding) for p in pair]
     return functional.pad(image[tuple(inside)][None, None], flat, value=air)

@@ -72,12 +72,20 @@ def lung_mask(image: Image) -> Image:
         raise ImageError("no lung was found in the image: is it a chest CT in Hounsfield units?")
     lungs = np.isin(labels, np.flatnonzero(sizes > 0.1 * sizes.max()))
     closed = _closed(lungs, radius=4)
-    filled = np.stack([morphology.remove_small_holes(section, max_size=_LARGEST_HOLE) for section in closed])
+    filled = np.stack([_without_small_holes(section) for section in closed])
     return _on_grid(np.asarray(filled & body), small.grid, image.grid)
 
 
 def _small(image: Image) -> Image:
-    return image.resampled(image.grid.isotropic(_WORKING_SPACING), default=-1000.0)
+    """Resample to the working grid. Its last voxels may lie past the image, where the image goes on, not the air."""
+    grid = image.grid.isotropic(_WORKING_SPACING)
+    array = image.resampled(grid, default=-1000.0).array
+    last = image.grid.point_to_index(grid.index_to_point(np.asarray(grid.size) - 1))
+    for axis in range(3):  # counts x, y, z
+        if last[axis] > image.grid.size[axis] - 0.5 - 1e-3 and grid.size[axis] > 1:
+            along = np.moveaxis(array, 2 - axis, 0)
+            along[-1] = along[-2]
+    return Image(array, grid)
 
 
 def _body(hounsfield: npt.NDArray[np.float32]) -> BoolArray:
@@ -93,17 +101,26 @@ def _body(hounsfield: npt.NDArray[np.float32]) -> BoolArray:
 
 
 def _filled_section(section: BoolArray) -> BoolArray:
-    """Fill holes of an axial section, also those that the field of view cuts open on one side."""
+    """Fill holes of an axial section, also those that the field of view cuts open.
+
+    Opposite sides are closed together, as both lungs may be cut and meet in the middle; but not neighbouring sides,
+    which would enclose the air at a corner.
+    """
     filled = ndimage.binary_fill_holes(section)
-    for axis, end in ((0, 0), (0, -1), (1, 0), (1, -1)):
-        open_side = np.pad(filled, [(1, 1) if a == axis else (0, 0) for a in range(2)])
-        border = [slice(None), slice(None)]
-        border[axis] = slice(end, None) if end else slice(0, 1)
-        if section.take(end, axis=axis).mean() > 0.05:  # the body itself is cut by this side
-            open_side[tuple(border)] = True
-            inner = ndimage.binary_fill_holes(open_side)
-            filled |= inner.take(range(1, inner.shape[axis] - 1), axis=axis)
+    for axis in (0, 1):
+        cut = [section.take(end, axis=axis).mean() > 0.05 for end in (0, -1)]  # the body itself reaches this side
+        if any(cut):
+            sides = [np.full_like(section.take([0], axis=axis), is_cut) for is_cut in cut]
+            closed = ndimage.binary_fill_holes(np.concatenate([sides[0], section, sides[1]], axis=axis))
+            filled |= closed.take(range(1, closed.shape[axis] - 1), axis=axis)
     return np.asarray(filled)
+
+
+def _without_small_holes(section: BoolArray) -> BoolArray:
+    """Fill holes of an axial section up to the largest size (scikit-image's own function changed its arguments)."""
+    holes = measure.label(~section, connectivity=1)
+    small = np.bincount(holes.ravel()) <= _LARGEST_HOLE
+    return np.asarray(section | small[holes])
 
 
 def _closed(mask: BoolArray, radius: int) -> BoolArray:

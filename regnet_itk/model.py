@@ -87,7 +87,7 @@ def save_model(network: nn.Module, description: ModelDescription, path: str | Pa
     OutputError
         If it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {
@@ -95,7 +95,8 @@ def save_model(network: nn.Module, description: ModelDescription, path: str | Pa
         "description": json.dumps(dataclasses.asdict(description)),
         "sha256": _digest(tensors),
     }
-    write_whole(path, lambda part: save_file(tensors, part, metadata=metadata))
+    # not save_file: it makes a file that only its owner can read, whatever the umask says
+    write_whole(path, lambda part: part.write_bytes(save(tensors, metadata=metadata)))
 
 
 def load_model(path: str | Path) -> Model:
@@ -123,13 +124,18 @@ def load_model(path: str | Path) -> Model:
     digest = _digest(tensors)
     if digest != metadata.get("sha256"):
         raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
-    description = _description(metadata["description"], path)
-    network = make_network(description.architecture, description.voxel_size)
+    description = _description(metadata.get("description", ""), path)
+    try:
+        network = make_network(description.architecture, description.voxel_size)
+    except ModelError as error:
+        raise ModelError(f"model file '{path}': {error}") from None
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ModelError(f"model file '{path}' does not fit the network it names: {reason}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(
+            f"model file '{path}' does not fit the network '{description.architecture}' that it names: {reason[:200]}"
+        ) from None
     network.requires_grad_(False)
     return Model(network.eval().to(memory_format=torch.channels_last_3d), description, digest)  # type: ignore[call-overload]
 
@@ -160,17 +166,25 @@ def find_model(name_or_path: str, beside: Path | None = None) -> Path:
 
 
 def _description(text: str, path: Path) -> ModelDescription:
-    values = json.loads(text)
     try:
-        low, high = values.pop("intensity_range")
-        return ModelDescription(intensity_range=(float(low), float(high)), **values)
-    except (TypeError, KeyError, ValueError) as error:
+        values = dict(json.loads(text))
+        low, high = (float(hounsfield) for hounsfield in values.pop("intensity_range"))
+        for name in ("voxel_size", "capture_range"):
+            values[name] = float(values[name])
+        if not (low < high and values["voxel_size"] > 0):
+            raise ValueError("an empty intensity range, or voxels without a size")
+        return ModelDescription(intensity_range=(low, high), **values)
+    except KeyError as error:
+        raise ModelError(f"model file '{path}' has a description without {error}") from None
+    except (TypeError, ValueError) as error:
         raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].contiguous().numpy().tobytes())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

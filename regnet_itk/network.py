@@ -21,6 +21,9 @@ PATCH_MARGIN = 27
 BLOCK_OVERHEAD = 52
 """A block of G outputs, two voxels apart, needs BLOCK_OVERHEAD + 2 G input voxels along each axis."""
 
+_SLAB_VOXELS = 1_500_000  # of the finest level, worked on at once outside of training
+_SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
+
 _FINE_OFFSET = 13  # the 29-voxel patch begins 13 voxels after the 54-voxel patch
 
 
@@ -64,8 +67,8 @@ class RegNet(nn.Module):
 
         Both are cropped to the same (G + 8)^3 cells of 2x2x2 voxels.
         """
-        if min(fixed.shape[2:]) < BLOCK_OVERHEAD + 2:
-            raise ValueError(f"RegNet needs blocks of at least 54 voxels an axis, not {tuple(fixed.shape[2:])}")
+        if min(fixed.shape[2:]) < BLOCK_OVERHEAD + 2 or any(n % 2 for n in fixed.shape[2:]):
+            raise ValueError(f"RegNet needs blocks of 54, 56, 58 .. voxels an axis, not {tuple(fixed.shape[2:])}")
         fine_fixed, fine_moving = (_fine_part(image) for image in (fixed, moving))
         fine = torch.cat([self.fine_fixed(fine_fixed), self.fine_moving(fine_moving)], dim=1)
         fine = functional.max_pool3d(self.fine_merged(fine), 2)
@@ -99,7 +102,7 @@ def _fine_part(image: Tensor) -> Tensor:
     return image
 
 
-def warp(image: Tensor, displacement: Tensor) -> Tensor:
+def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
     """Sample `image` at x + u(x), linearly; beyond its border it continues with the border's values.
 
     Parameters
@@ -107,6 +110,8 @@ def warp(image: Tensor, displacement: Tensor) -> Tensor:
     image : Tensor, shape (batch, channel, z, y, x)
     displacement : Tensor, shape (batch, 3, z, y, x)
         u along the axes x, y, z, in voxels.
+    first : int
+        The slice z of `image` that the first slice of `displacement` belongs to, if that is only a part.
 
     Returns
     -------
@@ -121,7 +126,7 @@ def warp(image: Tensor, displacement: Tensor) -> Tensor:
         [
             (x + u[:, 0]) * (2 / max(nx - 1, 1)),
             (y + u[:, 1]) * (2 / max(ny - 1, 1)),
-            (z + u[:, 2]) * (2 / max(nz - 1, 1)),
+            (z + first + u[:, 2]) * (2 / max(nz - 1, 1)),
         ],
         dim=-1,
     )
@@ -299,32 +304,73 @@ class CoarseToFineRegNet(nn.Module):
         Parameters
         ----------
         fixed, moving : Tensor, shape (batch, 1, z, y, x)
-            Normalised intensities on voxels of `voxel_size`; z, y, x are multiples of 8.
+            Normalised intensities on voxels of `voxel_size`; z, y, x are multiples of 2 ** (levels - 1).
 
         Returns
         -------
         list of Tensor, shape (batch, 3, z / 2**k, y / 2**k, x / 2**k)
             Displacements x, y, z in mm, float32, at every level, the finest (k = 0) last.
         """
+        factor = 2 ** (self.levels - 1)
+        if any(n % factor for n in fixed.shape[2:]):
+            raise ValueError(f"the size must be a multiple of {factor} along each axis, not {tuple(fixed.shape[2:])}")
         both = self.features(torch.cat([fixed, moving]))
-        displacement = torch.zeros_like(both[-1].chunk(2)[0][:, :3], dtype=torch.float32)
-        context: Tensor | None = None
-        found: list[Tensor] = []
-        for level in reversed(range(self.levels)):
-            size = self.voxel_size * 2**level
-            of_fixed, of_moving = both[level].chunk(2)
-            inputs = [of_fixed]
-            if context is not None:
-                # every level learns from its own loss: no gradient through the displacement it starts from
-                displacement = functional.interpolate(displacement.detach(), scale_factor=2.0, mode="trilinear")
-                of_moving = warp(of_moving, displacement / size)
-                inputs.append(functional.interpolate(self.hand_down[level](context), scale_factor=2.0, mode="nearest"))
-            if level:
-                inputs.append(correlate(_unit_length(of_fixed), _unit_length(of_moving), self.offsets[level]))
-            else:
-                inputs += [of_moving, demons_force(fixed, warp(moving, displacement / size))]
-            inputs.append(displacement / size)
-            left, context = self.decoder[level](torch.cat([i.to(of_fixed.dtype) for i in inputs], dim=1))
-            displacement = left.float() * size + warp(displacement, left.detach())
+        displacement, context = self._coarse_level(self.levels - 1, both[-1], None, None)
+        found = [displacement]
+        for level in reversed(range(1, self.levels - 1)):
+            displacement, context = self._coarse_level(level, both[level], displacement, context)
             found.append(displacement)
+        found.append(self._finest_level(fixed, moving, both[0], displacement, context))
         return found
+
+    def _coarse_level(
+        self, level: int, features: Tensor, before: Tensor | None, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Improve the displacement by correlation; return it with the decoder's features."""
+        size = self.voxel_size * 2**level
+        of_fixed, of_moving = features.chunk(2)
+        inputs = [of_fixed]
+        if before is None or context is None:
+            displacement = torch.zeros_like(of_fixed[:, :3], dtype=torch.float32)
+        else:
+            # every level learns from its own loss: no gradient through the displacement it starts from
+            displacement = _doubled(before.detach(), "trilinear")
+            of_moving = warp(of_moving, displacement / size)
+            inputs.append(_doubled(self.hand_down[level](context), "nearest"))
+        inputs += [
+            correlate(_unit_length(of_fixed), _unit_length(of_moving), self.offsets[level]),
+            displacement / size,
+        ]
+        left, hidden = self.decoder[level](_joined(inputs))
+        return left.float() * size + warp(displacement, left.detach()), hidden
+
+    def _finest_level(self, fixed: Tensor, moving: Tensor, features: Tensor, before: Tensor, context: Tensor) -> Tensor:
+        """Improve the displacement by the demons' force, in slabs along z that bound the memory and leave no seams."""
+        of_fixed, of_moving = features.chunk(2)
+        displacement = _doubled(before.detach(), "trilinear")
+        handed = self.hand_down[0](context)
+        nz, ny, nx = fixed.shape[2:]
+        rows = nz if self.training else max(2, _SLAB_VOXELS // (ny * nx) // 2 * 2)
+        parts = []
+        for start in range(0, nz, rows):
+            stop = min(start + rows, nz)
+            low, high = max(0, start - _SLAB_HALO), min(nz, stop + _SLAB_HALO)
+            here = displacement[:, :, low:high] / self.voxel_size
+            inputs = [
+                of_fixed[:, :, low:high],
+                _doubled(handed[:, :, low // 2 : high // 2], "nearest"),
+                warp(of_moving, here, low),
+                demons_force(fixed[:, :, low:high], warp(moving, here, low)),
+                here,
+            ]
+            left = self.decoder[0](_joined(inputs))[0][:, :, start - low : stop - low]
+            parts.append(left.float() * self.voxel_size + warp(displacement, left.detach(), start))
+        return torch.cat(parts, dim=2)
+
+
+def _doubled(image: Tensor, mode: str) -> Tensor:
+    return functional.interpolate(image, scale_factor=2.0, mode=mode)
+
+
+def _joined(inputs: list[Tensor]) -> Tensor:
+    return torch.cat([i.to(inputs[0].dtype) for i in inputs], dim=1)

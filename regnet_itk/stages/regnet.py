@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "regnet_multistage"
 """The better of the shipped models on the validation images."""
 
+Precision = Literal["auto", "float32", "bfloat16"]
 Region = Literal["auto", "mask", "body", "all"]
 
 
@@ -49,7 +50,7 @@ class RegNetSettings:
 
     model: str = DEFAULT_MODEL
     output_step: int = 2
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     memory: float = 2.5
     fade: float = 20.0
     region: Region = "auto"
@@ -57,11 +58,20 @@ class RegNetSettings:
 
     @classmethod
     def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:
-        """Read the keys of a checked map; what it leaves out has the default."""
+        """Read the keys of a checked map; what it leaves out has the default.
+
+        Raises
+        ------
+        ParameterError
+            If the output step is neither 1 nor 2.
+        """
+        step = parameters.get_int("RegNetOutputStep", cls.output_step)
+        if step not in (1, 2):
+            raise ParameterError(f"{parameters.source}: 'RegNetOutputStep' must be 1 or 2, not {step}")
         return cls(
             model=parameters.get_str("RegNetModel", cls.model),
-            output_step=parameters.get_int("RegNetOutputStep", cls.output_step),
-            precision=cast(Literal["auto"], parameters.get_str("RegNetPrecision", cls.precision)),
+            output_step=step,
+            precision=cast("Precision", parameters.get_str("RegNetPrecision", cls.precision)),
             memory=parameters.get_float("RegNetMemoryBudget", cls.memory),
             fade=parameters.get_float("RegNetFadeWidth", cls.fade),
             region=cast(Region, parameters.get_str("RegNetRegion", cls.region)),
@@ -102,7 +112,7 @@ class RegNetStage:
         ModelError
             If the model does not exist, is damaged, or is of another network than it says.
         ParameterError
-            If the pixel type of the result does not exist.
+            If the pixel type of the result or the output step does not exist.
         """
         check_pixel_type(self.parameters)
         self._model()
@@ -114,8 +124,10 @@ class RegNetStage:
         ------
         ImageError
             If the region to predict in is empty, or the images do not overlap under `initial`.
+        ParameterError
+            If the region is to be a mask and there is none, or the memory budget is too small.
         """
-        from regnet_itk.inference import InferenceOptions, Predictor, fade, resampled_for_network
+        from regnet_itk.inference import InferenceOptions, Predictor, covering, fade, resampled_for_network
 
         started = time.perf_counter()
         settings, model = self.settings, self._model()
@@ -125,7 +137,7 @@ class RegNetStage:
         region = self._region(pair, initial)
         fixed = resampled_for_network(pair.fixed, grid)
         moving = resampled_for_network(pair.moving, grid, composite)
-        inside = _on_working_grid(region, grid)
+        inside = Image(covering(region, grid), grid)
         _check_overlap(fixed, moving, inside)
         predictor = Predictor(
             model,
@@ -136,7 +148,7 @@ class RegNetStage:
             lambda fraction: options.progress(0.15 + 0.7 * fraction, "predicting"),
         )  # fmt: skip
         options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-        u = fade(predictor.predict(fixed, moving, inside), inside, settings.fade)
+        u = fade(predictor.predict(fixed, moving, inside, margin=settings.fade), inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
         warped = self._warped(pair, chain)
@@ -162,7 +174,7 @@ class RegNetStage:
         from regnet_itk.model import find_model
 
         beside = Path(self.parameters.source).parent
-        path = find_model(self.settings.model, beside)
+        path = find_model(self.settings.model, beside).resolve()
         return _loaded(path, path.stat().st_mtime_ns)
 
     def _resampling(self, pair: ImagePair) -> dict[str, tuple[str, ...]]:
@@ -209,11 +221,6 @@ def _loaded(path: Path, changed: int) -> Model:
     from regnet_itk.model import load_model
 
     return load_model(path)
-
-
-def _on_working_grid(region: Image, grid: object) -> Image:
-    resampled = Image(region.array.astype(np.float32), region.grid).resampled(grid)  # type: ignore[arg-type]
-    return Image(resampled.array > 0, resampled.grid)
 
 
 def _moving_mask_on_fixed(pair: ImagePair, initial: TransformChain) -> Image | None:

@@ -74,6 +74,11 @@ class Phase:
     fields: FieldRecipe = field(default_factory=FieldRecipe)
     appearance: AppearanceRecipe = field(default_factory=AppearanceRecipe)
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "blocks", "block_size"):
+            if getattr(self, name) < 1:
+                raise ParameterError(f"a training phase needs {name} of at least 1, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -95,8 +100,15 @@ class TrainingConfig:
         if len(set(sets)) != len(sets):
             twice = sorted({name for name in sets if sets.count(name) > 1})
             raise ParameterError(f"training, validation and test images must be disjoint; given twice: {twice}")
+        if not self.train or not self.validation:
+            raise ParameterError("a training configuration needs at least one image in 'train' and in 'validation'")
         if not self.phases:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
+        if min(self.validate_every, self.checkpoint_every) < 1:
+            raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
+        odd = [phase.block_size for phase in self.phases if phase.block_size % 8]
+        if self.network == "coarse_to_fine" and odd:
+            raise ParameterError(f"the coarse-to-fine network needs a block_size that is a multiple of 8, not {odd[0]}")
 
 
 def read_training_config(path: str | Path) -> TrainingConfig:
@@ -105,7 +117,7 @@ def read_training_config(path: str | Path) -> TrainingConfig:
     Raises
     ------
     ParameterError
-        If the file is missing or malformed, or a key is unknown or of the wrong type.
+        If the file is missing or malformed, a key is unknown, missing or of the wrong type, or an image is in two sets.
     """
     path = Path(path)
     try:
@@ -113,7 +125,7 @@ def read_training_config(path: str | Path) -> TrainingConfig:
             values = tomllib.load(file)
     except OSError as error:
         raise ParameterError(f"training configuration '{path}' cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also text that is not UTF-8
         raise ParameterError(f"training configuration '{path}' is not TOML: {error}") from None
     config: TrainingConfig = _build(TrainingConfig, values, str(path))
     return config
@@ -131,7 +143,11 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     ]
     if missing:
         raise ParameterError(f"{where}: key '{missing[0]}' is missing")
-    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    arguments = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ParameterError as error:
+        raise ParameterError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import pickle
 import platform
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet_itk.errors import ImageError
+from regnet_itk.errors import ImageError, ModelError
 from regnet_itk.geometry import FloatArray
 from regnet_itk.images import IMAGE_SUFFIXES, read_image
 from regnet_itk.lungs import lung_mask
@@ -120,9 +121,15 @@ class Trainer:
         """Train through all phases and return the path of the model.
 
         With `resume`, continue from the checkpoint in the folder if there is one.
+
+        Raises
+        ------
+        ModelError
+            If the checkpoint is damaged or of another network.
         """
         if resume and self._checkpoint_path.exists():
             self._load_checkpoint()
+        self._forget_later_log()
         first = 0
         for number, phase in enumerate(self.config.phases):
             if self.step < first + phase.steps:
@@ -252,6 +259,7 @@ class Trainer:
             f"{self.seconds:.0f}",
             f"{rate:.2e}",
             f"{loss:.4f}",
+            f"{left:.4f}",
             f"{error:.4f}",
             f"{magnitude:.4f}",
         ]
@@ -264,7 +272,7 @@ class Trainer:
             writer.writerow(row)
         self.say(
             f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, {left:.3f} left, validation "
-            f"error {error:.3f} mm of {magnitude:.3f} mm = {error / magnitude:.3f}"
+            f"error {error:.3f} mm of {magnitude:.3f} mm = {error / max(magnitude, 1e-6):.3f}"
         )
 
     @property
@@ -280,13 +288,36 @@ class Trainer:
             "seconds": self.seconds,
         }
         write_whole(self._checkpoint_path, lambda part: torch.save(state, part))
+        self.textures.clear()  # a continued run has to draw one, so this one does as well
 
     def _load_checkpoint(self) -> None:
-        state = torch.load(self._checkpoint_path, weights_only=True)
-        self.trained.load_state_dict(state["trained"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        path = self._checkpoint_path
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+            raise ModelError(f"checkpoint '{path}' is damaged; remove it to begin anew") from None
+        try:
+            self.trained.load_state_dict(state["trained"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.generator.set_state(state["generator"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (RuntimeError, KeyError, TypeError, ValueError):
+            raise ModelError(
+                f"checkpoint '{path}' is not of the network '{self.config.network}'; train in another folder"
+            ) from None
+
+    def _forget_later_log(self) -> None:
+        """Remove what the log says about steps that are yet to come: they were done after the last checkpoint."""
+        path = self.folder / "log.csv"
+        if not path.exists():
+            return
+        rows = path.read_bytes().splitlines(keepends=True)
+        steps = [row.partition(b",")[0] for row in rows]
+        kept = [row for row, step in zip(rows, steps, strict=True) if step.isdigit() and int(step) <= self.step]
+        if kept:
+            write_whole(path, lambda part: part.write_bytes(b"".join([rows[0], *kept])))
+        else:
+            path.unlink()
 
     def _description(self, validation: tuple[float, float]) -> ModelDescription:
         last = self.config.phases[-1].fields

@@ -59,7 +59,7 @@ def random_displacement(grid: Grid, frequency: Frequency, rng: np.random.Generat
     Returns
     -------
     DisplacementField
-        Its largest component is `frequency.theta` mm.
+        Its largest component along the axes of `grid` is `frequency.theta` mm.
     """
     coarse = grid.isotropic(_FIELD_SPACING).pad((1, 1, 1), (1, 1, 1))
     impulses = np.zeros((3, *coarse.shape), dtype=np.float32)

@@ -6,6 +6,7 @@ outside its grid, exactly as ITK's DisplacementFieldTransform and elastix's Defo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from regnet_itk.errors import TransformError
+from regnet_itk.errors import ImageError, TransformError
 from regnet_itk.geometry import FloatArray, Grid
-from regnet_itk.images import grid_of, place
+from regnet_itk.images import bytes_per_value, check_complete, grid_of, place
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class DisplacementField:
             ],
             axis=-1,
         )
-        sampled[~self.grid.contains(points.reshape(-1, 3))] = 0.0
+        inside = ((index >= -0.5) & (index < np.asarray(self.grid.size) - 0.5)).all(axis=-1)
+        sampled[~inside] = 0.0
         return sampled.reshape(points.shape)
 
     def map_points(self, points: npt.ArrayLike) -> FloatArray:
@@ -121,11 +123,21 @@ def read_displacement_field(path: str | Path) -> DisplacementField:
     path = Path(path)
     if not path.is_file():
         raise TransformError(f"displacement field '{path}' does not exist")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        values = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+        check_complete(path, "displacement field", values * bytes_per_value(reader.GetPixelID()))
+        image = reader.Execute()
+    except ImageError as error:
+        raise TransformError(str(error)) from None
     except RuntimeError as error:
         raise TransformError(f"displacement field '{path}' cannot be read: {str(error).splitlines()[-1]}") from None
-    return DisplacementField.from_sitk(image)
+    field = DisplacementField.from_sitk(image)
+    if not np.isfinite(field.vectors).all():
+        raise TransformError(f"displacement field '{path}' holds vectors that are not finite")
+    return field
 
 
 def jacobian_determinant(vectors: FloatArray, grid: Grid) -> FloatArray:

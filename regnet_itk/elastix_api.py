@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.errors import ParameterError, RegistrationError
+from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.registration import DEFAULT_STAGES, register
 from regnet_itk.results import RegistrationResult
+from regnet_itk.transforms import INITIAL_KEYS, NO_INITIAL
+
+_kept_folders: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders of transforms whose maps may still be in use; they go when the process ends."""
 
 
 def registration_method(
@@ -60,7 +65,7 @@ def registration_method(
     result_image : itk.Image
         The moving image on the fixed grid, float32.
     result_transform_parameters : itk.ParameterObject
-        One map for each stage; ``itk.transformix_filter`` takes it.
+        ``itk.transformix_filter`` takes it; see :meth:`RegNetRegistrationMethod.GetTransformParameterObject`.
     """
     method = RegNetRegistrationMethod.New(fixed_image, moving_image)
     if parameter_object is not None:
@@ -101,7 +106,7 @@ class RegNetRegistrationMethod:
         self._device = "auto"
         self._progress = 0.0
         self._result: RegistrationResult | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._transforms: Any = None
 
     @classmethod
     def New(cls, fixed_image: Any = None, moving_image: Any = None, **settings: Any) -> RegNetRegistrationMethod:
@@ -150,7 +155,8 @@ class RegNetRegistrationMethod:
 
     def SetParameterObject(self, parameter_object: Any) -> None:
         """Set the ``itk.ParameterObject`` whose maps are the stages."""
-        self._parameter_object, self._result = parameter_object, None
+        self._parameter_object = parameter_object
+        self._forget()
 
     def GetParameterObject(self) -> Any:
         """Return the parameter object; by default the one of the shipped affine and RegNet files."""
@@ -160,7 +166,8 @@ class RegNetRegistrationMethod:
 
     def SetInitialTransformParameterFileName(self, name: str) -> None:
         """Set the elastix transform file to start from."""
-        self._initial, self._result = name or None, None
+        self._initial = str(name) or None
+        self._forget()
 
     def GetInitialTransformParameterFileName(self) -> str:
         """Return the elastix transform file to start from, or an empty string."""
@@ -168,7 +175,8 @@ class RegNetRegistrationMethod:
 
     def SetOutputDirectory(self, folder: str) -> None:
         """Set the folder to write everything to that the command line writes."""
-        self._output_directory = folder
+        self._output_directory = str(folder)
+        self._forget()
 
     def GetOutputDirectory(self) -> str:
         """Return the output folder, or an empty string."""
@@ -185,6 +193,7 @@ class RegNetRegistrationMethod:
     def SetNumberOfThreads(self, threads: int) -> None:
         """Set the number of CPU threads; 0 means all."""
         self._threads = threads or None
+        self._forget()
 
     def GetNumberOfThreads(self) -> int:
         """Return the number of CPU threads; 0 means all."""
@@ -193,6 +202,7 @@ class RegNetRegistrationMethod:
     def SetDevice(self, device: str) -> None:
         """Set where networks run: "auto", "cpu", "cuda", "cuda:N" or "mps"."""
         self._device = device
+        self._forget()
 
     def GetDevice(self) -> str:
         """Return where networks run."""
@@ -230,10 +240,15 @@ class RegNetRegistrationMethod:
         return self._done()
 
     def GetTransformParameterObject(self) -> Any:
-        """Return an ``itk.ParameterObject`` with one transform map for each stage, for transformix."""
+        """Return an ``itk.ParameterObject`` with the transform for transformix, one map for each stage.
+
+        A RegNet stage after a stage that is not linear is the exception: elastix can have the whole only in other
+        parts, whose number may differ.
+        """
         result = self._done()
-        paths = result.write_transforms(self._transform_folder())
-        return _parameter_object([read_parameter_map(path) for path in paths])
+        if self._transforms is None:
+            self._transforms = _parameter_object(_whole(result.write_transforms(self._transform_folder())[-1]))
+        return self._transforms
 
     def GetCombinationTransform(self) -> Any:
         """Return the whole transform, fixed to moving, as ``itk.CompositeTransform``."""
@@ -246,7 +261,12 @@ class RegNetRegistrationMethod:
             return itk.transformread(str(path))[0]
 
     def _set_image(self, role: str, image: Any) -> None:
-        self._images[role], self._result = image, None
+        self._images[role] = image
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the result: it does not belong to the settings any more."""
+        self._result = self._transforms = None
 
     def _done(self) -> RegistrationResult:
         if self._result is None:
@@ -254,12 +274,11 @@ class RegNetRegistrationMethod:
         return self._result
 
     def _transform_folder(self) -> Path:
-        """Return the folder that the transform maps name: the output folder, or one for as long as this lives."""
+        """Return the folder that the transform maps name: the output folder, or one for the rest of the process."""
         if self._output_directory:
             return Path(self._output_directory)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="regnet-itk-")
-        return Path(self._folder.name)
+        _kept_folders.append(tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True))
+        return Path(_kept_folders[-1].name)
 
     def _run(self) -> None:
         import itk
@@ -267,7 +286,9 @@ class RegNetRegistrationMethod:
         for role in ("fixed", "moving"):
             if role not in self._images:
                 raise ParameterError(f"no {role} image was set: call Set{role.capitalize()}Image first")
-        maps = _maps_of(self.GetParameterObject())
+        maps = [stage.with_(ResultImagePixelType="float") for stage in _maps_of(self.GetParameterObject())]  # as itk's
+        if self._output_directory:
+            check_writable(self._output_directory)
         lines: list[str] = []
 
         def log(line: str) -> None:
@@ -276,7 +297,7 @@ class RegNetRegistrationMethod:
                 print(line, flush=True)  # noqa: T201 - that is what the setting asks for
 
         def progress(stage: int, name: str, fraction: float, text: str) -> None:
-            self._progress = (stage + fraction) / len(maps)
+            self._progress = max(self._progress, (stage + fraction) / len(maps))
             self._events.InvokeEvent(itk.ProgressEvent())
 
         self._progress = 0.0
@@ -301,6 +322,16 @@ def _maps_of(parameter_object: Any) -> list[ParameterMap]:
     if not maps:
         raise ParameterError("the parameter object has no parameter map; add at least one")
     return maps
+
+
+def _whole(path: Path) -> list[ParameterMap]:
+    """Return the maps of a transform file and of those it starts from, down to what was given before the stages.
+
+    The library applies the maps of one object in their order, whatever files they name.
+    """
+    values = read_parameter_map(path)
+    initial = Path(values.get_str(INITIAL_KEYS[0], NO_INITIAL))
+    return [*(_whole(initial) if initial.name.startswith("TransformParameters.") else []), values]
 
 
 def _parameter_object(maps: list[ParameterMap]) -> Any:

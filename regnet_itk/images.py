@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +19,10 @@ import numpy.typing as npt
 from regnet_itk.errors import ImageError
 from regnet_itk.geometry import Grid
 
+INTERPOLATION_ORDERS = range(6)
+SMALLEST_SIZE = 4
+SLICE_TOLERANCE = 0.1  # share of the slice spacing by which the slices of a DICOM series may be off
+_DICOM_POSITION = "0020|0032"
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 
 
@@ -41,14 +52,17 @@ class Image:
         """Return a SimpleITK image with the same voxels (copied) and grid."""
         import SimpleITK as sitk
 
-        array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
-        return place(sitk.GetImageFromArray(array), self.grid)
+        return place(sitk.GetImageFromArray(_plain(self.array)), self.grid)
 
     def to_itk(self) -> Any:
         """Return an ``itk.Image`` with the same voxels (copied) and grid."""
         import itk
 
-        array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
+        array = _plain(self.array)
+        if array.dtype == np.int64:  # itk's wheels have no images of it
+            small = np.iinfo(np.int32)
+            fits = small.min <= array.min() and array.max() <= small.max
+            array = array.astype(np.int32 if fits else np.float64)
         image = itk.image_from_array(np.ascontiguousarray(array))
         image.SetSpacing(list(self.grid.spacing))
         image.SetOrigin(list(self.grid.origin))
@@ -64,14 +78,17 @@ class Image:
             The wanted voxels, in the space that `transform` starts from.
         transform : SimpleITK.Transform, optional
             Maps points of `grid` to points of this image (mm, LPS). Identity by default.
-        order : {0, 1, 2, 3}
-            0 takes the nearest voxel, 1 is linear, 2 and 3 are B-splines.
+        order : {0, 1, 2, 3, 4, 5}
+            0 takes the nearest voxel, 1 is linear, 2 and more are B-splines.
         default : float
             Value where the transformed point falls outside this image.
         """
         import SimpleITK as sitk
 
-        interpolator = (sitk.sitkNearestNeighbor, sitk.sitkLinear, sitk.sitkBSpline2, sitk.sitkBSpline3)[order]
+        if order not in INTERPOLATION_ORDERS:
+            raise ImageError(f"an image can be interpolated with orders 0 to {max(INTERPOLATION_ORDERS)}, not {order}")
+        splines = (sitk.sitkBSpline2, sitk.sitkBSpline3, sitk.sitkBSpline4, sitk.sitkBSpline5)
+        interpolator = (sitk.sitkNearestNeighbor, sitk.sitkLinear, *splines)[order]
         source = self.to_sitk()
         reference = _reference_arguments(grid)
         moved = sitk.Resample(
@@ -79,6 +96,15 @@ class Image:
             *reference[1:], float(default), sitk.sitkFloat32,
         )  # fmt: skip
         return Image(sitk.GetArrayFromImage(moved), grid)
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array with the same values, of a type and byte order that ITK has."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _reference_arguments(grid: Grid) -> tuple[Any, ...]:
@@ -136,7 +162,7 @@ def as_image(image: Any, grid: Grid | None = None) -> Image:
     if module.startswith("itk") or hasattr(image, "GetLargestPossibleRegion"):
         import itk
 
-        image.UpdateOutputInformation()
+        image.Update()  # it may be the output of a filter that has not run yet
         grid_found = grid_of(image)
         return _scalar(itk.array_from_image(image), grid_found, image.GetNumberOfComponentsPerPixel())
     raise ImageError(f"expected an itk image, a SimpleITK image or regnet_itk.Image, not {type(image).__name__}")
@@ -184,16 +210,90 @@ def read_image(path: str | Path, role: str = "image") -> Image:
             raise ImageError(f"{role} '{path}' has {dimension} dimensions; regnet-itk registers 3D images only")
         if components != 1:
             raise ImageError(f"{role} '{path}' has {components} components a voxel; give a scalar image")
+        check_complete(path, role, math.prod(reader.GetSize()) * bytes_per_value(reader.GetPixelID()))
         image = reader.Execute()
     except RuntimeError as error:
         raise ImageError(f"{role} '{path}' cannot be read: {_reason(error)}") from None
     return Image(sitk.GetArrayFromImage(image), grid_of(image))
 
 
+def bytes_per_value(pixel_id: int) -> int:
+    """Return the size of a voxel's value, or of each of its components, of SimpleITK's pixel type."""
+    import SimpleITK as sitk
+
+    size: int = sitk.Image([1, 1, 1], pixel_id).GetSizeOfPixelComponent()
+    return size
+
+
+def check_complete(path: Path, role: str, expected: int) -> None:
+    """Refuse a file that was cut off; of a NIfTI file ITK would read the missing voxels as zero.
+
+    Parameters
+    ----------
+    path : Path
+        A MetaImage or NIfTI file; others are left to their reader.
+    role : str
+        For the message.
+    expected : int
+        Bytes of all its voxels.
+
+    Raises
+    ------
+    ImageError
+        With the number of bytes that there are and that there should be.
+    """
+    name = path.name.lower()
+    if name.endswith((".mha", ".mhd")):
+        found, expected = _meta_bytes(path, expected)
+    elif name.endswith(".nii"):
+        found, expected = path.stat().st_size, expected + 348
+    elif name.endswith(".nii.gz"):
+        found, expected = _unzipped_size(path, expected + 348), expected + 348
+    else:
+        return
+    if found < expected:
+        raise ImageError(f"{role} '{path}' is cut off: it has {found} of {expected} bytes; copy it again")
+
+
+def _meta_bytes(path: Path, expected: int) -> tuple[int, int]:
+    """Return how many bytes of voxels a MetaImage has, and how many it should have."""
+    with path.open("rb") as file:
+        head = file.read(65536)
+    match = re.search(rb"^ElementDataFile\s*=\s*(.*?)\s*?\n", head, re.MULTILINE)
+    if match is None:
+        return 0, 0  # its reader knows what to say
+    data = path if match[1].upper() == b"LOCAL" else path.parent / match[1].decode(errors="replace")
+    if not data.is_file():
+        return 0, 0
+    size = re.search(rb"^CompressedDataSize\s*=\s*(\d+)", head[: match.start()], re.MULTILINE)
+    compressed = re.search(rb"^CompressedData\s*=\s*True", head[: match.start()], re.MULTILINE)
+    if compressed:
+        expected = int(size[1]) if size else 0
+    return data.stat().st_size - (match.end() if data == path else 0), expected
+
+
+def _unzipped_size(path: Path, enough: int) -> int:
+    """Return how many bytes a gzip file unpacks to; fewer if it is cut off."""
+    with path.open("rb") as raw:
+        raw.seek(max(0, path.stat().st_size - 4))
+        if int.from_bytes(raw.read(4), "little") == enough + 4:  # what a whole file of one piece ends with
+            return enough + 4
+    count, piece = 0, zlib.decompressobj(wbits=31)
+    with path.open("rb") as raw, contextlib.suppress(zlib.error):
+        while chunk := raw.read(1 << 20):
+            while chunk:
+                count += len(piece.decompress(chunk))
+                chunk = piece.unused_data
+                if piece.eof:
+                    piece = zlib.decompressobj(wbits=31)
+    return count
+
+
 def _read_dicom(folder: Path, role: str) -> Image:
     import SimpleITK as sitk
 
-    series = list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+    with _without_warnings():
+        series = list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
     if not series:
         raise ImageError(f"{role} '{folder}' is a folder without a DICOM series; give an image file")
     if len(series) > 1:
@@ -201,14 +301,51 @@ def _read_dicom(folder: Path, role: str) -> Image:
             f"{role} '{folder}' holds {len(series)} DICOM series; put the wanted one into a folder of its own"
         )
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
     try:
-        image = reader.Execute()
+        with _without_warnings():
+            image = reader.Execute()
     except RuntimeError as error:
         raise ImageError(f"{role} '{folder}' cannot be read as a DICOM series: {_reason(error)}") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(f"{role} '{folder}' is not a scalar 3D series")
+    _check_slices([_slice_position(reader, number) for number in range(len(files))], f"{role} '{folder}'")
     return Image(sitk.GetArrayFromImage(image), grid_of(image))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep ITK's warnings off the screen; what they tell is checked here."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _slice_position(reader: Any, number: int) -> list[float] | None:
+    try:
+        return [float(text) for text in reader.GetMetaData(number, _DICOM_POSITION).split("\\")]
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _check_slices(positions: list[list[float] | None], what: str) -> None:
+    """Refuse a series that has gaps: ITK would spread its slices evenly over them."""
+    known = [position for position in positions if position is not None]
+    if len(known) < 3 or len(known) < len(positions):
+        return
+    gaps = np.linalg.norm(np.diff(np.array(known), axis=0), axis=1)
+    if gaps.max() - gaps.min() > SLICE_TOLERANCE * np.median(gaps):
+        raise ImageError(
+            f"{what} has slices that are {gaps.min():.2f} to {gaps.max():.2f} mm apart: one is missing, or they are "
+            "not evenly spaced; resample the series to an even spacing"
+        )
 
 
 def _reason(error: RuntimeError) -> str:
@@ -229,7 +366,14 @@ def write_image(image: Image, path: str | Path) -> None:
 
     from regnet_itk.outputs import write_whole
 
-    write_whole(path, lambda part: sitk.WriteImage(image.to_sitk(), str(part), useCompression=True))
+    def write(part: Path) -> None:
+        sitk.WriteImage(image.to_sitk(), str(part), useCompression=True)
+        try:  # ITK does not notice when the disk is full while it writes NIfTI
+            check_complete(part, "image", _plain(image.array).nbytes)
+        except ImageError:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+    write_whole(path, write)
 
 
 def check_registrable(image: Image, role: str) -> None:
@@ -238,9 +382,16 @@ def check_registrable(image: Image, role: str) -> None:
     Raises
     ------
     ImageError
-        If a value is NaN or infinite, or all values are equal.
+        If it has fewer voxels along an axis than cubic splines need, a value is NaN or infinite, or all are equal.
     """
     array = image.array
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"the {role} has values of the type {array.dtype}; give an image of plain numbers")
+    thin = [f"{n} along {axis}" for n, axis in zip(image.grid.size, "xyz", strict=True) if n < SMALLEST_SIZE]
+    if thin:
+        raise ImageError(
+            f"the {role} has too few voxels ({', '.join(thin)}); 3D registration needs {SMALLEST_SIZE} along every axis"
+        )
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = int(np.size(array) - np.isfinite(array).sum())
         raise ImageError(f"the {role} has {bad} voxels that are NaN or infinite; replace them (air is -1000 HU)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -41,8 +42,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     try:
         part = folder / path.name
         write(part)
-        for file in sorted(folder.iterdir(), key=lambda f: f == part):  # a raw part first, its header last
-            os.replace(file, path.parent / file.name)
+        if not part.is_file() or not part.stat().st_size:
+            raise OSError(errno.EIO, "nothing was written; the disk may be full")
+        _move(sorted(folder.iterdir(), key=lambda f: f == part), path.parent)  # a raw part first, its header last
     except (OSError, RuntimeError) as error:
         raise _write_error(path, error) from None
     finally:
@@ -72,26 +74,39 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
         If the folder cannot be created or written.
     """
     folder = Path(folder).resolve()
+    check_writable(folder)
     created = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
-    except OSError as error:
-        raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
     done = False
     try:
-        yield stage
-        for file in sorted(stage.iterdir()):
-            os.replace(file, folder / file.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+        except OSError as error:
+            raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
+        try:
+            yield stage
+            _move(sorted(stage.iterdir()), folder)
+        except OSError as error:
+            raise _write_error(folder, error) from None
+        except OutputError as error:  # names a file that the user never sees
+            raise OutputError(str(error).replace(str(stage), str(folder))) from None
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
         done = True
-    except OSError as error:
-        raise _write_error(folder, error) from None
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
         if not done:
             for path in created:
                 if path.exists() and not any(path.iterdir()):
                     path.rmdir()
+
+
+def _move(files: list[Path], folder: Path) -> None:
+    """Move files into a folder; a folder there that has the name of a file is found before any is moved."""
+    for file in files:
+        if (folder / file.name).is_dir():
+            raise OutputError(f"cannot write '{folder / file.name}': there is a folder of that name")
+    for file in files:
+        os.replace(file, folder / file.name)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -102,8 +117,11 @@ def check_writable(folder: str | Path) -> None:
     OutputError
         If it is a file, or the folder or the nearest existing one above it cannot be written.
     """
-    folder = Path(folder).resolve()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        folder = Path(folder).resolve()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
     if not there.is_dir():
         raise OutputError(f"cannot write to the output folder '{folder}': '{there}' is a file")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.displacement import DisplacementField
-from regnet_itk.errors import ImageError, ParameterError
+from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.evaluation.metrics import ErrorSummary, summarise_errors
 from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, as_image, check_mask, check_registrable, read_image
+from regnet_itk.images import INTERPOLATION_ORDERS, Image, as_image, check_mask, check_registrable, read_image
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
 from regnet_itk.points import Landmarks, check_landmarks, read_landmarks
-from regnet_itk.results import RegistrationResult, StageReport
+from regnet_itk.results import RegistrationResult, StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms import TransformChain, field_link, read_chain
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
+
+_RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
 
 Progress = Callable[[int, str, float, str], None]
 """Is given the number and the name of the stage, the fraction of it that is done, and a short text."""
@@ -33,7 +36,7 @@ Report = Callable[[int, StageReport], None]
 def register(
     fixed: Any,
     moving: Any,
-    stages: Sequence[str | Path | ParameterMap] = DEFAULT_STAGES,
+    stages: str | Path | ParameterMap | Sequence[str | Path | ParameterMap] = DEFAULT_STAGES,
     *,
     fixed_mask: Any = None,
     moving_mask: Any = None,
@@ -56,7 +59,7 @@ def register(
         Scalar 3D images with their spacing, origin and direction. For arrays: ``Image(array, Grid(..))``.
     stages : sequence of str, Path or ParameterMap
         Names of shipped parameter files ("affine", "regnet", "bspline_3r" ..), paths, or parameter maps, in the order
-        in which they run.
+        in which they run. One alone may be given without a list.
     fixed_mask, moving_mask : like the images, optional
         Voxels other than 0 count; on the grids of their images.
     initial : path or TransformChain, optional
@@ -85,11 +88,17 @@ def register(
         Each with one line that says what was given and what to do.
     """
     say = log or (lambda line: None)
-    pair = image_pair(fixed, moving, fixed_mask, moving_mask)
+    if (fixed_landmarks is None) != (moving_landmarks is None):
+        raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
+    maps = _read_maps(stages)
     chain = _initial_chain(initial)
-    planned = plan_stages(stages, chain, say)
+    pair = image_pair(fixed, moving, fixed_mask, moving_mask)
     error = _LandmarkError.of(fixed_landmarks, moving_landmarks, pair)
+    planned = plan_stages(maps, chain, say)
+    _check_what_networks_need(planned, pair, device)
     first_error, given = error.under(chain), len(chain.links)
+    if first_error is not None:
+        say(f"before: TRE {describe_error(first_error)}")
     reports: list[StageReport] = []
     for number, stage in enumerate(planned):
 
@@ -105,7 +114,7 @@ def register(
             stage.name, stage.parameters, found.seconds, len(chain.links), found.warped, error.under(chain),
             found.details, found.iteration_info,
         )  # fmt: skip
-        say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {done.tre.mean:.2f} mm" if done.tre else ""))
+        say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {describe_error(done.tre)}" if done.tre else ""))
         reports.append(done)
         if report is not None:
             report(number, done)
@@ -134,21 +143,26 @@ def image_pair(fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any
     return ImagePair(images["fixed"], images["moving"], masks["fixed"], masks["moving"])
 
 
+def _read_maps(stages: str | Path | ParameterMap | Sequence[str | Path | ParameterMap]) -> list[ParameterMap]:
+    given = [stages] if isinstance(stages, str | Path | ParameterMap) else list(stages)
+    if not given:
+        raise ParameterError("no stage was given; name at least one parameter file, such as 'affine'")
+    return [stage if isinstance(stage, ParameterMap) else read_parameter_map(stage) for stage in given]
+
+
 def plan_stages(
-    stages: Sequence[str | Path | ParameterMap], initial: TransformChain, say: Callable[[str], None] = lambda _: None
+    maps: Sequence[ParameterMap], initial: TransformChain, say: Callable[[str], None] = lambda _: None
 ) -> list[ElastixStage | RegNetStage]:
-    """Read and check the parameter maps, and find what would fail later, before anything runs.
+    """Check the parameter maps, and find what would fail later, before anything runs.
 
     Raises
     ------
     ParameterError, ModelError
     """
-    if not stages:
-        raise ParameterError("no stage was given; name at least one parameter file, such as 'affine'")
     planned: list[ElastixStage | RegNetStage] = []
     expected = initial
-    for given in stages:
-        parameters = given if isinstance(given, ParameterMap) else read_parameter_map(given)
+    for parameters in maps:
+        _check_output_keys(parameters)
         for warning in check_parameter_map(parameters):
             say(f"warning: {warning}")
         stage = RegNetStage(parameters) if parameters.is_regnet else ElastixStage(parameters)
@@ -157,6 +171,35 @@ def plan_stages(
             expected = expected.then(field_link(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
         planned.append(stage)
     return planned
+
+
+def _check_output_keys(parameters: ParameterMap) -> None:
+    """Refuse what would fail when a stage has run and its result is made or written."""
+    suffix = parameters.get_str("ResultImageFormat", "mha")
+    if suffix not in _RESULT_FORMATS:
+        near = did_you_mean(suffix, _RESULT_FORMATS) or f"; known are {', '.join(_RESULT_FORMATS)}"
+        raise ParameterError(f"{parameters.source}: there is no ResultImageFormat '{suffix}'{near}")
+    parameters.get_bool("WriteResultImage", True)
+    parameters.get_float("DefaultPixelValue", 0.0)
+    order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
+    if order not in INTERPOLATION_ORDERS:
+        raise ParameterError(
+            f"{parameters.source}: 'FinalBSplineInterpolationOrder' must be between 0 and "
+            f"{max(INTERPOLATION_ORDERS)}, not {order}"
+        )
+
+
+def _check_what_networks_need(planned: Sequence[ElastixStage | RegNetStage], pair: ImagePair, device: str) -> None:
+    networks = [stage for stage in planned if isinstance(stage, RegNetStage)]
+    if networks:
+        from regnet_itk.inference import find_device
+
+        find_device(device)
+    elif not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):  # without the seconds that torch takes to load
+        raise ParameterError(f"unknown device '{device}'; use auto, cpu, cuda, cuda:N or mps")
+    for stage in networks:
+        if stage.settings.region == "mask" and pair.fixed_mask is None and pair.moving_mask is None:
+            raise ParameterError(f'{stage.parameters.source}: (RegNetRegion "mask") needs -fMask or -mMask')
 
 
 def _image(given: Any, role: str) -> Image:
@@ -182,10 +225,8 @@ class _LandmarkError:
 
     @classmethod
     def of(cls, fixed: Any, moving: Any, pair: ImagePair) -> _LandmarkError:
-        if fixed is None and moving is None:
+        if fixed is None:
             return cls(None, None)
-        if fixed is None or moving is None:
-            raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
         of_fixed = _landmarks(fixed, pair.fixed.grid)
         of_moving = _landmarks(moving, pair.moving.grid)
         check_landmarks(of_fixed, of_moving, pair.fixed.grid, pair.moving.grid)

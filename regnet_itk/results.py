@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from regnet_itk.evaluation.metrics import ErrorSummary, folding_share
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, write_image
 from regnet_itk.outputs import staged_folder
-from regnet_itk.transforms import MatrixTransform, TransformChain
+from regnet_itk.transforms import MatrixTransform, TransformChain, resampling_parameters
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -26,6 +27,11 @@ FOLDING_SPACING = 2.0
 """The Jacobian is looked at on voxels of this size in mm, or on the fixed image's if they are larger."""
 
 _PACKAGES = ("regnet-itk", "itk", "itk-elastix", "SimpleITK", "torch", "numpy", "scipy", "scikit-image")
+
+
+def describe_error(error: ErrorSummary) -> str:
+    """Return a landmark error as one line of text."""
+    return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks)"
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class RegistrationResult:
         if last.warped is not None:
             return last.warped
         order = last.parameters.get_int("FinalBSplineInterpolationOrder", 3)
-        default = last.parameters.get_float("DefaultPixelValue", 0.0)
+        default = last.parameters.get_float("DefaultPixelValue", -1000.0 if last.parameters.is_regnet else 0.0)
         grid = self.pair.fixed.grid
         return self.pair.moving.resampled(grid, self.chain.to_sitk(grid), order, default)
 
@@ -108,12 +114,16 @@ class RegistrationResult:
     @cached_property
     def folding(self) -> float:
         """Share (0 to 1) of voxels with det J <= 0 of the whole transform, inside the fixed mask if there is one."""
-        grid = _overview_grid(self.pair.fixed.grid)
         mask = self.pair.fixed_mask
-        on_grid = mask.resampled(grid, order=0) if mask is not None else None
+        on_grid = mask.resampled(self._overview.grid, order=0) if mask is not None else None
         if on_grid is not None and not on_grid.array.any():
             on_grid = None
-        return folding_share(self.chain.displacement_on(grid), on_grid)
+        return folding_share(self._overview, on_grid)
+
+    @cached_property
+    def _overview(self) -> DisplacementField:
+        """The whole displacement on a grid that is coarse enough to look at a smooth transform quickly."""
+        return self.chain.displacement_on(_overview_grid(self.pair.fixed.grid))
 
     def beyond_affine(self) -> DisplacementField:
         """Return T(x) - A(x), where A is the part of the chain up to its first nonrigid link, on an overview grid."""
@@ -122,9 +132,9 @@ class RegistrationResult:
             matrices += 1
         if matrices == len(self.chain.links):
             matrices = 0
-        grid = _overview_grid(self.pair.fixed.grid)
-        affine = TransformChain(self.chain.links[:matrices]).displacement_on(grid)
-        return DisplacementField(self.chain.displacement_on(grid).vectors - affine.vectors, grid)
+        whole = self._overview
+        affine = TransformChain(self.chain.links[:matrices]).displacement_on(whole.grid)
+        return DisplacementField(whole.vectors - affine.vectors, whole.grid)
 
     def summary(self) -> dict[str, Any]:
         """Return the contents of ``registration.json``."""
@@ -160,7 +170,8 @@ class RegistrationResult:
         """Write everything into a folder, whole or not at all.
 
         ``TransformParameters.N.txt`` (with ``deformationField.N.mha`` for RegNet) and ``result.N.<format>`` for each
-        stage, ``TransformParameters.N-Composite.h5`` for the last, ``registration.json``, ``registration.png``, and
+        stage, ``InitialTransform.N.txt`` for the transforms that were given to start from,
+        ``TransformParameters.N-Composite.h5`` for the last stage, ``registration.json``, ``registration.png``, and
         ``regnet-itk.log``.
 
         Parameters
@@ -183,7 +194,8 @@ class RegistrationResult:
             last = len(self.stages) - 1
             for number, report in enumerate(self.stages):
                 if report.warped is not None:
-                    suffix = report.parameters.get_str("ResultImageFormat", "mhd")
+                    usual = "mha" if report.parameters.is_regnet else "mhd"  # the second is elastix's own
+                    suffix = report.parameters.get_str("ResultImageFormat", usual)
                     write_image(report.warped, stage / f"result.{number}.{suffix}")
                 for resolution, text in report.iteration_info.items():
                     (stage / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
@@ -201,8 +213,58 @@ class RegistrationResult:
             (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []))
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
-        """Write the chain's elastix files: the stages are numbered from 0, what was given before them ``initial``."""
-        return self.chain.write_elastix(folder, final_folder, first=-self.initial_links)
+        """Write the chain's elastix files, so that the folder has all that they need.
+
+        Stage N is ``TransformParameters.N.txt``; what was given before the stages is ``InitialTransform.N.txt``.
+
+        Parameters
+        ----------
+        folder : Path
+            Where to write; it must exist.
+        final_folder : Path, optional
+            Where the files will lie in the end, if `folder` is a temporary one.
+
+        Returns
+        -------
+        list of Path
+            One file for each link of the chain; the last one stands for the whole.
+        """
+        final = (final_folder or folder).resolve()
+        resampling = resampling_parameters(self.pair.fixed.grid)  # a transform of ITK does not say how to resample
+        links = [
+            link if "Size" in link.parameters else replace(link, parameters=link.parameters.with_(resampling))
+            for link in self.chain.links
+        ]
+        with staged_folder(folder) as stage:
+            written = TransformChain(tuple(links)).write_elastix(stage, final)
+            if self.initial_links:
+                new_names = {file.name: self._file_name(file.name) for file in stage.iterdir()}
+                _rename(stage, new_names, final)
+                written = [stage / new_names[file.name] for file in written]
+        return [folder / file.name for file in written]
+
+    def _file_name(self, numbered: str) -> str:
+        """Return the name of a file of the chain, whose links are numbered from 0, initial ones included."""
+        kind, tag, suffix = numbered.split(".")
+        number, dash, part = tag.partition("-")
+        if int(number) >= self.initial_links:
+            return f"{kind}.{int(number) - self.initial_links}{dash}{part}.{suffix}"
+        return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"
+
+
+def _rename(folder: Path, new_names: Mapping[str, str], final: Path) -> None:
+    """Give elastix files other names, also where one of them names another by its path in the folder `final`."""
+    new_paths = {f'"{final / old}"': f'"{final / new}"' for old, new in new_names.items()}
+    mentioned = re.compile("|".join(map(re.escape, new_paths)))
+    old_files = {old: folder / f"{old}.old" for old in new_names}
+    for old, aside in old_files.items():
+        (folder / old).rename(aside)
+    for old, aside in old_files.items():
+        aside.rename(folder / new_names[old])
+        if old.endswith(".txt"):
+            text = (folder / new_names[old]).read_text(encoding="utf-8")
+            changed = mentioned.sub(lambda match: new_paths[match[0]], text)
+            (folder / new_names[old]).write_text(changed, encoding="utf-8")
 
 
 def _overview_grid(grid: Grid) -> Grid:

@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
+    if not (sys.argv[1:] if arguments is None else arguments):
+        arguments = ["--help"]
     try:
         status: Any = cli(arguments, prog_name="regnet-itk", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -18,12 +18,13 @@ class StageProgress:
 
     Parameters
     ----------
-    quiet : bool
-        Show nothing.
+    loglevel : {"info", "warning", "error", "off"}
+        Progress and reports are shown at "info" only, warnings at "warning" too.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, loglevel: str = "info") -> None:
+        self.quiet = loglevel != "info"
+        self._warns = loglevel in ("info", "warning")
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         self._last_line = time.monotonic()
@@ -60,8 +61,15 @@ class StageProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        if self.quiet:
-            return
+        if not self.quiet:
+            self._print(line)
+
+    def warn(self, line: str) -> None:
+        """Print a warning."""
+        if self._warns:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False)
         else:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +81,19 @@ def run(
 
     check_writable(out)
     started, lines = time.perf_counter(), _Log()
-    with StageProgress(quiet=loglevel != "info") as shown:
+    shown = StageProgress(loglevel)
+
+    def log(line: str) -> None:
+        lines.add(line)
+        if line.startswith("warning"):
+            shown.warn(line)
+        elif line.startswith("before"):
+            shown.say(line)
+
+    with shown, _warnings_to(log, loglevel):
 
         def report(number: int, done: StageReport) -> None:
             shown.say(f"stage {number} {done.name}: {done.seconds:.1f} s{_tre(done.tre)}")
-
-        def log(line: str) -> None:
-            lines.add(line)
-            if line.startswith("warning"):
-                shown.say(line)
 
         result = register(
             fixed, moving, stages or DEFAULT_STAGES,
@@ -94,8 +102,6 @@ def run(
             threads=threads, seed=seed, device=device, priority=priority,
             progress=shown.show, report=report, log=log,
         )  # fmt: skip
-        if result.initial_tre:
-            shown.say(f"before{_tre(result.initial_tre)}")
         lines.add(f"total {time.perf_counter() - started:.1f} s")
         result.write(out, lines.lines)
         shown.say(
@@ -106,7 +112,28 @@ def run(
 
 
 def _tre(tre: ErrorSummary | None) -> str:
-    return f", TRE {tre.mean:.2f} +- {tre.sd:.2f} mm (median {tre.median:.2f}, {tre.count} landmarks)" if tre else ""
+    from regnet_itk.results import describe_error
+
+    return f", TRE {describe_error(tre)}" if tre else ""
+
+
+@contextmanager
+def _warnings_to(log: Callable[[str], None], loglevel: str) -> Iterator[None]:
+    """Log this package's warnings; those of other libraries are shown only if warnings are wanted at all."""
+
+    class ToLog(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log(f"warning: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("regnet_itk"), ToLog(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if loglevel in ("error", "off"):
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _Log:

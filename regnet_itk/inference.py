@@ -24,7 +24,7 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
 from regnet_itk.model import Model
-from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, CoarseToFineRegNet, RegNet, warp
+from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, SLAB_VOXELS, CoarseToFineRegNet, RegNet, warp
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BoolArray = npt.NDArray[np.bool_]
@@ -32,7 +32,8 @@ BoolArray = npt.NDArray[np.bool_]
 _AIR = -1000.0
 _CONTEXT = 32.0  # mm around the region that the coarse-to-fine network sees as well
 _BYTES_PER_TILE_VOXEL = {torch.float32: 230, torch.bfloat16: 190}  # measured peak of RegNet, per input voxel of a tile
-_BYTES_PER_VOXEL = {torch.float32: 620, torch.bfloat16: 420}  # the same for the coarse-to-fine network
+_BYTES_PER_VOXEL = {torch.float32: 180, torch.bfloat16: 125}  # the same for the coarse-to-fine network, to which
+_BYTES_PER_SLAB_VOXEL = {torch.float32: 530, torch.bfloat16: 340}  # come the voxels that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class Predictor:
         found = np.zeros((3, *region.shape), dtype=np.float32)
         box = _bounding_box(region, math.ceil(max(_CONTEXT, margin) / network.voxel_size))
         voxels = math.prod(s.stop - s.start for s in box)
-        needed = voxels * _BYTES_PER_VOXEL[self.precision] / 1e9
+        slab = min(voxels, SLAB_VOXELS)
+        needed = (voxels * _BYTES_PER_VOXEL[self.precision] + slab * _BYTES_PER_SLAB_VOXEL[self.precision]) / 1e9
         if needed > self.options.memory:
             raise ParameterError(
                 f"the coarse-to-fine network needs {needed:.1f} GB for this region, over the budget of "

@@ -21,7 +21,9 @@ PATCH_MARGIN = 27
 BLOCK_OVERHEAD = 52
 """A block of G outputs, two voxels apart, needs BLOCK_OVERHEAD + 2 G input voxels along each axis."""
 
-_SLAB_VOXELS = 1_500_000  # of the finest level, worked on at once outside of training
+SLAB_VOXELS = 1_500_000
+"""Voxels of the coarse-to-fine network's finest level that are worked on at once outside of training."""
+
 _SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
 
 _FINE_OFFSET = 13  # the 29-voxel patch begins 13 voxels after the 54-voxel patch
@@ -350,7 +352,7 @@ class CoarseToFineRegNet(nn.Module):
         displacement = _doubled(before.detach(), "trilinear")
         handed = self.hand_down[0](context)
         nz, ny, nx = fixed.shape[2:]
-        rows = nz if self.training else max(2, _SLAB_VOXELS // (ny * nx) // 2 * 2)
+        rows = nz if self.training else max(2, SLAB_VOXELS // (ny * nx) // 2 * 2)
         parts = []
         for start in range(0, nz, rows):
             stop = min(start + rows, nz)

@@ -208,3 +208,21 @@ def test_coarse_to_fine_composes_what_is_left_with_what_was_found() -> None:
     after = network(*pair)[-1]
     shifted = before[0, :, :-1, :, 2:] + torch.tensor([2.0, 0.0, -1.0]).view(3, 1, 1, 1)
     np.testing.assert_allclose(after[0, :, 1:, :, :-2], shifted, atol=1e-3)
+
+
+@pytest.mark.parametrize("voxels", [16 * 24 * 2, 16 * 24 * 6, 16 * 24 * 38])
+def test_slabs_of_the_finest_level_leave_no_seams(monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
+    network = randomised(CoarseToFineRegNet(), seed=2)
+    pair = noise(1, 1, 40, 24, 16), noise(1, 1, 40, 24, 16, seed=1)
+    whole = network(*pair)[-1]
+    assert whole.std() > 0.3
+    monkeypatch.setattr("regnet_itk.network.SLAB_VOXELS", voxels)
+    calls = []
+    network.decoder[0].register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape[2]))
+    slabs = network(*pair)[-1]
+    assert len(calls) == -(-40 // max(2, voxels // 384 // 2 * 2))
+    torch.testing.assert_close(slabs, whole, atol=2e-4, rtol=1e-4)
+    calls.clear()
+    trained = network.train()(*pair)[-1]  # in training, all at once
+    assert calls == [40]
+    torch.testing.assert_close(trained, whole, atol=2e-4, rtol=1e-4)

@@ -8,7 +8,8 @@ the lungs before and after. MODEL is a shipped model's name or a file.
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from regnet_itk.displacement import DisplacementField
 from regnet_itk.evaluation.metrics import displacement_error
 from regnet_itk.images import Image, read_image
 from regnet_itk.lungs import lung_mask
+from regnet_itk.model import find_model, load_model, save_model
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetStage
@@ -42,6 +44,39 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {"theta 8 mm": [row for row in rows if row not in breathing], "breathing to 20 mm": breathing, "all": rows}
 
 
+def measure(image: Image, models: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the mean error inside the lungs of every model, for each test deformation of an image."""
+    lungs = lung_mask(image)
+    for kind, u in fields(image, lungs, seed).items():
+        pair = deformed_pair(image, u, 5.0, np.random.default_rng(seed))
+        mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
+        truth = DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid)
+        row = {"field": kind, "before": float(np.linalg.norm(truth.vectors[mask.array > 0], axis=1).mean())}
+        for model in models:
+            values = {"Registration": "RegNetRegistration", "RegNetModel": model, "WriteResultImage": "false"}
+            stage = RegNetStage(ParameterMap({key: (value,) for key, value in values.items()}))
+            found = stage.run(ImagePair(pair.fixed, pair.moving, mask), TransformChain(), RunOptions())
+            error = displacement_error(found.chain.displacement_on(image.grid), truth, mask)
+            row[model] = error.mean
+            row[f"{model} x, y, z"] = [round(e, 3) for e in error.mean_absolute]
+        yield row
+
+
+def record(model: str, label: str, names: list[str], groups: dict[str, Any]) -> None:
+    """Write the measured errors into the description of a model file."""
+    path = find_model(model)
+    loaded = load_model(path)
+    measured = {
+        group: {
+            "mean_displacement_mm": round(float(np.mean([row["before"] for row in part])), 3),
+            "mean_error_mm": round(float(np.mean([row[model] for row in part])), 3),
+        }
+        for group, part in groups.items()
+    }
+    accuracy = {**loaded.description.accuracy, label: {"images": names, "inside the lungs": measured}}
+    save_model(loaded.network, dataclasses.replace(loaded.description, accuracy=accuracy), path)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,43 +84,22 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--names", nargs="+", required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", metavar="LABEL", help="write the errors into the models' descriptions")
     arguments = parser.parse_args()
     rows = []
     for number, (name, path) in enumerate(find_images(arguments.images, tuple(arguments.names)).items()):
-        image = read_image(path)
-        lungs = lung_mask(image)
-        for kind, u in fields(image, lungs, arguments.seed + number).items():
-            pair = deformed_pair(image, u, 5.0, np.random.default_rng(arguments.seed))
-            mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
-            truth = DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid)
-            row = {
-                "image": name,
-                "field": kind,
-                "before": float(np.linalg.norm(truth.vectors[mask.array > 0], axis=1).mean()),
-            }
-            for model in arguments.models:
-                values = {
-                    "Registration": ("RegNetRegistration",),
-                    "RegNetModel": (model,),
-                    "WriteResultImage": ("false",),
-                }
-                stage = RegNetStage(ParameterMap(values))
-                found = stage.run(ImagePair(pair.fixed, pair.moving, mask), TransformChain(), RunOptions())
-                error = displacement_error(found.chain.displacement_on(image.grid), truth, mask)
-                row[model] = error.mean
-                row[f"{model} per axis"] = error.mean_absolute
-                row[f"{model} seconds"] = found.seconds
-            print(row, flush=True)
-            rows.append(row)
-    for group, part in _groups(rows).items():
+        for row in measure(read_image(path), arguments.models, arguments.seed + number):
+            rows.append({"image": name, **row})
+            print(rows[-1], flush=True)
+    groups = _groups(rows)
+    for group, part in groups.items():
         before = float(np.mean([row["before"] for row in part]))
         print(f"{group}: mean displacement inside the lungs {before:.2f} mm")
         for model in arguments.models:
             after = float(np.mean([row[model] for row in part]))
             print(f"    {model}: mean error {after:.2f} mm = {after / before:.1%}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    for model in arguments.models if arguments.record else []:
+        record(model, arguments.record, arguments.names, groups)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ class TrainingConfig:
     validation: tuple[str, ...]
     test: tuple[str, ...] = ()
     """Images that the run must not touch; named so that the model's description can say so."""
+    name: str = ""
+    """Name of the model; that of the network by default."""
+    sources: tuple[str, ...] = ()
+    """Where the images come from and on which terms, for the model's description."""
     seed: int = 2017
     validate_every: int = 100
     checkpoint_every: int = 100

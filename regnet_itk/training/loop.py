@@ -137,7 +137,7 @@ class Trainer:
             first += phase.steps
         if isinstance(self.network, RegNet) and not self.config.phases[-1].frozen_statistics:
             self._calibrate(self.config.phases[-1])
-        path = self.folder / f"{self.config.network}.safetensors"
+        path = self.folder / f"{self._model_name}.safetensors"
         save_model(self.network, self._description(self.validate(self.config.phases[-1])), path)
         return path
 
@@ -276,6 +276,10 @@ class Trainer:
         )
 
     @property
+    def _model_name(self) -> str:
+        return self.config.name or self.config.network
+
+    @property
     def _checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pt"
 
@@ -321,7 +325,7 @@ class Trainer:
 
     def _description(self, validation: tuple[float, float]) -> ModelDescription:
         last = self.config.phases[-1].fields
-        bare = _bare_description(self.config.network)
+        bare = dataclasses.replace(_bare_description(self.config.network), name=self._model_name)
         training = {
             "recipe": dataclasses.asdict(self.config),
             "seconds": round(self.seconds),

@@ -35,6 +35,7 @@ def registered(folder, tmp_path_factory):
     return out, run("register_in_python.py", folder, out)
 
 
+@pytest.mark.slow
 def test_register_in_python(registered):
     out, printed = registered
     before, after = (float(re.search(rf"{name}.*error.* ([\d.]+) mm", printed)[1]) for name in ("land", "RegNet"))

@@ -32,6 +32,8 @@ class ModelDescription:
         These HU become -1 and 1; what lies outside is clipped.
     capture_range : float
         Largest displacement in mm that it was trained on.
+    region : {"body", "lungs"}
+        Where it predicts if no mask is given: what lies outside was not seen, or hardly, in training.
     training : dict
         Images with their sources, recipe, steps, hours, machine, seed, versions.
     accuracy : dict
@@ -43,6 +45,7 @@ class ModelDescription:
     voxel_size: float
     intensity_range: tuple[float, float]
     capture_range: float
+    region: str = "body"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -173,6 +176,8 @@ def _description(text: str, path: Path) -> ModelDescription:
             values[name] = float(values[name])
         if not (low < high and values["voxel_size"] > 0):
             raise ValueError("an empty intensity range, or voxels without a size")
+        if values.get("region", "body") not in ("body", "lungs"):
+            raise ValueError(f"'{values['region']}' is no region")
         return ModelDescription(intensity_range=(low, high), **values)
     except KeyError as error:
         raise ModelError(f"model file '{path}' has a description without {error}") from None

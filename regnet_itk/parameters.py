@@ -344,7 +344,10 @@ _REGNET_KEYS: dict[str, tuple[Callable[[str], bool], str]] = {
     "RegNetPrecision": (lambda text: text in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
     "RegNetMemoryBudget": (lambda text: 0 < float(text) < float("inf"), "a number of GB above 0"),
     "RegNetFadeWidth": (lambda text: 0 <= float(text) < float("inf"), "a width in mm, 0 or more"),
-    "RegNetRegion": (lambda text: text in ("auto", "mask", "body", "all"), "auto, mask, body or all"),
+    "RegNetRegion": (
+        lambda text: text in ("auto", "mask", "lungs", "body", "all"),
+        "auto, mask, lungs, body or all",
+    ),
     "RegNetRepetitions": (_positive_int, "a whole number, at least 1"),
 }
 REGNET_KEYS = tuple(_REGNET_KEYS)

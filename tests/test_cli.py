@@ -301,7 +301,7 @@ class TestBadInput:
         [
             ({"Registration": "RegNetRegistraton"}, "no Registration 'RegNetRegistraton'; did you mean 'RegNetReg"),
             ({"RegNetModle": "regnet"}, "no key 'RegNetModle'; did you mean 'RegNetModel'"),
-            ({"RegNetRegion": "lungs"}, "'RegNetRegion' must be auto, mask, body or all"),
+            ({"RegNetRegion": "lung"}, "'RegNetRegion' must be auto, mask, lungs, body or all"),
             ({"RegNetRegion": "mask"}, "needs -fMask or -mMask"),
             ({"RegNetModel": "regnet_multi"}, "no model 'regnet_multi'.*did you mean 'regnet_multistage'"),
             ({"RegNetModel": "gone.safetensors"}, "no model 'gone.safetensors'"),

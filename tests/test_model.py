@@ -135,6 +135,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a key too many": (described(colour="red"), "colour"),
     "voxels without a size": (described(voxel_size=0), "voxels without a size"),
     "an empty intensity range": (described(intensity_range=[5, 5]), "empty intensity range"),
+    "an unknown region": (described(region="heart"), "'heart' is no region"),
     "a word for a number": (described(capture_range="far"), "far"),
 }
 

@@ -223,7 +223,7 @@ def test_a_regnet_map_may_hold_its_keys_and_those_of_elastix():
         ({"Registration": "RegNetRegistration", "RegNetMemoryBudget": -1}, "GB above 0, not '-1'"),
         ({"Registration": "RegNetRegistration", "RegNetMemoryBudget": "nan"}, "GB above 0, not 'nan'"),
         ({"Registration": "RegNetRegistration", "RegNetFadeWidth": "inf"}, "0 or more, not 'inf'"),
-        ({"Registration": "RegNetRegistration", "RegNetRegion": "lungs"}, "must be auto, mask, body or all, not"),
+        ({"Registration": "RegNetRegistration", "RegNetRegion": "lung"}, "must be auto, mask, lungs, body or all, not"),
         ({"Registration": "RegNetRegistration", "RegNetRegion": ["all", "body"]}, "takes one value, not 2"),
         ({"FixedImageDimension": 2}, "'FixedImageDimension' is 2; regnet-itk registers 3D images only"),
         ({"MovingImageDimension": 4}, "'MovingImageDimension' is 4"),

@@ -17,7 +17,7 @@ from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, ModelError, ParameterError
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
-from regnet_itk.model import ModelDescription, save_model
+from regnet_itk.model import ModelDescription, load_model, save_model
 from regnet_itk.network import CoarseToFineRegNet, RegNet
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
 from regnet_itk.phantom import make_phantom
@@ -238,6 +238,23 @@ def chest_like() -> ImagePair:
     ball = np.linalg.norm(grid.points(), axis=-1) < 35
     image = Image(np.where(ball, 40.0, -1000.0).astype(np.float32), grid)
     return ImagePair(image, image)
+
+
+def test_without_a_mask_a_model_for_lungs_predicts_in_the_lungs(folder: Path) -> None:
+    phantom = make_phantom(spacing=(5.0, 5.0, 5.0))
+    pair = ImagePair(phantom.fixed, phantom.moving)
+    lungs = phantom.fixed_mask.array > 0
+    far = ndimage.distance_transform_edt(~lungs, sampling=phantom.fixed.grid.spacing[::-1]) > 30
+    wide = load_model(folder / "wide.safetensors")
+    of_lungs = dataclasses.replace(wide.description, region="lungs")
+    save_model(wide.network, of_lungs, folder / "lungs.safetensors")
+    keys = {"RegNetFadeWidth": 10, "RegNetRegion": "auto"}
+    made = stage(str(folder / "p.txt"), RegNetModel="lungs.safetensors", WriteResultImage="false", **keys)
+    chain = made.run(pair, TransformChain(), OPTIONS).chain
+    length = np.linalg.norm(chain.displacement_on(phantom.fixed.grid).vectors, axis=-1)
+    assert np.median(length[lungs]) == pytest.approx(np.linalg.norm(SHIFT), abs=1e-3)
+    assert length[far].max() == 0
+    assert reached(folder, pair, "auto", RegNetFadeWidth=10)[far].max() > 0.5
 
 
 def test_regions(folder: Path) -> None:

@@ -23,7 +23,7 @@ DEFAULT_MODEL = "regnet_multistage"
 """The better of the shipped models on the validation images."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Region = Literal["auto", "mask", "body", "all"]
+Region = Literal["auto", "mask", "lungs", "body", "all"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RegNetSettings:
         ``RegNetMemoryBudget``: GB for the network's activations.
     fade : float
         ``RegNetFadeWidth``: mm over which the field falls to zero outside the region.
-    region : {"auto", "mask", "body", "all"}
-        ``RegNetRegion``: where to predict. "auto" takes the masks where they are given, else the body.
+    region : {"auto", "mask", "lungs", "body", "all"}
+        ``RegNetRegion``: where to predict. "auto" takes the masks where they are given, else what the model is for.
     repetitions : int
         ``RegNetRepetitions``: how often the coarse-to-fine network is applied.
     """
@@ -189,19 +189,21 @@ class RegNetStage:
 
     def _region(self, pair: ImagePair, initial: TransformChain) -> Image:
         """Return where the displacement is wanted, on the fixed image's grid."""
-        from regnet_itk.lungs import body_mask
+        from regnet_itk.lungs import body_mask, lung_mask
 
-        wanted = self.settings.region
+        wanted: str = self.settings.region
         masks = [_moving_mask_on_fixed(pair, initial), pair.fixed_mask]
         given = [mask.array != 0 for mask in masks if mask is not None]
         if wanted == "mask" and not given:
             raise ParameterError(f'{self.parameters.source}: (RegNetRegion "mask") needs -fMask or -mMask')
-        if given and wanted in ("auto", "mask"):
+        if wanted == "auto":
+            wanted = "mask" if given else self._model().description.region
+        if wanted == "mask":
             region = Image(np.logical_or.reduce(given), pair.fixed.grid)
         elif wanted == "all":
             region = Image(np.ones(pair.fixed.grid.shape, dtype=bool), pair.fixed.grid)
         else:
-            region = body_mask(pair.fixed)
+            region = lung_mask(pair.fixed) if wanted == "lungs" else body_mask(pair.fixed)
         if not region.array.any():
             raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
         return region

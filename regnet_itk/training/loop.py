@@ -29,6 +29,7 @@ from regnet_itk.training.config import Phase, TrainingConfig
 
 INTENSITY_RANGE = (-1000.0, 200.0)
 VOXEL_SIZE = {"regnet": 1.0, "coarse_to_fine": 2.0}
+_REGION = {"regnet": "lungs", "coarse_to_fine": "body"}  # RegNet's small blocks hold little else than lungs
 _TEXTURE_SIZE = 160
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
@@ -340,7 +341,7 @@ class Trainer:
 
 
 def _bare_description(network: str) -> ModelDescription:
-    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0)
+    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, _REGION[network])
 
 
 def _regnet_loss(outputs: list[Tensor], u: Tensor) -> Tensor:

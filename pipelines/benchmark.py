@@ -40,9 +40,9 @@ def measure(folder: Path, stages: list[str], use_mask: bool, threads: int) -> di
         moving_landmarks=folder / "moving_points.txt",
         threads=threads,
     )
+    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     if not initial.exists():
         result.write(folder / "affine")
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     tre = result.stages[-1].tre
     assert tre is not None
     return {

@@ -119,7 +119,7 @@ def test_a_breath_of_the_phantom() -> None:
     inside = phantom.fixed_mask.array > 0
     truth = phantom.displacement.vectors[inside]
     error = found.chain.displacement_on(phantom.fixed.grid).vectors[inside] - truth
-    assert np.linalg.norm(error, axis=1).mean() < 0.75 * np.linalg.norm(truth, axis=1).mean()
+    assert np.linalg.norm(error, axis=1).mean() < 0.4 * np.linalg.norm(truth, axis=1).mean()
 
 
 # What follows needs no trained network: one that says the same displacement everywhere shows what the stage does.
@@ -253,8 +253,21 @@ def test_without_a_mask_a_model_for_lungs_predicts_in_the_lungs(folder: Path) ->
     chain = made.run(pair, TransformChain(), OPTIONS).chain
     length = np.linalg.norm(chain.displacement_on(phantom.fixed.grid).vectors, axis=-1)
     assert np.median(length[lungs]) == pytest.approx(np.linalg.norm(SHIFT), abs=1e-3)
-    assert length[far].max() == 0
-    assert reached(folder, pair, "auto", RegNetFadeWidth=10)[far].max() > 0.5
+    in_body = reached(folder, pair, "auto", RegNetFadeWidth=10)
+    assert (length[far] > 0).mean() < 0.02  # the windpipe above the lungs counts as lung
+    assert (in_body[far] > 0).mean() > 0.2
+
+
+def test_displacements_past_the_capture_range_are_warned_of(folder: Path) -> None:
+    wide = load_model(folder / "wide.safetensors")
+    length = float(np.linalg.norm(SHIFT))
+    for capture_range, warned in ((length - 0.5, True), (length + 0.5, False)):
+        description = dataclasses.replace(wide.description, capture_range=capture_range)
+        save_model(wide.network, description, folder / "short.safetensors")
+        lines: list[str] = []
+        made = stage(str(folder / "p.txt"), RegNetModel="short.safetensors", WriteResultImage="false")
+        made.run(chest_like(), TransformChain(), dataclasses.replace(OPTIONS, log=lines.append))
+        assert any(line.startswith("warning") and "trained on" in line for line in lines) == warned
 
 
 def test_regions(folder: Path) -> None:

@@ -80,6 +80,10 @@ def run(
     from regnet_itk.registration import DEFAULT_STAGES, register
 
     check_writable(out)
+    if threads:
+        import SimpleITK as sitk
+
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # of resampling; the stages know their own
     started, lines = time.perf_counter(), _Log()
     shown = StageProgress(loglevel)
 

@@ -163,10 +163,11 @@ class RegNetStage:
             "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,
             "max_displacement_mm": float(lengths.max()),
         }
-        if lengths.max() > model.description.capture_range > 0:
+        capture_range = model.description.capture_range
+        if lengths.max() > capture_range > 0:
             options.log(
-                f"{self.name}: displacements reach {lengths.max():.1f} mm, past the {model.description.capture_range} "
-                "mm that the model was trained on; check the stages before it"
+                f"warning: {self.name}: displacements reach {lengths.max():.1f} mm, past the {capture_range} mm that "
+                "the model was trained on; check the stages before it"
             )
         return StageResult(chain, time.perf_counter() - started, warped, details)
 

@@ -69,7 +69,9 @@ def lung_mask(image: Image) -> Image:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     if sizes.max(initial=0) * _WORKING_SPACING**3 < 1e5:  # 0.1 litre
-        raise ImageError("no lung was found in the image: is it a chest CT in Hounsfield units?")
+        raise ImageError(
+            "no lung was found in the image: is it a chest CT in Hounsfield units? If it is, give a mask of its lungs"
+        )
     lungs = np.isin(labels, np.flatnonzero(sizes > 0.1 * sizes.max()))
     closed = _closed(lungs, radius=4)
     filled = np.stack([_without_small_holes(section) for section in closed])

@@ -32,12 +32,12 @@ class ModelDescription:
         These HU become -1 and 1; what lies outside is clipped.
     capture_range : float
         Largest displacement in mm that it was trained on.
-    region : {"body", "lungs"}
-        Where it predicts if no mask is given: what lies outside was not seen, or hardly, in training.
     training : dict
         Images with their sources, recipe, steps, hours, machine, seed, versions.
     accuracy : dict
         Measured errors, with the sets they were measured on.
+    region : {"body", "lungs"}
+        Where it predicts if no mask is given: what lies outside was not seen, or hardly, in training.
     """
 
     name: str
@@ -45,9 +45,9 @@ class ModelDescription:
     voxel_size: float
     intensity_range: tuple[float, float]
     capture_range: float
-    region: str = "body"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    region: str = "body"
 
 
 @dataclass(frozen=True)

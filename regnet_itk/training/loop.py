@@ -341,7 +341,7 @@ class Trainer:
 
 
 def _bare_description(network: str) -> ModelDescription:
-    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, _REGION[network])
+    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, region=_REGION[network])
 
 
 def _regnet_loss(outputs: list[Tensor], u: Tensor) -> Tensor:

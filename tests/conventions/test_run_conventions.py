@@ -31,7 +31,7 @@ MAPS = {
     "refine": read_parameter_map("bspline_refine").with_(
         FLOAT, FinalGridSpacingInPhysicalUnits=[30, 30, 30], MaximumNumberOfIterations=40
     ),
-    "regnet": read_parameter_map("regnet").with_(FLOAT),
+    "regnet": read_parameter_map("regnet").with_(FLOAT, RegNetRegion="body"),
     "multistage": read_parameter_map("regnet_multistage").with_(FLOAT),
 }
 CHAINS = {

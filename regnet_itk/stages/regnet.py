@@ -193,14 +193,14 @@ class RegNetStage:
         from regnet_itk.lungs import body_mask, lung_mask
 
         wanted: str = self.settings.region
-        masks = [_moving_mask_on_fixed(pair, initial), pair.fixed_mask]
-        given = [mask.array != 0 for mask in masks if mask is not None]
+        given = pair.fixed_mask is not None or pair.moving_mask is not None
         if wanted == "mask" and not given:
             raise ParameterError(f'{self.parameters.source}: (RegNetRegion "mask") needs -fMask or -mMask')
         if wanted == "auto":
             wanted = "mask" if given else self._model().description.region
         if wanted == "mask":
-            region = Image(np.logical_or.reduce(given), pair.fixed.grid)
+            masks = [mask for mask in (_moving_mask_on_fixed(pair, initial), pair.fixed_mask) if mask is not None]
+            region = Image(np.logical_or.reduce([mask.array != 0 for mask in masks]), pair.fixed.grid)
         elif wanted == "all":
             region = Image(np.ones(pair.fixed.grid.shape, dtype=bool), pair.fixed.grid)
         else:

@@ -19,7 +19,8 @@ few = st.integers(0, 5)
 
 @st.composite
 def grids(draw, smallest=2):
-    angles = draw(st.tuples(*[st.floats(-180, 180)] * 3))
+    # hundredths of a degree: ITK's singular value decomposition fails on cosines below the smallest normal number
+    angles = [hundredths / 100 for hundredths in draw(st.tuples(*[st.integers(-18000, 18000)] * 3))]
     flip = np.diag(draw(st.sampled_from([(1, 1, 1), (-1, 1, 1), (1, -1, -1)])))
     return Grid(
         draw(st.tuples(*[st.integers(smallest, 12)] * 3)),

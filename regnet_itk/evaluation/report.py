@@ -1,0 +1,176 @@
+"""A report as one HTML file that needs neither network nor server: tables, figures, notes and a viewer of slices."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from regnet_itk.errors import OutputError, ParameterError
+from regnet_itk.evaluation.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair
+from regnet_itk.outputs import write_whole
+
+__all__ = ["Cell", "Column", "Figure", "Note", "Table", "Value", "ViewerMethod", "ViewerPair", "write_report"]
+
+_FIGURE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Parameters
+    ----------
+    name : str
+        Its heading.
+    unit : str
+        Shown behind the heading: "mm", "s" ..
+    best : {"lowest", "highest"}, optional
+        Which of its numbers is marked as the best.
+    digits : int, optional
+        Decimals of its numbers; by default three significant digits.
+    """
+
+    name: str
+    unit: str = ""
+    best: Literal["lowest", "highest"] | None = None
+    digits: int | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number that is shown as a text of its own, such as "1.2 +- 0.4".
+
+    Parameters
+    ----------
+    number : float
+        What the column is sorted by.
+    text : str
+        What is shown.
+    """
+
+    number: float
+    text: str
+
+
+Cell = str | int | float | Value | None
+"""A text, a number, or None where there is nothing to say (a number that is NaN says nothing either)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows can be sorted by any column.
+
+    Parameters
+    ----------
+    title : str
+    columns : sequence of Column
+    rows : sequence of sequences of Cell
+        One cell a column.
+    caption : str
+        How to read it.
+
+    Raises
+    ------
+    ParameterError
+        If a row has more or fewer cells than there are columns.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ParameterError(
+                    f"table '{self.title}', row {number}: {len(row)} cells for {len(self.columns)} columns"
+                )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture.
+
+    Parameters
+    ----------
+    title : str
+    source : Path, str or bytes
+        A .png, .svg or .jpg file, or its content.
+    alt : str
+        What it shows, for those who cannot see it.
+    caption : str
+        How to read it.
+    """
+
+    title: str
+    source: Path | str | bytes
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A text: versions, parameters, how things were measured.
+
+    Parameters
+    ----------
+    title : str
+    content : str or mapping of str to str
+        A text, whose line breaks are kept, or names with their values.
+    folded : bool
+        Whether the reader has to open it; for long texts.
+    """
+
+    title: str
+    content: str | Mapping[str, str]
+    folded: bool = False
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    *,
+    tables: Sequence[Table] = (),
+    figures: Sequence[Figure] = (),
+    pairs: Iterable[ViewerPair] = (),
+    notes: Sequence[Note] = (),
+    summary: str = "",
+    longest_axis: int = LONGEST_AXIS,
+) -> None:
+    """Write a report as one HTML file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file (.html).
+    title : str
+        Its heading.
+    tables, figures, notes : sequences
+        Shown in their order: tables, then the viewer, figures and notes.
+    pairs : iterable of ViewerPair
+        What the viewer shows. A generator is read one pair at a time, so that the images of many pairs need not be in
+        memory together.
+    summary : str
+        A sentence or two below the heading.
+    longest_axis : int
+        Voxels along the longest axis of the viewer's volumes, at most. A page of many pairs needs fewer: its size
+        grows with the third power.
+
+    Raises
+    ------
+    OutputError
+        If it is no .html file or cannot be written; nothing is left behind.
+    ParameterError
+        If a figure is of an unknown type, or `longest_axis` is not at least 16.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"cannot write the report '{path}': name an .html file")
+    names = ", ".join(pair.name for pair in pairs)
+    page = f"<!doctype html><title>{html.escape(title)}</title><p>{html.escape(names)}"
+    write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from regnet_itk.evaluation.metrics import ErrorSummary, folding_share
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, write_image
 from regnet_itk.outputs import staged_folder
-from regnet_itk.transforms import MatrixTransform, TransformChain, resampling_parameters
+from regnet_itk.transforms import MatrixTransform, TransformChain, rename_elastix_files, resampling_parameters
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -190,15 +189,8 @@ class RegistrationResult:
 
         final = Path(folder).resolve()
         with staged_folder(final) as stage:
-            self.write_transforms(stage, final)
+            self.write_stages(stage, final)
             last = len(self.stages) - 1
-            for number, report in enumerate(self.stages):
-                if report.warped is not None:
-                    usual = "mha" if report.parameters.is_regnet else "mhd"  # the second is elastix's own
-                    suffix = report.parameters.get_str("ResultImageFormat", usual)
-                    write_image(report.warped, stage / f"result.{number}.{suffix}")
-                for resolution, text in report.iteration_info.items():
-                    (stage / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
             self.chain.write_itk(stage / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
             (stage / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
             registration_figure(
@@ -211,6 +203,23 @@ class RegistrationResult:
                 landmarks=self.landmarks,
             )
             (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []))
+
+    def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:
+        """Write what elastix itself writes for each stage: transform, result image, tables of the iterations.
+
+        Parameters
+        ----------
+        folder, final_folder : Path
+            As for `write_transforms`.
+        """
+        self.write_transforms(folder, final_folder)
+        for number, report in enumerate(self.stages):
+            if report.warped is not None:
+                usual = "mha" if report.parameters.is_regnet else "mhd"  # the second is elastix's own
+                suffix = report.parameters.get_str("ResultImageFormat", usual)
+                write_image(report.warped, folder / f"result.{number}.{suffix}")
+            for resolution, text in report.iteration_info.items():
+                (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
         """Write the chain's elastix files, so that the folder has all that they need.
@@ -239,7 +248,7 @@ class RegistrationResult:
             written = TransformChain(tuple(links)).write_elastix(stage, final)
             if self.initial_links:
                 new_names = {file.name: self._file_name(file.name) for file in stage.iterdir()}
-                _rename(stage, new_names, final)
+                rename_elastix_files(stage, new_names, final)
                 written = [stage / new_names[file.name] for file in written]
         return [folder / file.name for file in written]
 
@@ -250,21 +259,6 @@ class RegistrationResult:
         if int(number) >= self.initial_links:
             return f"{kind}.{int(number) - self.initial_links}{dash}{part}.{suffix}"
         return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"
-
-
-def _rename(folder: Path, new_names: Mapping[str, str], final: Path) -> None:
-    """Give elastix files other names, also where one of them names another by its path in the folder `final`."""
-    new_paths = {f'"{final / old}"': f'"{final / new}"' for old, new in new_names.items()}
-    mentioned = re.compile("|".join(map(re.escape, new_paths)))
-    old_files = {old: folder / f"{old}.old" for old in new_names}
-    for old, aside in old_files.items():
-        (folder / old).rename(aside)
-    for old, aside in old_files.items():
-        aside.rename(folder / new_names[old])
-        if old.endswith(".txt"):
-            text = (folder / new_names[old]).read_text(encoding="utf-8")
-            changed = mentioned.sub(lambda match: new_paths[match[0]], text)
-            (folder / new_names[old]).write_text(changed, encoding="utf-8")
 
 
 def _overview_grid(grid: Grid) -> Grid:

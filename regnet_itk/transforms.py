@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -459,6 +460,35 @@ def _elastix_values(transform: Transform, folder: Path, final: Path, field_name:
     }
 
 
+def rename_elastix_files(
+    folder: Path, new_names: Mapping[str, str], final_folder: Path, written_for: Path | None = None
+) -> None:
+    """Give a chain's elastix files other names, also where one of them names another by its path.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files are.
+    new_names : mapping
+        Old name to new name.
+    final_folder : Path
+        Where the files will lie in the end.
+    written_for : Path, optional
+        The folder by which they name each other now; `final_folder` by default.
+    """
+    before = written_for or final_folder
+    new_paths = {f'"{before / old}"': f'"{final_folder / new}"' for old, new in new_names.items()}
+    mentioned = re.compile("|".join(map(re.escape, new_paths)))
+    for old in new_names:
+        (folder / old).rename(folder / f"{old}.old")
+    for old, new in new_names.items():
+        (folder / f"{old}.old").rename(folder / new)
+        if old.endswith(".txt"):
+            text = (folder / new).read_text(encoding="utf-8")
+            changed = mentioned.sub(lambda match: new_paths[match[0]], text)
+            (folder / new).write_text(changed, encoding="utf-8")
+
+
 def _write_text(path: Path, text: str) -> None:
     from regnet_itk.outputs import write_whole
 
@@ -612,6 +642,21 @@ def _read_field(values: ParameterMap, folder: Path) -> DisplacementField:
     return read_displacement_field(path)
 
 
+def _read_transform_of_itk(values: ParameterMap, folder: Path) -> Transform:
+    """Return the transform that elastix (5.2 and later) left in an ITK file, or that 3D Slicer hands to it."""
+    name = values.get_str("TransformFileName")
+    path = _locate(name, folder)
+    if path is None:
+        raise TransformError(f"{values.source}: its transform '{name}' does not exist; correct the path")
+    chain = _read_itk(path)
+    whole = chain.as_matrix() if len(chain.links) != 1 else chain.links[0].transform
+    if whole is None:
+        raise TransformError(
+            f"{values.source}: '{name}' holds {len(chain.links)} transforms, and elastix reads one; give the file itself"
+        )
+    return whole
+
+
 def _read_transform(values: ParameterMap, folder: Path) -> Transform:
     name = values.get_str("Transform")
     if name in _MATRIX_PARAMETERS:
@@ -620,6 +665,8 @@ def _read_transform(values: ParameterMap, folder: Path) -> Transform:
         return _read_bspline(name, values)
     if name == "DeformationFieldTransform":
         return _read_field(values, folder)
+    if name == "File":
+        return _read_transform_of_itk(values, folder)
     near = did_you_mean(name, KNOWN_TRANSFORMS)
     raise TransformError(
         f"{values.source}: the transform type '{name}' is not supported{near or ';'} "
@@ -631,7 +678,7 @@ _OF_TRANSFORM = (
     *INITIAL_KEYS, "Transform", "NumberOfParameters", "TransformParameters", "CenterOfRotationPoint", "ComputeZYX",
     "GridSize", "GridIndex", "GridSpacing", "GridOrigin", "GridDirection", "BSplineTransformSplineOrder",
     "UseCyclicTransform", "DeformationFieldFileName", "DeformationFieldInterpolationOrder", "HowToCombineTransforms",
-    "UseBinaryFormatForTransformationParameters",
+    "UseBinaryFormatForTransformationParameters", "TransformFileName",
 )  # fmt: skip
 
 

@@ -350,3 +350,22 @@ def test_transforms_refuse_what_does_not_fit():
         BSplineTransform(np.zeros((5, 5, 5, 2)), Grid((5, 5, 5)))
     with pytest.raises(TransformError, match="more control points"):
         BSplineTransform(np.zeros((3, 3, 3, 3)), Grid((3, 3, 3)))
+
+
+def test_a_transform_that_elastix_left_in_a_file_of_itk(tmp_path):
+    """elastix 5.2 does so with (ITKTransformOutputFileNameExtension "h5"), 3D Slicer with what it starts from."""
+    text = '(Transform "File")\n(TransformFileName "{}")\n(HowToCombineTransforms "Add")\n'
+    initial = _chain(AFFINE).write_elastix(tmp_path)[0]
+    for name, chain in (("field", _chain(_field())), ("matrices", _chain(AFFINE, AFFINE))):
+        chain.write_itk(tmp_path / f"{name}.h5")
+        file = tmp_path / f"{name}.txt"
+        file.write_text(f'{text.format(f"{name}.h5")}(InitialTransformParameterFileName "{initial}")\n')
+        expected = AFFINE.map_points(POINTS) + chain.map_points(POINTS) - POINTS
+        np.testing.assert_allclose(read_chain(file).map_points(POINTS), expected, atol=1e-5)
+    _chain(AFFINE, U).write_itk(tmp_path / "two.h5")
+    (tmp_path / "two.txt").write_text(text.format("two.h5"))
+    with pytest.raises(TransformError, match=r"'two.h5' holds 2 transforms.*give the file itself"):
+        read_chain(tmp_path / "two.txt")
+    (tmp_path / "gone.txt").write_text(text.format("gone.h5"))
+    with pytest.raises(TransformError, match=r"its transform 'gone.h5' does not exist"):
+        read_chain(tmp_path / "gone.txt")

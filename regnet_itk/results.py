@@ -122,7 +122,7 @@ class RegistrationResult:
     @cached_property
     def _overview(self) -> DisplacementField:
         """The whole displacement on a grid that is coarse enough to look at a smooth transform quickly."""
-        return self.chain.displacement_on(_overview_grid(self.pair.fixed.grid))
+        return self.chain.displacement_on(overview_grid(self.pair.fixed.grid))
 
     def beyond_affine(self) -> DisplacementField:
         """Return T(x) - A(x), where A is the part of the chain up to its first nonrigid link, on an overview grid."""
@@ -150,7 +150,7 @@ class RegistrationResult:
             for number, report in enumerate(self.stages)
         ]
         return {
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **package_versions()},
             "settings": dict(self.settings),
             "convention": "T(x) = x + u(x) maps points of the fixed to the moving image, mm, LPS",
             "fixed": _describe(self.pair.fixed),
@@ -160,7 +160,7 @@ class RegistrationResult:
             "stages": stages,
             "folding": {
                 "share_det_jacobian_not_positive": self.folding,
-                "spacing_mm": list(_overview_grid(self.pair.fixed.grid).spacing),
+                "spacing_mm": list(overview_grid(self.pair.fixed.grid).spacing),
                 "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
             },
         }
@@ -261,7 +261,7 @@ class RegistrationResult:
         return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"
 
 
-def _overview_grid(grid: Grid) -> Grid:
+def overview_grid(grid: Grid) -> Grid:
     """Return a grid over the same box, along the same axes, no finer than needed to look at a smooth transform."""
     nx, ny, nz = (max(1, round(n * s / max(s, FOLDING_SPACING))) for n, s in zip(grid.size, grid.spacing, strict=True))
     sx, sy, sz = (n * s / m for n, s, m in zip(grid.size, grid.spacing, (nx, ny, nz), strict=True))
@@ -274,7 +274,8 @@ def _describe(image: Image) -> dict[str, Any]:
     return {"size": image.grid.size, "spacing": image.grid.spacing, "pixel_type": str(image.array.dtype)}
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of this package and of those whose work it passes on, by name."""
     found = {}
     for package in _PACKAGES:
         try:

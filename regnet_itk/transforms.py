@@ -532,6 +532,24 @@ def resampling_parameters(
     }
 
 
+def resampling_grid(parameters: ParameterMap) -> Grid | None:
+    """Return the grid on which an elastix transform file resamples the moving image, or None if it does not say.
+
+    Raises
+    ------
+    ParameterError, ImageError
+        If the keys are there and are no grid.
+    """
+    if not all(key in parameters for key in ("Size", "Spacing", "Origin")):
+        return None
+    nx, ny, nz = parameters.get_ints("Size", 3)
+    sx, sy, sz = parameters.get_floats("Spacing", 3)
+    x, y, z = parameters.get_floats("Origin", 3)
+    direction = np.reshape(parameters.get_floats("Direction", 9, np.eye(3).ravel()), (3, 3)).T
+    grid = Grid((nx, ny, nz), (sx, sy, sz), (x, y, z), direction)  # type: ignore[arg-type]
+    return grid.crop(parameters.get_ints("Index", 3, (0, 0, 0)), (nx, ny, nz))
+
+
 def field_link(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] | None = None) -> Link:
     """Return the link of a RegNet stage: T(x) = T0(x + u(x)).
 
@@ -652,7 +670,8 @@ def _read_transform_of_itk(values: ParameterMap, folder: Path) -> Transform:
     whole = chain.as_matrix() if len(chain.links) != 1 else chain.links[0].transform
     if whole is None:
         raise TransformError(
-            f"{values.source}: '{name}' holds {len(chain.links)} transforms, and elastix reads one; give the file itself"
+            f"{values.source}: '{name}' holds {len(chain.links)} transforms, and elastix reads one; "
+            "give the file itself"
         )
     return whole
 

@@ -19,6 +19,7 @@ from regnet_itk.transforms import (
     chain_from_sitk,
     field_link,
     read_chain,
+    resampling_grid,
     resampling_parameters,
 )
 
@@ -369,3 +370,10 @@ def test_a_transform_that_elastix_left_in_a_file_of_itk(tmp_path):
     (tmp_path / "gone.txt").write_text(text.format("gone.h5"))
     with pytest.raises(TransformError, match=r"its transform 'gone.h5' does not exist"):
         read_chain(tmp_path / "gone.txt")
+
+
+def test_the_grid_of_a_transform_file_is_found_again():
+    keys = ParameterMap(resampling_parameters(GRID))
+    assert resampling_grid(keys).is_close(GRID, 1e-9)
+    assert resampling_grid(keys.with_(Index=[2, 0, 1])).is_close(GRID.crop((2, 0, 1), GRID.size), 1e-9)
+    assert resampling_grid(keys.without("Size")) is None

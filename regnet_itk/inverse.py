@@ -13,16 +13,23 @@ from torch.nn import functional
 
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import TransformError
+from regnet_itk.evaluator import ChainEvaluator, determinant, matrix_product, voxel_points
 from regnet_itk.geometry import FloatArray, Grid, Triple
-from regnet_itk.transforms import BSplineTransform, Link, MatrixTransform, TransformChain
+from regnet_itk.transforms import Link, MatrixTransform, TransformChain
 
 TOLERANCE = 1e-4
 """mm; a voxel whose residual is smaller is done."""
 
 MAX_ITERATIONS = 100
-_SLAB_VOXELS = 4_000_000
+FAILED_SHARE = 1e-3
+"""An inverse has failed if more than this share of the points has a residual above half a voxel."""
+
+_SLAB_VOXELS = 500_000
 _SMALLEST_STEP = 1 / 64
 _SAMPLES = 20_000
+_COARSE_STEP = 4  # voxels; on this grid the inverse is found first
+_FULL_STEPS = 2  # taken by all voxels together; those that need more are then gathered
+_SMALLEST_DETERMINANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class Residual:
         The point y (LPS, mm) of the largest one.
     count : int
         Number of points.
+    failed : float
+        Share (0 to 1) of the points whose residual is above half of the inverse's smallest voxel edge.
+    folding : float
+        Share (0 to 1) of the points where T folds (det J <= 0): there, several points x have the same T(x).
     """
 
     mean: float
@@ -44,37 +55,50 @@ class Residual:
     max: float
     where: Triple
     count: int
+    failed: float = 0.0
+    folding: float = 0.0
 
 
-def invert_chain(chain: TransformChain, fixed_grid: Grid) -> TransformChain:
+def invert_chain(chain: TransformChain, fixed_grid: Grid, grid: Grid | None = None) -> TransformChain:
     """Return T^-1, which maps points of the moving to the fixed image.
 
-    Matrices are inverted exactly, displacement fields and B-splines by fixed-point iteration at every voxel.
+    A chain of matrices gives one matrix, exactly. Any other gives the inverse B of the product of its matrices, and on
+    top of it ("add") a displacement field T^-1(y) - B(y), for which T(x) = y is solved at every voxel. Outside of the
+    field's grid, B is left.
 
     Parameters
     ----------
     chain : TransformChain
         T, fixed to moving.
     fixed_grid : Grid
-        The fixed image's grid: B-splines are sampled on it (at most 2 mm apart) before they are inverted.
+        The fixed image's grid.
+    grid : Grid, optional
+        Voxels of the inverse's field, in the moving image. By default those of `image_grid`.
 
     Raises
     ------
     TransformError
         If a matrix cannot be inverted.
     """
-    inverse = TransformChain()
-    reached = fixed_grid
-    inverted: list[MatrixTransform | DisplacementField] = []
-    for transform in chain.applied(fixed_grid):
-        if isinstance(transform, MatrixTransform):
-            inverted.append(invert_matrix(transform))
-            reached = _image_of(reached, transform)
-        else:
-            inverted.append(invert_field(_as_field(transform, reached)))
-    for back in reversed(inverted):
-        inverse = inverse.then(Link(back))
-    return inverse
+    matrix = chain.as_matrix()
+    if matrix is not None:
+        return TransformChain((Link(invert_matrix(matrix)),))
+    matrices = tuple(link for link in chain.links if isinstance(link.transform, MatrixTransform))
+    product = TransformChain(matrices).as_matrix()
+    assert product is not None
+    base = invert_matrix(product)
+    field = _solved(chain, base, grid or image_grid(chain, fixed_grid))
+    return TransformChain((Link(base), Link(field, "add")) if matrices else (Link(field),))
+
+
+def image_grid(chain: TransformChain, fixed_grid: Grid) -> Grid:
+    """Return the grid with the voxels of the fixed image, along its axes, over all that T maps its box to."""
+    size = np.asarray(fixed_grid.size)
+    lattice = np.linspace(-0.5, size - 0.5, 17)
+    index = np.stack(np.meshgrid(*lattice.T, indexing="ij"), axis=-1).reshape(-1, 3)
+    reached = fixed_grid.point_to_index(chain.map_points(fixed_grid.index_to_point(index)))
+    low, high = np.floor(reached.min(axis=0)).astype(int), np.ceil(reached.max(axis=0)).astype(int)
+    return fixed_grid.crop(low.tolist(), (high - low + 1).tolist())
 
 
 def invert_matrix(transform: MatrixTransform) -> MatrixTransform:
@@ -94,10 +118,6 @@ def invert_matrix(transform: MatrixTransform) -> MatrixTransform:
 def invert_field(field: DisplacementField) -> DisplacementField:
     """Return w with y + w(y) = x wherever x + u(x) = y.
 
-    Solves w(y) = -u(y + w(y)) at every voxel by fixed-point iteration, along the axes of the grid (so that direction
-    and anisotropic spacing do not matter), with a step of each voxel's own that is halved where the residual does not
-    fall. Memory is bounded: the voxels are worked on in slabs.
-
     Parameters
     ----------
     field : DisplacementField
@@ -108,26 +128,10 @@ def invert_field(field: DisplacementField) -> DisplacementField:
     DisplacementField
         On the same voxels, and as many more around as u reaches.
     """
-    to_index = np.linalg.inv(field.grid.index_to_point_matrix)
-    along_axes = torch.from_numpy(np.ascontiguousarray((field.vectors @ to_index.T).astype(np.float32)))
-    longest = field.vectors.reshape(-1, 3) @ to_index.T
-    margin = [math.ceil(m) for m in np.abs(longest).max(axis=0)]
-    wanted = field.grid.pad(margin, margin)
-    nx, ny, nz = wanted.size
-    source = along_axes.permute(3, 0, 1, 2)[None]
-    tolerance = TOLERANCE / min(field.grid.spacing)
-    found = np.empty((*wanted.shape, 3), dtype=np.float32)
-    rows = max(1, _SLAB_VOXELS // (nx * ny))
-    for start in range(0, nz, rows):
-        stop = min(start + rows, nz)
-        z, y, x = torch.meshgrid(
-            torch.arange(start, stop) - margin[2], torch.arange(ny) - margin[1], torch.arange(nx) - margin[0],
-            indexing="ij",
-        )  # fmt: skip
-        positions = torch.stack([x, y, z], dim=-1).reshape(-1, 3).float()
-        solved = _solved(source, positions, tolerance).reshape(stop - start, ny, nx, 3).numpy()
-        found[start:stop] = solved @ field.grid.index_to_point_matrix.T.astype(np.float32)
-    return DisplacementField(found, wanted)
+    reach = [float(np.abs(field.vectors[..., c]).max()) for c in range(3)]
+    to_index = np.abs(np.linalg.inv(field.grid.index_to_point_matrix))
+    margin = [math.ceil(m) for m in to_index @ reach]
+    return _solved(TransformChain((Link(field),)), MatrixTransform(np.eye(3)), field.grid.pad(margin, margin))
 
 
 def inverse_points(
@@ -168,8 +172,10 @@ def inverse_points(
     return x, np.linalg.norm(error, axis=1)
 
 
-def inverse_residual(chain: TransformChain, inverse: TransformChain, fixed_grid: Grid, seed: int = 0) -> Residual:
-    """Measure T^-1(T(x)) - x, as lengths of T(T^-1(y)) - y, at random points y = T(x) with x in the fixed image.
+def inverse_residual(
+    chain: TransformChain, inverse: TransformChain, fixed_grid: Grid, seed: int = 0, grid: Grid | None = None
+) -> Residual:
+    """Measure T(T^-1(y)) - y at random points y = T(x) with x in the fixed image.
 
     The points lie anywhere, mostly between voxels, so the error of interpolating the inverse counts as well.
 
@@ -181,62 +187,148 @@ def inverse_residual(chain: TransformChain, inverse: TransformChain, fixed_grid:
         x is drawn from its box, a voxel inside the border.
     seed : int
         Of the random points.
+    grid : Grid, optional
+        Only points y in its box count; for an inverse that was made on this grid.
+
+    Raises
+    ------
+    TransformError
+        If no point lies in `grid`.
     """
     rng = np.random.default_rng(seed)
     size = np.asarray(fixed_grid.size)
     index = rng.uniform(np.minimum(1.0, (size - 1) / 2), np.maximum(size - 2.0, (size - 1) / 2), (_SAMPLES, 3))
-    y = chain.map_points(fixed_grid.index_to_point(index))
+    mapped, jacobian = ChainEvaluator(chain).map_with_jacobian(torch.from_numpy(fixed_grid.index_to_point(index)))
+    y, folded = mapped.numpy(), (determinant(jacobian) <= 0).numpy()
+    if grid is not None:
+        inside = grid.crop((1, 1, 1), [max(1, n - 2) for n in grid.size]).contains(y)
+        if not inside.any():
+            raise TransformError("the grid of the inverse lies outside of what the transform maps the fixed image to")
+        y, folded = y[inside], folded[inside]
     length = np.linalg.norm(chain.map_points(inverse.map_points(y)) - y, axis=1)
     worst = int(length.argmax())
     wx, wy, wz = (float(v) for v in y[worst])
+    edge = min(min((grid or fixed_grid).spacing), min(fixed_grid.spacing))
     return Residual(
-        float(length.mean()), float(np.percentile(length, 95)), float(length.max()), (wx, wy, wz), len(length)
-    )
+        float(length.mean()), float(np.percentile(length, 95)), float(length.max()), (wx, wy, wz), len(length),
+        float((length > 0.5 * edge).mean()), float(folded.mean()),
+    )  # fmt: skip
 
 
-def _as_field(transform: BSplineTransform | DisplacementField, grid: Grid) -> DisplacementField:
-    if isinstance(transform, DisplacementField):
-        return transform
-    return TransformChain((Link(transform),)).displacement_on(grid.isotropic(min(2.0, *grid.spacing)))
+def _solved(chain: TransformChain, base: MatrixTransform, grid: Grid) -> DisplacementField:
+    """Return the field T^-1(y) - B(y), float32, with T(x) = y solved at every voxel y of `grid`."""
+    solver = _Solver(chain, base)
+    step = _COARSE_STEP
+    nx, ny, nz = (math.ceil((n - 1) / step) + 1 for n in grid.size)
+    sx, sy, sz = (s * step for s in grid.spacing)
+    start = solver.start_on(Grid((nx, ny, nz), (sx, sy, sz), grid.origin, grid.direction))
+    found = np.empty((*grid.shape, 3), dtype=np.float32)
+    rows = step * max(1, _SLAB_VOXELS // (step * grid.size[0] * grid.size[1]))
+    for first in range(0, grid.size[2], rows):
+        last = min(first + rows, grid.size[2])
+        near = start[:, first // step : math.ceil((last - 1) / step) + 1]
+        finer = [1 + step * (n - 1) for n in near.shape[1:]]
+        guess = functional.interpolate(near[None], finer, mode="trilinear", align_corners=True)[0]
+        guess = guess[:, : last - first, : grid.size[1], : grid.size[0]].reshape(12, -1)
+        found[first:last] = solver.refined(voxel_points(grid, first, last), guess).reshape(found[first:last].shape)
+    return DisplacementField(found, grid)
 
 
-def _solved(source: Tensor, positions: Tensor, tolerance: float) -> Tensor:
-    """Solve e = -d(y + e) for points y (n, 3) in voxels, with the displacement d (1, 3, z, y, x) in voxels."""
-    e = -_sampled(source, positions)
-    residual = e + _sampled(source, positions + e)
-    step = torch.ones(len(positions), 1)
-    open_ = torch.arange(len(positions))
-    for _ in range(MAX_ITERATIONS):
-        open_ = open_[(residual[open_].norm(dim=1) > tolerance) & (step[open_, 0] >= _SMALLEST_STEP)]
-        if not len(open_):
-            break
-        trial = e[open_] - step[open_] * residual[open_]
-        after = trial + _sampled(source, positions[open_] + trial)
-        better = after.norm(dim=1, keepdim=True) < residual[open_].norm(dim=1, keepdim=True)
-        e[open_] = torch.where(better, trial, e[open_])
-        residual[open_] = torch.where(better, after, residual[open_])
-        step[open_] = torch.where(better, (2 * step[open_]).clamp(max=1.0), step[open_] / 2)
-    return e
+class _Solver:
+    """Solves T(x) = y by steps x - K (T(x) - y), with K near the inverse of the Jacobian of T.
+
+    On a coarse grid K is the matrix of B. On the fine grid the start and K come from the coarse one, so that two or
+    three steps are enough. A step that does not make the residual smaller is not taken, but halved.
+    """
+
+    def __init__(self, chain: TransformChain, base: MatrixTransform) -> None:
+        self._forward = ChainEvaluator(chain)
+        self._matrix, self._offset = torch.from_numpy(base.matrix), torch.from_numpy(base.offset)
+
+    def base(self, y: Tensor) -> Tensor:
+        return y @ self._matrix.T + self._offset
+
+    def start_on(self, grid: Grid) -> Tensor:
+        """Return T^-1(y) - B(y) and the 9 numbers of K, as a tensor (12, z, y, x)."""
+        found = torch.empty(12, *grid.shape)
+        rows = max(1, _SLAB_VOXELS // (grid.size[0] * grid.size[1]))
+        for first in range(0, grid.size[2], rows):
+            last = min(first + rows, grid.size[2])
+            y = voxel_points(grid, first, last)
+            x, error = self._from_base(y)
+            k = self._newton_matrix(x, error)
+            part = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
+            found[:, first:last] = part.reshape(12, last - first, *grid.shape[1:])
+        return found
+
+    def refined(self, y: Tensor, guess: Tensor) -> FloatArray:
+        """Return T^-1(y) - B(y) (n, 3) of the points y (n, 3), from the guess (12, n) of `start_on`."""
+        base = self.base(y)
+        x, k = base + guess[:3].T, guess[3:].reshape(3, 3, -1)
+        error = self._forward.map(x) - y
+        for _ in range(_FULL_STEPS):
+            trial = x - _applied(k, error)
+            after = self._forward.map(trial) - y
+            better = _length(after) < _length(error)
+            x, error = torch.where(better, trial, x), torch.where(better, after, error)
+        self._damped(y, x, error, k)
+        left = (_length(error)[:, 0] > TOLERANCE).nonzero()[:, 0]
+        if len(left):
+            again, again_error = self._from_base(y[left])
+            x[left] = torch.where(_length(again_error) < _length(error[left]), again, x[left])
+        found: FloatArray = (x - base).float().numpy()
+        return found
+
+    def _from_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.base(y)
+        error = self._forward.map(x) - y
+        self._damped(y, x, error, self._matrix.float()[:, :, None].expand(3, 3, len(y)))
+        return x, error
+
+    def _newton_matrix(self, x: Tensor, error: Tensor) -> Tensor:
+        """Return the inverse of the Jacobian (3, 3, n), or the matrix of B where that is not to be trusted."""
+        jacobian = self._forward.map_with_jacobian(x)[1]
+        base = self._matrix.float()[:, :, None].expand_as(jacobian)
+        relative = determinant(matrix_product(base, jacobian))
+        bad = (relative < _SMALLEST_DETERMINANT) | (_length(error)[:, 0] > TOLERANCE)
+        safe = torch.where(bad, torch.eye(3)[:, :, None], jacobian)
+        return torch.where(bad, base, _inverse(safe))
+
+    def _damped(self, y: Tensor, x: Tensor, error: Tensor, k: Tensor) -> None:
+        """Step, in place, at the points whose residual is still too long."""
+        step = torch.ones(len(y), 1)
+        left = torch.arange(len(y))
+        for _ in range(MAX_ITERATIONS):
+            left = left[(_length(error[left])[:, 0] > TOLERANCE) & (step[left, 0] >= _SMALLEST_STEP)]
+            if not len(left):
+                return
+            trial = x[left] - step[left] * _applied(k[:, :, left], error[left])
+            after = self._forward.map(trial) - y[left]
+            better = _length(after) < _length(error[left])
+            x[left] = torch.where(better, trial, x[left])
+            error[left] = torch.where(better, after, error[left])
+            step[left] = torch.where(better, (2 * step[left]).clamp(max=1.0), step[left] / 2)
 
 
-def _sampled(source: Tensor, positions: Tensor) -> Tensor:
-    """Return d (n, 3) at positions (n, 3) in voxels: linear, constant over the outer half voxel, zero beyond it."""
-    last = torch.tensor(source.shape[:1:-1], dtype=torch.float32) - 1
-    where = positions * (2 / last.clamp(min=1)) - 1
-    values = functional.grid_sample(source, where[None, None, None], padding_mode="border", align_corners=True)
-    inside = ((positions >= -0.5) & (positions < last + 0.5)).all(dim=1, keepdim=True)
-    return values[0, :, 0, 0].T * inside
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.norm(dim=1, keepdim=True)
 
 
-def _image_of(grid: Grid, transform: MatrixTransform) -> Grid:
-    """Return a grid of the same spacing, along the same axes, over the box that the matrix maps `grid` to."""
-    index = grid.point_to_index(transform.map_points(grid.corners()))
-    low, high = np.floor(index.min(axis=0)).astype(int), np.ceil(index.max(axis=0)).astype(int)
-    return grid.crop(low.tolist(), (high - low + 1).tolist())
+def _applied(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products of matrices (3, 3, n), float32, with vectors (n, 3)."""
+    v = vectors.T.float()
+    return (matrices[:, 0] * v[0] + matrices[:, 1] * v[1] + matrices[:, 2] * v[2]).T
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Return the inverses of matrices (3, 3, n): the rows of cross products over the determinant."""
+    a, b, c = matrices.unbind(dim=1)  # columns
+    rows = [torch.linalg.cross(p, q, dim=0) for p, q in ((b, c), (c, a), (a, b))]
+    return torch.stack(rows) / determinant(matrices)
 
 
 def _linear_part(chain: TransformChain, points: FloatArray) -> FloatArray:
-    """Return the matrix that fits T best around the points, from differences over 10 mm."""
+    """Return the matrix that fits T best around the points, from differences over 100 mm."""
     centre = points.mean(axis=0)
     ends = centre + 50.0 * np.vstack([np.eye(3), -np.eye(3)])
     mapped = chain.map_points(ends)

@@ -1,0 +1,236 @@
+"""A chain of transforms at many points at once, with its Jacobian: what inverses and Jacobian maps are made of.
+
+The Jacobian is dT_i/dx_j in physical axes (LPS), by the chain rule. Matrices and B-splines are differentiated exactly;
+a displacement field by central differences over one of its voxels, one-sided at its border (the derivative that ITK
+takes at voxels, linear in between).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regnet_itk.displacement import DisplacementField
+from regnet_itk.geometry import Grid
+from regnet_itk.transforms import BSplineTransform, Link, MatrixTransform, Transform, TransformChain
+
+
+class ChainEvaluator:
+    """T of a chain, prepared once and evaluated in parts.
+
+    Parameters
+    ----------
+    chain : TransformChain
+        T, fixed to moving, mm, LPS.
+    """
+
+    def __init__(self, chain: TransformChain) -> None:
+        self._links = [(link.combine, _prepared(link)) for link in chain.links]
+
+    def map(self, points: Tensor) -> Tensor:
+        """Return T of the points (n, 3), float64, mm, LPS."""
+        return self._map(points, len(self._links))
+
+    def _map(self, points: Tensor, count: int) -> Tensor:
+        if count == 0:
+            return points
+        combine, last = self._links[count - 1]
+        if combine == "innermost":
+            return self._map(last.map(points), count - 1)
+        before = self._map(points, count - 1)
+        return before + last.map(points) - points if combine == "add" else last.map(before)
+
+    def map_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return T of the points (n, 3), and dT_i/dx_j there as a tensor (3, 3, n), float32."""
+        return self._jacobian(points, len(self._links))
+
+    def _jacobian(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        if count == 0:
+            return points, torch.eye(3)[:, :, None].expand(3, 3, len(points))
+        combine, last = self._links[count - 1]
+        if combine == "innermost":
+            inner, inner_jacobian = last.map_with_jacobian(points)
+            mapped, jacobian = self._jacobian(inner, count - 1)
+            return mapped, matrix_product(jacobian, inner_jacobian)
+        before, jacobian = self._jacobian(points, count - 1)
+        mapped, last_jacobian = last.map_with_jacobian(points if combine == "add" else before)
+        if combine == "add":
+            return before + mapped - points, jacobian + last_jacobian - torch.eye(3)[:, :, None]
+        return mapped, matrix_product(last_jacobian, jacobian)
+
+
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the products of matrices (3, 3, n), n at a time."""
+    return torch.stack([a[i, 0] * b[0] + a[i, 1] * b[1] + a[i, 2] * b[2] for i in range(3)])
+
+
+def determinant(matrices: Tensor) -> Tensor:
+    """Return the determinants (n) of matrices (3, 3, n)."""
+    (a, b, c), (d, e, f), (g, h, i) = matrices
+    return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+
+
+def voxel_points(grid: Grid, start: int, stop: int) -> Tensor:
+    """Return the points (n, 3) of the slices `start` to `stop` (along z) of a grid, float64, mm, LPS."""
+    nx, ny, _ = grid.size
+    return torch.from_numpy(grid.crop((0, 0, start), (nx, ny, stop - start)).points().reshape(-1, 3))
+
+
+class _Matrix:
+    def __init__(self, transform: MatrixTransform) -> None:
+        self._matrix, self._offset = torch.from_numpy(transform.matrix), torch.from_numpy(transform.offset)
+
+    def map(self, points: Tensor) -> Tensor:
+        return points @ self._matrix.T + self._offset
+
+    def map_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.map(points), self._matrix.float()[:, :, None].expand(3, 3, len(points))
+
+
+class _OnGrid:
+    """Index coordinates of points, in float64, and derivatives by index turned into derivatives by mm."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._to_index = torch.from_numpy(np.linalg.inv(grid.index_to_point_matrix))
+        self._origin = torch.tensor(grid.origin, dtype=torch.float64)
+        self.size = torch.tensor(grid.size)
+
+    def index(self, points: Tensor) -> Tensor:
+        return (points - self._origin) @ self._to_index.T
+
+    def jacobian(self, by_index: Tensor) -> Tensor:
+        """Return I + du/dx (3, 3, n) of the derivatives of u (3, 3, n) by each index."""
+        by_mm = torch.einsum("can,ak->ckn", by_index, self._to_index.float())
+        return by_mm + torch.eye(3)[:, :, None]
+
+
+class FieldSampler:
+    """A displacement field between its voxels: linear, constant over the outer half voxel, zero beyond it.
+
+    Parameters
+    ----------
+    vectors : Tensor, shape (1, 3, z, y, x)
+        float32.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self._vectors = vectors
+        self.last = torch.tensor(vectors.shape[:1:-1]) - 1
+        self._scale = (2.0 / self.last.clamp(min=1)).double()
+
+    def at(self, index: Tensor) -> Tensor:
+        """Return the vectors (3, n) at indices (n, 3), x first; those outside are not set to zero."""
+        where = (index * self._scale - 1.0).float()[None, None, None]
+        values = functional.grid_sample(self._vectors, where, padding_mode="border", align_corners=True)
+        return values[0, :, 0, 0]
+
+    def inside(self, index: Tensor) -> Tensor:
+        """Say which indices (n, 3) lie in the box that the voxels fill."""
+        return ((index >= -0.5) & (index < self.last + 0.5)).all(dim=1)
+
+
+class _Field:
+    def __init__(self, field: DisplacementField) -> None:
+        vectors = np.ascontiguousarray(field.vectors, dtype=np.float32)
+        self._sampler = FieldSampler(torch.from_numpy(vectors).permute(3, 0, 1, 2)[None])
+        self._grid = _OnGrid(field.grid)
+
+    def map(self, points: Tensor) -> Tensor:
+        index = self._grid.index(points)
+        return points + (self._sampler.at(index) * self._sampler.inside(index)).T
+
+    def map_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        index = self._grid.index(points)
+        inside = self._sampler.inside(index)
+        last = self._sampler.last.double()
+        slopes = []
+        for axis in range(3):
+            step = torch.zeros(3, dtype=torch.float64)
+            step[axis] = 1.0
+            high = torch.minimum(index.clamp(min=0) + step, last)
+            low = torch.minimum(index, last).sub(step).clamp(min=0)
+            width = (high - low)[:, axis].clamp(min=1e-6).float()
+            slopes.append((self._sampler.at(high) - self._sampler.at(low)) / width)
+        mapped = points + (self._sampler.at(index) * inside).T
+        return mapped, self._grid.jacobian(torch.stack(slopes, dim=1) * inside)
+
+
+class _BSpline:
+    def __init__(self, transform: BSplineTransform) -> None:
+        self._order = transform.order
+        coefficients = np.ascontiguousarray(np.moveaxis(transform.coefficients, -1, 0), dtype=np.float32)
+        self._coefficients = torch.from_numpy(coefficients).reshape(3, -1)
+        self._grid = _OnGrid(transform.grid)
+        low = 0.5 * (self._order - 1)
+        self._low, self._high = low, self._grid.size - 1 - low
+
+    def map(self, points: Tensor) -> Tensor:
+        valid, base, weights, _ = self._weights(points)
+        rows = self._along_x(base, [weights[0]])
+        plane = [sum(w * rows[z][y][0] for y, w in enumerate(weights[1])) for z in range(self._order + 1)]
+        return points + (sum(w * p for w, p in zip(weights[2], plane, strict=True)) * valid).T
+
+    def map_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        valid, base, (wx, wy, wz), (dx, dy, dz) = self._weights(points)
+        value, by_x, by_y, by_z = (torch.zeros(3, len(points)) for _ in range(4))
+        for z, row in enumerate(self._along_x(base, [wx, dx])):
+            plane, plane_x, plane_y = (torch.zeros(3, len(points)) for _ in range(3))
+            for y, (u, u_x) in enumerate(row):
+                plane += wy[y] * u
+                plane_x += wy[y] * u_x
+                plane_y += dy[y] * u
+            value += wz[z] * plane
+            by_x += wz[z] * plane_x
+            by_y += wz[z] * plane_y
+            by_z += dz[z] * plane
+        slopes = torch.stack([by_x, by_y, by_z], dim=1)
+        return points + (value * valid).T, self._grid.jacobian(slopes * valid)
+
+    def _weights(self, points: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]], list[list[Tensor]]]:
+        """Return which points are valid, the first control point (n, 3) of each, and weights [axis][control point]."""
+        index = self._grid.index(points)
+        valid = ((index >= self._low) & (index < self._high)).all(dim=1)
+        base = torch.floor(index - self._low).clamp(min=0)
+        base = torch.minimum(base, (self._grid.size - 1 - self._order).double())
+        offset = (index - base).float().clamp(-1.0, self._order + 1.0)
+        weights, slopes = [], []
+        for axis in range(3):
+            distances = [offset[:, axis] - k for k in range(self._order + 1)]
+            weights.append([_spline(d, self._order) for d in distances])
+            slopes.append([_spline(d + 0.5, self._order - 1) - _spline(d - 0.5, self._order - 1) for d in distances])
+        return valid, base.long(), weights, slopes
+
+    def _along_x(self, base: Tensor, kinds: list[list[Tensor]]) -> list[list[list[Tensor]]]:
+        """Return sums (3, n) over the control points along x, as [z][y][kind of weight]."""
+        nx, ny, _ = self._grid.size.tolist()
+        first = (base[:, 2] * ny + base[:, 1]) * nx + base[:, 0]
+        table = []
+        for z in range(self._order + 1):
+            table.append([])
+            for y in range(self._order + 1):
+                taps = [
+                    self._coefficients.index_select(1, first + ((z * ny + y) * nx + x)) for x in range(self._order + 1)
+                ]
+                table[z].append([sum(w * tap for w, tap in zip(kind, taps, strict=True)) for kind in kinds])
+        return table
+
+
+def _spline(t: Tensor, order: int) -> Tensor:
+    """Return the centred B-spline of an order from 0 to 3 at t."""
+    a = t.abs()
+    if order == 0:
+        return ((t >= -0.5) & (t < 0.5)).to(t.dtype)
+    if order == 1:
+        return (1 - a).clamp(min=0)
+    if order == 2:
+        return torch.where(a <= 0.5, 0.75 - a * a, 0.5 * (1.5 - a).clamp(min=0) ** 2)
+    return torch.where(a <= 1, 2 / 3 - a * a * (1 - a / 2), (2 - a).clamp(min=0) ** 3 / 6)
+
+
+def _prepared(link: Link) -> _Matrix | _Field | _BSpline:
+    transform: Transform = link.transform
+    if isinstance(transform, MatrixTransform):
+        return _Matrix(transform)
+    return _BSpline(transform) if isinstance(transform, BSplineTransform) else _Field(transform)

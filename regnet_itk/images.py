@@ -217,6 +217,30 @@ def read_image(path: str | Path, role: str = "image") -> Image:
     return Image(sitk.GetArrayFromImage(image), grid_of(image))
 
 
+def read_grid(path: str | Path, role: str = "image") -> Grid:
+    """Read where the voxels of an image lie, without its values; it may have several components.
+
+    Raises
+    ------
+    ImageError
+        If it is missing, unreadable or not 3D; the message names the file.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    if not path.is_file():  # a DICOM folder, or nothing
+        return read_image(path, role).grid
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        return grid_of(reader)
+    except ImageError as error:
+        raise ImageError(f"{role} '{path}': {error}") from None
+    except RuntimeError as error:
+        raise ImageError(f"{role} '{path}' cannot be read: {_reason(error)}") from None
+
+
 def bytes_per_value(pixel_id: int) -> int:
     """Return the size of a voxel's value, or of each of its components, of SimpleITK's pixel type."""
     import SimpleITK as sitk

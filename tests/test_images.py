@@ -12,7 +12,17 @@ from scipy.spatial.transform import Rotation
 
 from regnet_itk.errors import ImageError, OutputError
 from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, as_image, check_mask, check_registrable, grid_of, read_image, write_image
+from regnet_itk.images import (
+    Image,
+    as_image,
+    check_mask,
+    check_registrable,
+    grid_of,
+    place,
+    read_grid,
+    read_image,
+    write_image,
+)
 
 TURNED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 GRID = Grid((11, 9, 8), (1.5, 2.0, 3.0), (-40.0, 15.0, 130.0), TURNED)
@@ -285,3 +295,20 @@ def test_masks_must_fit_their_image(image):
         mask = Image(np.ones(other.shape, np.uint8), other)
         with pytest.raises(ImageError, match=r"fixed mask lies on another grid .* against .*; resample the mask"):
             check_mask(mask, image, "fixed")
+
+
+def test_the_grid_alone_is_read_from_the_header(tmp_path):
+    grid = Grid((5, 6, 7), (1.0, 2.0, 3.0), (-4.0, 5.0, 6.0), ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+    for components in (1, 3):
+        image = sitk.GetImageFromArray(np.zeros((*grid.shape, components), np.float32), isVector=True)
+        path = tmp_path / f"{components}.nrrd"
+        sitk.WriteImage(place(image, grid), str(path))
+        assert read_grid(path).is_close(grid, 1e-6)
+    sitk.WriteImage(sitk.Image([4, 4], sitk.sitkUInt8), str(tmp_path / "flat.mha"))
+    with pytest.raises(ImageError, match=r"fixed image '.*flat.mha': the image has 2 dimensions"):
+        read_grid(tmp_path / "flat.mha", "fixed image")
+    (tmp_path / "text.mha").write_text("hello")
+    with pytest.raises(ImageError, match=r"text.mha' cannot be read"):
+        read_grid(tmp_path / "text.mha")
+    with pytest.raises(ImageError, match=r"gone.mha' does not exist"):
+        read_grid(tmp_path / "gone.mha")

@@ -16,6 +16,7 @@ from regnet_itk.errors import RegNetItkError, did_you_mean
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
     "example": "Write a digital chest phantom and register it.",
+    "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
 }
 
 FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143

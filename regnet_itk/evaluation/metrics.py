@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, PointsError
 from regnet_itk.geometry import FloatArray, Triple
 from regnet_itk.images import Image
+
+
+_SLAB_VOXELS = 2_000_000
 
 
 class PointMap(Protocol):
@@ -34,8 +38,8 @@ class ErrorSummary:
         Of the lengths in mm. `sd` is the sample's (divisor n - 1), 0 for one vector; `p95` interpolates linearly.
     above_2mm, above_5mm : float
         Share (0 to 1) of lengths above 2 mm and 5 mm.
-    mean_absolute : tuple of float
-        Mean absolute component along the physical axes x, y, z, mm.
+    mean_absolute, sd_absolute : tuple of float
+        Mean and standard deviation of the absolute components along the physical axes x, y, z, mm.
     """
 
     count: int
@@ -47,6 +51,7 @@ class ErrorSummary:
     above_2mm: float
     above_5mm: float
     mean_absolute: Triple
+    sd_absolute: Triple
 
     @property
     def mae(self) -> float:
@@ -68,7 +73,9 @@ def summarise_errors(differences: FloatArray) -> ErrorSummary:
     if not np.isfinite(vectors).all():
         raise PointsError(f"{int((~np.isfinite(vectors).all(axis=1)).sum())} of {len(vectors)} errors are not finite")
     length = np.linalg.norm(vectors, axis=1)
-    x, y, z = np.abs(vectors).mean(axis=0).tolist()
+    components = np.abs(vectors)
+    x, y, z = components.mean(axis=0).tolist()
+    sx, sy, sz = components.std(axis=0, ddof=1).tolist() if len(length) > 1 else (0.0, 0.0, 0.0)
     return ErrorSummary(
         count=len(length),
         mean=float(length.mean()),
@@ -79,6 +86,7 @@ def summarise_errors(differences: FloatArray) -> ErrorSummary:
         above_2mm=float((length > 2.0).mean()),
         above_5mm=float((length > 5.0).mean()),
         mean_absolute=(x, y, z),
+        sd_absolute=(sx, sy, sz),
     )
 
 
@@ -159,6 +167,85 @@ def displacement_error(
     return summarise_errors(np.asarray(values, dtype=float) - true.vectors[inside])
 
 
+@dataclass(frozen=True)
+class ErrorMoments:
+    """What is kept of millions of error vectors e in mm, so that those of several pairs can be pooled.
+
+    Parameters
+    ----------
+    count : int
+        Number of vectors.
+    sums, squares : tuple of float
+        Sums, and sums of squares, of |e|, of |e_x| + |e_y| + |e_z|, and of |e_x|, |e_y|, |e_z|.
+    """
+
+    count: int
+    sums: tuple[float, ...]
+    squares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, differences: FloatArray) -> ErrorMoments:
+        """Take error vectors (n, 3) in mm; there may be none."""
+        vectors = np.asarray(differences, dtype=float)
+        components = np.abs(vectors)
+        values = np.column_stack([np.linalg.norm(vectors, axis=1), components.sum(axis=1), components])
+        return cls(len(vectors), tuple(values.sum(axis=0).tolist()), tuple((values**2).sum(axis=0).tolist()))
+
+    def __add__(self, other: ErrorMoments) -> ErrorMoments:
+        sums, squares = (
+            tuple(a + b for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in ((self.sums, other.sums), (self.squares, other.squares))
+        )
+        return ErrorMoments(self.count + other.count, sums, squares)
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Means in mm: of |e|, of |e_x| + |e_y| + |e_z|, and of each of these three."""
+        return tuple(total / self.count for total in self.sums)
+
+    @property
+    def sds(self) -> tuple[float, ...]:
+        """Standard deviations in mm (divisor n - 1), in the same order."""
+        divisor = max(1, self.count - 1)
+        return tuple(
+            math.sqrt(max(0.0, square - total**2 / self.count) / divisor)
+            for total, square in zip(self.sums, self.squares, strict=True)
+        )
+
+
+def transform_error(mapping: PointMap, true: DisplacementField, mask: Image | None = None) -> ErrorMoments:
+    """Return the errors T(x) - x - u(x) of a transform at the voxels x of its true displacement field u.
+
+    Computed at the voxels themselves, slab by slab, so that nothing is interpolated and memory is bounded.
+
+    Parameters
+    ----------
+    mapping : object with ``map_points``
+        T, fixed to moving.
+    true : DisplacementField
+        u in mm.
+    mask : Image, optional
+        On the grid of `true`; only voxels that are not 0 count.
+
+    Raises
+    ------
+    ImageError
+        If the mask is empty or lies on another grid.
+    """
+    if mask is not None and not mask.grid.is_close(true.grid, 1e-2):
+        raise ImageError("the mask does not lie on the grid of the true displacement field; resample it")
+    inside = _mask(mask, true.grid.shape)
+    nx, ny, nz = true.grid.size
+    rows = max(1, _SLAB_VOXELS // (nx * ny))
+    found = ErrorMoments.of(np.zeros((0, 3)))
+    for start in range(0, nz, rows):
+        slab = slice(start, min(start + rows, nz))
+        points = true.grid.crop((0, 0, start), (nx, ny, slab.stop - start)).points()[inside[slab]]
+        if len(points):
+            found += ErrorMoments.of(mapping.map_points(points) - points - true.vectors[slab][inside[slab]])
+    return found
+
+
 def normalised_correlation(a: Image, b: Image, mask: Image | None = None) -> float:
     """Return Pearson's correlation of the values of two images on one grid, -1 to 1.
 
@@ -205,10 +292,59 @@ def folding_share(field: DisplacementField | Image, mask: Image | None = None) -
     ImageError
         If the mask is empty or lies on another grid.
     """
+    return float((_determinants(field, mask) <= 0).mean())
+
+
+def log_jacobian_sd(field: DisplacementField | Image, mask: Image | None = None) -> float:
+    """Return the standard deviation (divisor n - 1) of log det(dT/dx) over the voxels where the determinant is positive.
+
+    The others have no logarithm; :func:`folding_share` counts them.
+
+    Parameters
+    ----------
+    field : DisplacementField or Image
+        u of T(x) = x + u(x), or det(dT/dx) itself.
+    mask : Image, optional
+        On the same grid; only voxels that are not 0 count.
+
+    Returns
+    -------
+    float
+        NaN if fewer than two voxels are left.
+
+    Raises
+    ------
+    ImageError
+        If the mask is empty or lies on another grid.
+    """
+    values = _determinants(field, mask)
+    positive = values[values > 0].astype(float)
+    return float(np.log(positive).std(ddof=1)) if len(positive) > 1 else float("nan")
+
+
+def _determinants(field: DisplacementField | Image, mask: Image | None) -> FloatArray:
+    """Return det(dT/dx) (n,) of the voxels inside the mask."""
     determinant = field.array if isinstance(field, Image) else field.jacobian_determinant()
     if mask is not None and not mask.grid.is_close(field.grid, 1e-2):
         raise ImageError("the mask does not lie on the grid of the field; resample it")
-    return float((determinant[_mask(mask, determinant.shape)] <= 0).mean())
+    return np.asarray(determinant[_mask(mask, determinant.shape)])
+
+
+def label_dice(a: Image, b: Image) -> dict[int, float]:
+    """Return the overlap 2 |A and B| / (|A| + |B|) of each label of `a` but 0, on one grid; 0 where `b` lacks it.
+
+    Raises
+    ------
+    ImageError
+        If the grids differ.
+    """
+    _same_grid(a, b)
+    found = {}
+    for label in np.unique(a.array):
+        if label != 0:
+            first, second = a.array == label, b.array == label
+            found[int(label)] = 2.0 * int((first & second).sum()) / (int(first.sum()) + int(second.sum()))
+    return found
 
 
 def dice(a: Image, b: Image) -> float:

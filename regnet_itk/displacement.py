@@ -188,9 +188,7 @@ def _block_determinant(
         by_x = u[middle, middle, 2:] - u[middle, middle, :-2]
         by_y = u[middle, 2:, middle] - u[middle, :-2, middle]
         by_z = u[2:, middle, middle] - u[:-2, middle, middle]
-        for axis, slope in enumerate((by_x, by_y, by_z)):
-            slope += twice[c, axis]
-        jacobian.append((by_x, by_y, by_z))
+        jacobian.append([slope + twice[c, axis] for axis, slope in enumerate((by_x, by_y, by_z))])
     (a, b, c_), (d, e, f), (g, h, i) = jacobian
     result = a * (e * i - f * h) + b * (f * g - d * i) + c_ * (d * h - e * g)
     result *= np.float32(1 / np.linalg.det(2 * index_to_point))
@@ -202,7 +200,7 @@ def _with_halo(component: FloatArray, block: tuple[slice, slice]) -> npt.NDArray
     nz, ny, nx = component.shape
     (z, y), whole = block, (nz, ny, nx)
     starts, stops = (z.start, y.start, 0), (z.stop, y.stop, nx)
-    result = np.empty([b - a + 2 for a, b in zip(starts, stops, strict=True)], dtype=np.float32)
+    result = np.zeros([b - a + 2 for a, b in zip(starts, stops, strict=True)], dtype=np.float32)
     low = [max(a - 1, 0) for a in starts]
     high = [min(b + 1, n) for b, n in zip(stops, whole, strict=True)]
     there = tuple(slice(lo - a + 1, hi - a + 1) for lo, hi, a in zip(low, high, starts, strict=True))

@@ -7,6 +7,10 @@ takes at voxels, linear in between).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +19,9 @@ from torch.nn import functional
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.geometry import Grid
 from regnet_itk.transforms import BSplineTransform, Link, MatrixTransform, Transform, TransformChain
+
+_BLOCK_VOXELS = 32_768
+_BLOCK_EDGE = 8  # slices
 
 
 class ChainEvaluator:
@@ -72,10 +79,54 @@ def determinant(matrices: Tensor) -> Tensor:
     return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
 
 
-def voxel_points(grid: Grid, start: int, stop: int) -> Tensor:
-    """Return the points (n, 3) of the slices `start` to `stop` (along z) of a grid, float64, mm, LPS."""
-    nx, ny, _ = grid.size
-    return torch.from_numpy(grid.crop((0, 0, start), (nx, ny, stop - start)).points().reshape(-1, 3))
+def voxel_points(grid: Grid) -> Tensor:
+    """Return the points (n, 3) of the voxels of a grid, float64, mm, LPS."""
+    return torch.from_numpy(grid.points().reshape(-1, 3))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the block's own voxels.
+    z, y : slice
+        Where it lies in an array (z, y, x) of the whole; it has all of x.
+    """
+
+    grid: Grid
+    z: slice
+    y: slice
+
+
+def for_blocks(work: Callable[[Block], object], grid: Grid, step: int = 1) -> None:
+    """Call `work` for blocks that cover the grid, small enough for the processor's cache, on torch's threads.
+
+    Parameters
+    ----------
+    work : callable
+        Fills its block of a result.
+    grid : Grid
+    step : int
+        Blocks begin at multiples of it along z and y.
+    """
+    nx, ny, nz = grid.size
+    slices = step * max(1, round(_BLOCK_EDGE / step))
+    rows = step * max(1, _BLOCK_VOXELS // (slices * nx * step))
+    blocks = []
+    for z in range(0, nz, slices):
+        for y in range(0, ny, rows):
+            size = (nx, min(rows, ny - y), min(slices, nz - z))
+            blocks.append(Block(grid.crop((0, y, z), size), slice(z, z + size[2]), slice(y, y + size[1])))
+    threads = torch.get_num_threads()
+    try:  # a block is too small to be shared out further, so each worker computes alone
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, blocks):
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Matrix:

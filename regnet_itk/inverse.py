@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import TransformError
-from regnet_itk.evaluator import ChainEvaluator, determinant, matrix_product, voxel_points
+from regnet_itk.evaluator import Block, ChainEvaluator, determinant, for_blocks, matrix_product, voxel_points
 from regnet_itk.geometry import FloatArray, Grid, Triple
 from regnet_itk.transforms import Link, MatrixTransform, TransformChain
 
@@ -24,11 +24,9 @@ MAX_ITERATIONS = 100
 FAILED_SHARE = 1e-3
 """An inverse has failed if more than this share of the points has a residual above half a voxel."""
 
-_SLAB_VOXELS = 500_000
 _SMALLEST_STEP = 1 / 64
 _SAMPLES = 20_000
 _COARSE_STEP = 4  # voxels; on this grid the inverse is found first
-_FULL_STEPS = 2  # taken by all voxels together; those that need more are then gathered
 _SMALLEST_DETERMINANT = 0.05
 
 
@@ -208,7 +206,7 @@ def inverse_residual(
     length = np.linalg.norm(chain.map_points(inverse.map_points(y)) - y, axis=1)
     worst = int(length.argmax())
     wx, wy, wz = (float(v) for v in y[worst])
-    edge = min(min((grid or fixed_grid).spacing), min(fixed_grid.spacing))
+    edge = min(*(grid or fixed_grid).spacing, *fixed_grid.spacing)
     return Residual(
         float(length.mean()), float(np.percentile(length, 95)), float(length.max()), (wx, wy, wz), len(length),
         float((length > 0.5 * edge).mean()), float(folded.mean()),
@@ -223,14 +221,17 @@ def _solved(chain: TransformChain, base: MatrixTransform, grid: Grid) -> Displac
     sx, sy, sz = (s * step for s in grid.spacing)
     start = solver.start_on(Grid((nx, ny, nz), (sx, sy, sz), grid.origin, grid.direction))
     found = np.empty((*grid.shape, 3), dtype=np.float32)
-    rows = step * max(1, _SLAB_VOXELS // (step * grid.size[0] * grid.size[1]))
-    for first in range(0, grid.size[2], rows):
-        last = min(first + rows, grid.size[2])
-        near = start[:, first // step : math.ceil((last - 1) / step) + 1]
+
+    def fill(block: Block) -> None:
+        z, y = (slice(part.start // step, (part.stop - 2) // step + 2) for part in (block.z, block.y))
+        near = start[:, z, y]
         finer = [1 + step * (n - 1) for n in near.shape[1:]]
         guess = functional.interpolate(near[None], finer, mode="trilinear", align_corners=True)[0]
-        guess = guess[:, : last - first, : grid.size[1], : grid.size[0]].reshape(12, -1)
-        found[first:last] = solver.refined(voxel_points(grid, first, last), guess).reshape(found[first:last].shape)
+        nz, ny, nx = block.grid.shape
+        guess = guess[:, :nz, :ny, :nx].reshape(12, -1)
+        found[block.z, block.y] = solver.refined(voxel_points(block.grid), guess).reshape(nz, ny, nx, 3)
+
+    for_blocks(fill, grid, step)
     return DisplacementField(found, grid)
 
 
@@ -251,14 +252,15 @@ class _Solver:
     def start_on(self, grid: Grid) -> Tensor:
         """Return T^-1(y) - B(y) and the 9 numbers of K, as a tensor (12, z, y, x)."""
         found = torch.empty(12, *grid.shape)
-        rows = max(1, _SLAB_VOXELS // (grid.size[0] * grid.size[1]))
-        for first in range(0, grid.size[2], rows):
-            last = min(first + rows, grid.size[2])
-            y = voxel_points(grid, first, last)
+
+        def fill(block: Block) -> None:
+            y = voxel_points(block.grid)
             x, error = self._from_base(y)
             k = self._newton_matrix(x, error)
             part = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
-            found[:, first:last] = part.reshape(12, last - first, *grid.shape[1:])
+            found[:, block.z, block.y] = part.reshape(12, *block.grid.shape)
+
+        for_blocks(fill, grid)
         return found
 
     def refined(self, y: Tensor, guess: Tensor) -> FloatArray:
@@ -266,11 +268,10 @@ class _Solver:
         base = self.base(y)
         x, k = base + guess[:3].T, guess[3:].reshape(3, 3, -1)
         error = self._forward.map(x) - y
-        for _ in range(_FULL_STEPS):
-            trial = x - _applied(k, error)
-            after = self._forward.map(trial) - y
-            better = _length(after) < _length(error)
-            x, error = torch.where(better, trial, x), torch.where(better, after, error)
+        trial = x - _applied(k, error)  # a step for all; those that need more are then gathered
+        after = self._forward.map(trial) - y
+        better = _length(after) < _length(error)
+        x, error = torch.where(better, trial, x), torch.where(better, after, error)
         self._damped(y, x, error, k)
         left = (_length(error)[:, 0] > TOLERANCE).nonzero()[:, 0]
         if len(left):

@@ -17,6 +17,7 @@ _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
     "example": "Write a digital chest phantom and register it.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
+    "repair": "Mend the paths in transform files after a folder was moved.",
 }
 
 FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143

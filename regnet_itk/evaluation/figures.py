@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # ends of the patient's axes x, y, z: low, high
-_INK, _PAPER = "#1a1a1a", "white"
+INK, _PAPER = "#1a1a1a", "white"
 _PANEL_INCHES, _DPI = 2.6, 130
 
 
@@ -154,8 +154,8 @@ def _middle(grid: Grid, mask: Image | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Shade:
-    """How values become colours."""
+class Shade:
+    """How values become colours: those from `low` to `high`, with a colour map of matplotlib."""
 
     low: float
     high: float
@@ -169,7 +169,7 @@ class _Column:
 
     heading: str
     pictures: tuple[npt.NDArray[Any], ...]
-    shade: _Shade
+    shade: Shade
     bar: bool = False
     landmarks: bool = False
     outline: bool = False
@@ -246,7 +246,7 @@ def _columns(images: _Images, planes: tuple[Plane, ...]) -> list[_Column]:
     """Return the columns of the images and their differences, from left to right."""
     fixed, after = images.fixed, _on_grid(images.after, images.fixed)
     before = None if images.before is None else _on_grid(images.before, fixed)
-    shade, contrast = _window(fixed), _contrast(fixed, before or after)
+    shade, contrast = grey_shade(fixed), difference_shade(fixed, before or after)
     shown = [_Column("fixed", _cut(planes, fixed.array), shade, bar=True, landmarks=True)]
     differences = []
     for name, when, image in (("moving", "before", before), ("warped", "after", after)):
@@ -279,29 +279,30 @@ def _lengths(displacement: DisplacementField, grid: Grid, planes: tuple[Plane, .
         vectors = tuple(displacement.at(plane.points()) for plane in planes)
     lengths = tuple(np.linalg.norm(v, axis=-1) for v in vectors)
     highest = max(float(length.max()) for length in lengths)
-    shade = _Shade(0.0, highest if highest > 1e-6 else 1.0, "magma", "mm")
+    shade = Shade(0.0, highest if highest > 1e-6 else 1.0, "magma", "mm")
     return _Column("displacement", lengths, shade, bar=True, outline=True)
 
 
-def _is_hounsfield(image: Image) -> bool:
+def is_hounsfield(image: Image) -> bool:
+    """Say whether the values look like Hounsfield units: some are as low as those of air or lung."""
     return bool(image.array.min() < -500)
 
 
-def _window(image: Image) -> _Shade:
+def grey_shade(image: Image) -> Shade:
     """Return the lung window for Hounsfield units, else the 1st to 99th percentile."""
-    if _is_hounsfield(image):
-        return _Shade(-1350.0, 150.0, unit="HU")
+    if is_hounsfield(image):
+        return Shade(-1350.0, 150.0, unit="HU")
     low, high = np.percentile(image.array[::2, ::2, ::2].astype(float), (1, 99)).tolist()
-    return _Shade(low, high if high > low else low + 1.0)
+    return Shade(low, high if high > low else low + 1.0)
 
 
-def _contrast(fixed: Image, other: Image) -> _Shade:
+def difference_shade(fixed: Image, other: Image) -> Shade:
     """Return the shade of differences, white at 0 and as dark on both sides."""
-    if _is_hounsfield(fixed):
-        return _Shade(-500.0, 500.0, "RdBu_r", "HU")
+    if is_hounsfield(fixed):
+        return Shade(-500.0, 500.0, "RdBu_r", "HU")
     values = other.array.astype(float) - fixed.array
     reach = float(np.percentile(np.abs(values), 99.5)) or 1.0
-    return _Shade(-reach, reach, "RdBu_r")
+    return Shade(-reach, reach, "RdBu_r")
 
 
 @dataclass(frozen=True)
@@ -350,11 +351,11 @@ def _lay_out(figure: Figure, layout: _Layout, columns: list[_Column], title: str
     """Place all panels, with headings above and colour bars below."""
     figure.set_size_inches(layout.size)
     if title:
-        figure.text(0.5, 1 - 0.2 / layout.size[1], title, ha="center", va="center", fontsize=13, color=_INK)
+        figure.text(0.5, 1 - 0.2 / layout.size[1], title, ha="center", va="center", fontsize=13, color=INK)
     for row, plane in enumerate(layout.planes):
         _, y, _, h = layout.share(layout.panel(0, row))
         figure.text(0.16 / layout.size[0], y + h / 2, plane.view.name, rotation=90, ha="center", va="center",
-                    fontsize=10, color=_INK)  # fmt: skip
+                    fontsize=10, color=INK)  # fmt: skip
     for number, column in enumerate(columns):
         _fill(figure, layout, number, column, overlay)
 
@@ -365,10 +366,10 @@ def _fill(figure: Figure, layout: _Layout, number: int, column: _Column, overlay
 
     x, y, w, h = layout.share(layout.panel(number, 0))
     figure.text(x + w / 2, y + h + 0.06 / layout.size[1], column.heading, ha="center", va="bottom", fontsize=10,
-                color=_INK, linespacing=1.3)  # fmt: skip
+                color=INK, linespacing=1.3)  # fmt: skip
     for row, (plane, picture) in enumerate(zip(layout.planes, column.pictures, strict=True)):
         axes = figure.add_axes(layout.share(layout.panel(number, row)))
-        shown = _draw(axes, plane, picture, column.shade, letters=number == 0)
+        shown = draw_slice(axes, plane, picture, column.shade, letters=number == 0)
         if overlay.landmarks is not None and column.landmarks:
             _mark(axes, plane, overlay.landmarks)
         if overlay.mask is not None and column.outline:
@@ -377,12 +378,23 @@ def _fill(figure: Figure, layout: _Layout, number: int, column: _Column, overlay
         left, _, width, _ = layout.panel(number, 0)
         bar = figure.add_axes(layout.share((left + 0.2, 0.4, width - 0.4, 0.1)))
         drawn = figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=MaxNLocator(4))
-        drawn.ax.tick_params(labelsize=8, colors=_INK)
-        drawn.set_label(column.shade.unit, fontsize=8, color=_INK, labelpad=1)
+        drawn.ax.tick_params(labelsize=8, colors=INK)
+        drawn.set_label(column.shade.unit, fontsize=8, color=INK, labelpad=1)
 
 
-def _draw(axes: Axes, plane: Plane, picture: npt.NDArray[Any], shade: _Shade, letters: bool) -> Any:
-    """Draw one slice in mm, in the middle of its panel."""
+def draw_slice(axes: Axes, plane: Plane, picture: npt.NDArray[Any], shade: Shade, letters: bool) -> Any:
+    """Draw one slice in mm, in the middle of its panel, and return what a colour bar needs.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    plane : Plane
+    picture : ndarray, shape (rows, columns)
+        As `plane.slice` gives it.
+    shade : Shade
+    letters : bool
+        Whether to write the ends of the patient's axes at the edges.
+    """
     from matplotlib.patheffects import Normal, Stroke
 
     width, height = plane.size_mm
@@ -398,7 +410,7 @@ def _draw(axes: Axes, plane: Plane, picture: npt.NDArray[Any], shade: _Shade, le
         for x, y, letter in spots:
             axes.text(x, y, letter, transform=axes.transAxes, ha="center", va="center", fontsize=9,
                       color="#ffd75e", fontweight="bold",
-                      path_effects=[Stroke(linewidth=2, foreground=_INK), Normal()])  # fmt: skip
+                      path_effects=[Stroke(linewidth=2, foreground=INK), Normal()])  # fmt: skip
     return shown
 
 

@@ -68,9 +68,9 @@ def jacobian_determinant_on(chain: TransformChain, grid: Grid) -> Image:
 
     Below or at zero the transform folds; 1.1 is 10 % of growth from the fixed to the moving image.
     """
-    if len(chain.links) == 1 and isinstance(field := chain.links[0].transform, DisplacementField):
-        if field.grid.is_close(grid, tolerance=1e-6):
-            return Image(jacobian_determinant(field.vectors, grid, torch.get_num_threads()), grid)
+    only = chain.links[0].transform if len(chain.links) == 1 else None
+    if isinstance(only, DisplacementField) and only.grid.is_close(grid, tolerance=1e-6):
+        return Image(jacobian_determinant(only.vectors, grid, torch.get_num_threads()), grid)
     evaluator = ChainEvaluator(chain)
     found = np.empty(grid.shape, dtype=np.float32)
 

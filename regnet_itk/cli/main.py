@@ -16,6 +16,8 @@ from regnet_itk.errors import RegNetItkError, did_you_mean
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
     "example": "Write a digital chest phantom and register it.",
+    "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
+    "invert": "Invert a transform, and say how exact that is.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
     "repair": "Mend the paths in transform files after a folder was moved.",
 }

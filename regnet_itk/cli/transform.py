@@ -1,0 +1,327 @@
+"""``regnet-itk transform``: transformix's command line, for every transform that regnet-itk can read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.progress import StageProgress
+
+if TYPE_CHECKING:
+    from regnet_itk.geometry import Grid
+    from regnet_itk.images import Image
+    from regnet_itk.point_mapping import MappedPoints
+    from regnet_itk.points import Landmarks
+    from regnet_itk.transforms import TransformChain
+    from regnet_itk.warping import WarpSettings
+
+NOT_INVERTED = 3
+"""Exit status when the results were written, and a part of them has no inverse."""
+
+LOG_LEVELS = ["info", "warning", "error", "off"]
+_NAMED = 10  # points that a message lists
+
+
+@click.command("transform", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-tp", "transform", required=True, metavar="FILE",
+    help="Transform of a finished registration: TransformParameters.N.txt, or ITK's .h5 or .tfm.",
+)  # fmt: skip
+@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@click.option("-in", "images", multiple=True, metavar="IMAGE", help="Image to warp to the fixed image; may repeat.")
+@click.option(
+    "-def", "points", metavar="FILE|all",
+    help="Points to map (.txt .vtk .csv .fcsv .mrk.json); 'all' writes the displacement field.",
+)  # fmt: skip
+@click.option("-jac", "determinant", type=click.Choice(["all"]), help="Write the determinant of the Jacobian.")
+@click.option("-jacmat", "matrices", type=click.Choice(["all"]), help="Write the Jacobian matrices.")
+@click.option(
+    "--label", is_flag=False, flag_value="nearest", type=click.Choice(["nearest", "linear"]),
+    help="The images are segmentations: take the nearest voxel's label, or with 'linear' the label with the greatest "
+    "interpolated membership. Keeps the pixel type; 0 outside.",
+)  # fmt: skip
+@click.option("--like", metavar="IMAGE", help="Write on the grid of this image, not of the fixed image.")
+@click.option("--moving-to-fixed", "back", is_flag=True, help="Map the points of -def from the moving image back.")
+@click.option("--mask", metavar="IMAGE", help="Mask of the fixed image for the summary of the Jacobian.")
+@click.option("--order", type=click.IntRange(0, 5), help="Of the interpolation, in place of the transform file's.")
+@click.option("--default", type=float, metavar="VALUE", help="Outside the image, in place of DefaultPixelValue.")
+@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
+@click.option(
+    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
+)
+def command(**given: Any) -> int:
+    """Apply a transform to images, segmentations or points, and write its Jacobian, as transformix does.
+
+    Writes to DIR: result.<format> (or result.<name of the input>.<format> for several images), outputpoints.txt (and
+    the points in the format of their file), deformationField, spatialJacobian (.json: a summary), fullSpatialJacobian,
+    and transformix.log.
+    Points go from the fixed to the moving image, images the other way.
+    """
+    return transform(Request(**given))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; the fields are its options."""
+
+    transform: str
+    out: Path
+    images: tuple[str, ...] = ()
+    points: str | None = None
+    determinant: str | None = None
+    matrices: str | None = None
+    label: str | None = None
+    like: str | None = None
+    back: bool = False
+    mask: str | None = None
+    order: int | None = None
+    default: float | None = None
+    threads: int | None = None
+    loglevel: str = "info"
+
+    def __post_init__(self) -> None:
+        if not (self.images or self.points or self.determinant or self.matrices):
+            raise click.UsageError("give at least one of -in, -def, -jac and -jacmat")
+        if self.back and self.points in (None, "all"):
+            raise click.UsageError(
+                "--moving-to-fixed needs -def with a file of points; for a whole inverse use regnet-itk invert"
+            )
+        if self.mask and not self.determinant:
+            raise click.UsageError("--mask is for the summary of the Jacobian; add -jac all")
+        if self.label and not self.images:
+            raise click.UsageError("--label is for segmentations; give them with -in")
+        if self.label and (self.order is not None or self.default is not None):
+            raise click.UsageError("--label knows its interpolation; leave --order and --default away")
+
+
+def transform(asked: Request) -> int:
+    """Do what the command says, and return its exit status."""
+    from regnet_itk.images import read_grid
+    from regnet_itk.outputs import check_writable, staged_folder
+    from regnet_itk.parameters import ParameterMap
+    from regnet_itk.transforms import read_chain
+    from regnet_itk.warping import WarpSettings
+
+    check_writable(asked.out)
+    set_threads(asked.threads)
+    chain = read_chain(asked.transform)
+    settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
+    settings = replace(
+        settings,
+        grid=read_grid(asked.like, "--like image") if asked.like else settings.grid,
+        order=settings.order if asked.order is None else asked.order,
+        default=settings.default if asked.default is None else asked.default,
+    )
+    log = RunLog(asked.loglevel)
+    log.note(f"transform {asked.transform}: {len(chain.links)} part(s)")
+    with staged_folder(asked.out) as stage:
+        work = _Work(asked, chain, settings, stage, log)
+        status = work.run()
+        (stage / "transformix.log").write_text("".join(line + "\n" for line in log.lines))
+    log.say(f"written to {asked.out} in {log.seconds():.1f} s")
+    return status
+
+
+def set_threads(threads: int | None) -> None:
+    """Bound the threads of SimpleITK and torch."""
+    if threads:
+        import SimpleITK as sitk
+        import torch
+
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        torch.set_num_threads(threads)
+
+
+class RunLog:
+    """Lines for the screen and for the log file, each with the time since the start."""
+
+    def __init__(self, loglevel: str) -> None:
+        self.lines: list[str] = []
+        self._started, self._shown = time.perf_counter(), StageProgress(loglevel)
+
+    def seconds(self) -> float:
+        """Return the time since the start."""
+        return time.perf_counter() - self._started
+
+    def note(self, line: str) -> None:
+        """Write a line to the log only."""
+        self.lines.append(f"[{self.seconds():8.2f}] {line}")
+
+    def say(self, line: str) -> None:
+        """Show a line and log it."""
+        self.note(line)
+        self._shown.say(line)
+
+    def warn(self, line: str) -> None:
+        """Show and log a warning."""
+        self.note(f"warning: {line}")
+        self._shown.warn(f"warning: {line}")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The parts of one call, which write into the folder `stage`."""
+
+    asked: Request
+    chain: TransformChain
+    settings: WarpSettings
+    stage: Path
+    log: RunLog
+
+    def run(self) -> int:
+        images = self._warp_images()
+        status = 0
+        if self.asked.points == "all":
+            self._displacement()
+        elif self.asked.points:
+            status = self._map_points(images[0] if images else None)
+        if self.asked.determinant:
+            self._determinant()
+        if self.asked.matrices:
+            self._matrices()
+        return status
+
+    def _grid(self) -> Grid:
+        from regnet_itk.errors import TransformError
+
+        if self.settings.grid is None:
+            raise TransformError(
+                f"'{self.asked.transform}' does not say on which voxels to write; give the fixed image: --like IMAGE"
+            )
+        return self.settings.grid
+
+    def _warp_images(self) -> list[Grid]:
+        """Warp the images, and return their grids."""
+        from regnet_itk.images import read_image
+
+        grids = []
+        for path, name in zip(self.asked.images, _result_names(self.asked.images), strict=True):
+            image = read_image(path, "input image")
+            self._write(self._warped(image, path).to_sitk, f"{name}.{self.settings.format}")
+            grids.append(image.grid)
+        return grids
+
+    def _warped(self, image: Image, path: str) -> Image:
+        from regnet_itk.errors import ImageError
+        from regnet_itk.warping import pixel_type_of, warp_image, warp_labels
+
+        try:
+            if self.asked.label:
+                return warp_labels(image, self.chain, self._grid(), linear=self.asked.label == "linear")
+            return warp_image(
+                image, self.chain, self._grid(), order=self.settings.order, default=self.settings.default,
+                pixel_type=self.settings.pixel_type or pixel_type_of(image),
+            )  # fmt: skip
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+
+    def _displacement(self) -> None:
+        self._write(self.chain.displacement_on(self._grid()).to_sitk, f"deformationField.{self.settings.format}")
+
+    def _determinant(self) -> None:
+        from regnet_itk.images import read_image
+        from regnet_itk.jacobian import jacobian_determinant_on, summarise_folding
+
+        determinants = jacobian_determinant_on(self.chain, self._grid())
+        summary = summarise_folding(determinants, read_image(self.asked.mask, "mask") if self.asked.mask else None)
+        self._write(determinants.to_sitk, f"spatialJacobian.{self.settings.format}")
+        (self.stage / "spatialJacobian.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        self.log.say(
+            f"det J <= 0 at {summary.share_not_positive:.3%} of {summary.voxels} voxels"
+            f"{' in the mask' if self.asked.mask else ''}; from {summary.min:.3f} to {summary.max:.3f}, standard "
+            f"deviation of log det J {summary.std_log:.4f}"
+        )
+
+    def _matrices(self) -> None:
+        from regnet_itk.images import place
+        from regnet_itk.jacobian import jacobian_matrices_on
+
+        grid = self._grid()
+        found = jacobian_matrices_on(self.chain, grid).reshape(*grid.shape, 9)
+
+        def image() -> Any:
+            import SimpleITK as sitk
+
+            return place(sitk.GetImageFromArray(found, isVector=True), grid)
+
+        self._write(image, f"fullSpatialJacobian.{self.settings.format}")
+
+    def _write(self, image: Callable[[], Any], name: str) -> None:
+        """Write a SimpleITK image."""
+        import SimpleITK as sitk
+
+        from regnet_itk.outputs import write_whole
+
+        written = image()
+        write_whole(
+            self.stage / name, lambda part: sitk.WriteImage(written, str(part), useCompression=self.settings.compress)
+        )
+        self.log.note(f"{name} written")
+
+    def _map_points(self, moving: Grid | None) -> int:
+        from regnet_itk.point_mapping import map_landmarks, output_points_text
+        from regnet_itk.points import read_landmarks, write_landmarks
+
+        path, back = str(self.asked.points), self.asked.back
+        given = read_landmarks(path, moving if back else self.settings.grid)
+        mapped = map_landmarks(self.chain, given, back)
+        (self.stage / "outputpoints.txt").write_text(output_points_text(mapped, self.settings.grid, moving))
+        suffix = ".mrk.json" if path.lower().endswith(".json") else Path(path).suffix.lower()
+        if suffix not in (".txt", ".pts"):
+            write_landmarks(mapped.landmarks(), self.stage / f"outputpoints{suffix}")
+        self._warn_of_outside(mapped.landmarks() if back else given)
+        return self._tell_of_inverse(mapped) if back else 0
+
+    def _warn_of_outside(self, fixed: Landmarks) -> None:
+        """Warn of points that are not in the fixed image, where a transform was not estimated."""
+        import numpy as np
+
+        if self.settings.grid is None:
+            return
+        outside = np.flatnonzero(~self.settings.grid.contains(fixed.points))
+        if len(outside):
+            self.log.warn(
+                f"{len(outside)} of {len(fixed)} points lie outside the fixed image ({_listed(map(str, outside))}), "
+                "where nothing was registered; points are in mm, LPS"
+            )
+
+    def _tell_of_inverse(self, mapped: MappedPoints) -> int:
+        assert mapped.residual is not None
+        self.log.say(
+            f"{len(mapped.given)} points mapped moving to fixed; residual |T(x) - y| "
+            f"mean {mapped.residual.mean():.2g} mm, max {mapped.residual.max():.2g} mm"
+        )
+        if not len(mapped.failed):
+            return 0
+        self.log.warn(
+            f"{len(mapped.failed)} of {len(mapped.given)} points have no inverse and are nan in outputpoints.txt: "
+            + _listed(f"{mapped.name(i)} (residual {mapped.residual[i]:.2g} mm)" for i in mapped.failed)
+        )
+        return NOT_INVERTED
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (" .." if len(names) > _NAMED else "")
+
+
+def _result_names(paths: tuple[str, ...]) -> list[str]:
+    """Return the names of the results without suffix: one is ``result``, several are named after their inputs."""
+    from regnet_itk.warping import stem
+
+    if len(paths) == 1:
+        return ["result"]
+    names: list[str] = []
+    for path in paths:
+        name, number = f"result.{stem(path)}", 2
+        while name in names:
+            name, number = f"result.{stem(path)}-{number}", number + 1
+        names.append(name)
+    return names

@@ -378,8 +378,15 @@ def _reason(error: RuntimeError) -> str:
     return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else "unknown reason"
 
 
-def write_image(image: Image, path: str | Path) -> None:
+def write_image(image: Image, path: str | Path, compress: bool = True) -> None:
     """Write an image; the suffix chooses the format. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    image : Image
+    path : str or Path
+    compress : bool
+        As far as the format can; a .nii.gz file always is.
 
     Raises
     ------
@@ -391,7 +398,7 @@ def write_image(image: Image, path: str | Path) -> None:
     from regnet_itk.outputs import write_whole
 
     def write(part: Path) -> None:
-        sitk.WriteImage(image.to_sitk(), str(part), useCompression=True)
+        sitk.WriteImage(image.to_sitk(), str(part), useCompression=compress)
         try:  # ITK does not notice when the disk is full while it writes NIfTI
             check_complete(part, "image", _plain(image.array).nbytes)
         except ImageError:

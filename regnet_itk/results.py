@@ -217,7 +217,8 @@ class RegistrationResult:
             if report.warped is not None:
                 usual = "mha" if report.parameters.is_regnet else "mhd"  # the second is elastix's own
                 suffix = report.parameters.get_str("ResultImageFormat", usual)
-                write_image(report.warped, folder / f"result.{number}.{suffix}")
+                compress = report.parameters.get_bool("CompressResultImage", True)
+                write_image(report.warped, folder / f"result.{number}.{suffix}", compress)
             for resolution, text in report.iteration_info.items():
                 (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
 

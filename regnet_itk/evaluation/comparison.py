@@ -28,7 +28,7 @@ from regnet_itk.registration import plan_stages
 from regnet_itk.results import package_versions
 from regnet_itk.stages.base import Stage
 from regnet_itk.stages.regnet import RegNetSettings
-from regnet_itk.transforms import TransformChain
+from regnet_itk.transforms import TransformChain, read_chain
 
 DEFAULT_METHODS = ("affine", "bspline_1r", "bspline_3r", "regnet", "regnet_multistage")
 CAPTURE_RANGE = 8.0
@@ -146,6 +146,10 @@ class Outcome:
         """File of the whole transform; None before any stage."""
         return self.folder / self.last.transform if self.last.transform else None
 
+    def chain(self) -> TransformChain:
+        """Read the whole transform."""
+        return read_chain(self.transform) if self.transform else TransformChain()
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -185,7 +189,9 @@ class Comparison:
     @property
     def failures(self) -> list[tuple[Pair, Method, str]]:
         """What failed, with the reason."""
-        found = ((pair, method, self.outcomes[pair.name, method.name]) for pair in self.pairs for method in self.methods)
+        found = (
+            (pair, method, self.outcomes[pair.name, method.name]) for pair in self.pairs for method in self.methods
+        )
         return [(pair, method, outcome.error) for pair, method, outcome in found if outcome.error]
 
     def outcome(self, pair: Pair, method: Method) -> Outcome | None:

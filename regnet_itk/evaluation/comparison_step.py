@@ -205,7 +205,9 @@ def _run(step: Step, tell: Callable[[float, str], None], log: Callable[[str], No
         chain = read_chain(step.initial) if step.initial else TransformChain()
         if step.stage is not None:
             guided = images if step.settings.masks_guide else ImagePair(images.fixed, images.moving)
-            options = RunOptions(step.settings.threads, step.settings.seed, step.settings.device, log=log, progress=tell)
+            options = RunOptions(
+                step.settings.threads, step.settings.seed, step.settings.device, log=log, progress=tell
+            )
             result = step.stage.run(guided, chain, options)
             chain, seconds, details = result.chain, result.seconds, dict(result.details)
             memory = peak_memory()

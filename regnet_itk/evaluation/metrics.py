@@ -15,7 +15,6 @@ from regnet_itk.errors import ImageError, PointsError
 from regnet_itk.geometry import FloatArray, Triple
 from regnet_itk.images import Image
 
-
 _SLAB_VOXELS = 2_000_000
 
 
@@ -296,7 +295,7 @@ def folding_share(field: DisplacementField | Image, mask: Image | None = None) -
 
 
 def log_jacobian_sd(field: DisplacementField | Image, mask: Image | None = None) -> float:
-    """Return the standard deviation (divisor n - 1) of log det(dT/dx) over the voxels where the determinant is positive.
+    """Return the standard deviation (divisor n - 1) of log det(dT/dx), over the voxels where it is positive.
 
     The others have no logarithm; :func:`folding_share` counts them.
 

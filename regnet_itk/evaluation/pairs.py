@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from regnet_itk.errors import ImageError, ParameterError, PointsError, did_you_mean
-from regnet_itk.geometry import Grid
-from regnet_itk.images import grid_of
+from regnet_itk.images import read_grid
 from regnet_itk.outputs import write_whole
 from regnet_itk.points import check_landmarks, read_landmarks
 
@@ -153,7 +152,7 @@ def _pair(path: Path, number: int, row: dict[str, str]) -> Pair:
             there, lacking = (first, second) if first in files else (second, first)
             raise ParameterError(f"{where}: '{there}' is given and '{lacking}' is not; give both or none")
     name = row.get("name") or f"pair-{number - 1}"
-    return Pair(name, group=row.get("group", ""), where=where, **files)  # type: ignore[arg-type]
+    return Pair(name, group=row.get("group", ""), where=where, **files)
 
 
 def write_pairs(pairs: Sequence[Pair], path: str | Path) -> None:
@@ -188,7 +187,7 @@ def _cell(value: Path | str | None, folder: Path) -> str:
 def check_pairs(pairs: Sequence[Pair]) -> None:
     """Find, before hours of work, landmarks that do not correspond or lie outside their images.
 
-    Reads the landmarks and the headers of the images, no voxels.
+    Reads the landmarks and the headers of their images.
 
     Raises
     ------
@@ -198,26 +197,9 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         if pair.fixed_landmarks is None or pair.moving_landmarks is None:
             continue
-        grids = (_grid_of_file(pair.fixed), _grid_of_file(pair.moving))
-        if grids[0] is None or grids[1] is None:  # folders of DICOM slices; they are checked when they are read
-            continue
         try:
+            grids = read_grid(pair.fixed, "fixed image"), read_grid(pair.moving, "moving image")
             fixed = read_landmarks(pair.fixed_landmarks, grids[0])
             check_landmarks(fixed, read_landmarks(pair.moving_landmarks, grids[1]), *grids)
-        except PointsError as error:
+        except (ImageError, PointsError) as error:
             raise ParameterError(f"{pair.where or pair.name}: {error}") from None
-
-
-def _grid_of_file(path: Path) -> Grid | None:
-    """Return an image's grid, or None if its header alone does not tell."""
-    import SimpleITK as sitk
-
-    if path.is_dir():
-        return None
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        return grid_of(reader)
-    except (RuntimeError, ImageError):  # reading it will say why
-        return None

@@ -1,0 +1,129 @@
+"""``regnet-itk compare``: several methods on a set of pairs, with the paper's table and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from regnet_itk.cli.main import FAILED, StrictCommand
+from regnet_itk.cli.run import LOG_LEVELS
+
+if TYPE_CHECKING:
+    from regnet_itk.evaluation.comparison import Method
+    from regnet_itk.evaluation.comparison_step import StepSettings
+    from regnet_itk.evaluation.pairs import Pair
+
+_DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage"
+
+
+@click.command("compare", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("pairs", metavar="PAIRS.csv", type=Path)
+@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@click.option(
+    "--methods", metavar="NAME,..", default=None,
+    help="Shipped parameter files, each after the affine stage; joined by + for chains "
+    f"(regnet_multistage+bspline_refine). Default: {_DEFAULT_METHODS}.",
+)  # fmt: skip
+@click.option(
+    "--method", "chains", multiple=True, metavar="NAME=FILE,..",
+    help="A chain of your own, such as mine=affine,./my.txt,bspline_refine; repeat for more.",
+)  # fmt: skip
+@click.option(
+    "--capture-range", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True, metavar="MM",
+    help="TRE' is of the landmarks that are nearer than this after the first stage of the first method.",
+)  # fmt: skip
+@click.option(
+    "--masks-only-measure", is_flag=True, help="Measure inside the masks, but do not give them to the methods."
+)
+@click.option("--title", default="Comparison", show_default=True, help="Heading of the report.")
+@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
+@click.option(
+    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
+)
+@click.option("--device", default="auto", show_default=True, help="Of the networks: auto, cpu, cuda, cuda:N or mps.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed.")
+def command(
+    *,
+    pairs: Path,
+    out: Path,
+    methods: str | None,
+    chains: tuple[str, ...],
+    capture_range: float,
+    masks_only_measure: bool,
+    title: str,
+    threads: int | None,
+    loglevel: str,
+    device: str,
+    seed: int | None,
+) -> int:
+    """Register the pairs that PAIRS.csv names by several methods, and measure all of them alike.
+
+    The file has a row a pair, with the columns fixed and moving, and any of name, group, fixed_mask, moving_mask,
+    fixed_landmarks, moving_landmarks, displacement (the true one), fixed_labels, moving_labels; its paths are relative
+    to it.
+
+    Writes to DIR: table.csv .md .tex, quality.csv, differences.csv, measures.csv (each pair), the figures as .png and
+    .svg, report.html, and in DIR/pairs the transforms. Started again, it keeps what is finished.
+    """
+    from regnet_itk.evaluation.comparison import read_methods
+    from regnet_itk.evaluation.comparison_step import StepSettings
+    from regnet_itk.evaluation.pairs import check_pairs, read_pairs
+    from regnet_itk.outputs import check_writable
+
+    check_writable(out)
+    read = read_pairs(pairs)
+    names = [name.strip() for name in (_DEFAULT_METHODS if methods is None else methods).split(",") if name.strip()]
+    planned = read_methods(names, chains)
+    check_pairs(read)
+    settings = StepSettings(threads, seed, device, not masks_only_measure)
+    return run_comparison(read, planned, out, settings, capture_range=capture_range, title=title, loglevel=loglevel)
+
+
+def run_comparison(
+    pairs: Sequence[Pair],
+    methods: Sequence[Method],
+    out: Path,
+    settings: StepSettings,
+    *,
+    capture_range: float = 8.0,
+    title: str = "Comparison",
+    loglevel: str = "info",
+) -> int:
+    """Compare, write, and show how far it is.
+
+    Parameters
+    ----------
+    pairs, methods, out, settings, capture_range : see :func:`regnet_itk.evaluation.comparison.compare`
+    title : str
+        Of the report.
+    loglevel : str
+        "info", "warning", "error" or "off".
+
+    Returns
+    -------
+    int
+        The exit status: not 0 if something failed.
+    """
+    from regnet_itk.cli.progress import StageProgress
+    from regnet_itk.evaluation.comparison import compare
+    from regnet_itk.evaluation.comparison_outputs import write_comparison
+    from regnet_itk.evaluation.tables import error_table, quality_table, table_markdown
+
+    shown = StageProgress(loglevel)
+    with shown:
+        comparison = compare(
+            pairs, methods, out, settings, capture_range=capture_range,
+            progress=lambda share, text: shown.show(0, "comparison", share, text), say=shown.say,
+        )  # fmt: skip
+        shown.say("writing tables, figures and the report ..")
+        write_comparison(comparison, out, title)
+    for table in (error_table(comparison), quality_table(comparison)):
+        if table.rows and not shown.quiet:
+            click.echo(table_markdown(table))
+    for pair, method, reason in comparison.failures:
+        click.echo(f"regnet-itk: error: {pair.name}, {method.name}: {reason}", err=True)
+    shown.say(f"written to {out}; see {out / 'report.html'}")
+    return FAILED if comparison.failures else 0

@@ -119,7 +119,16 @@ def register(
         if report is not None:
             report(number, done)
     settings = {"threads": threads, "seed": seed, "device": device, "priority": priority}
-    return RegistrationResult(pair, chain, tuple(reports), given, first_error, error.fixed, settings)
+    inputs = _input_paths(
+        fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
+        fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+    )  # fmt: skip
+    return RegistrationResult(pair, chain, tuple(reports), given, first_error, error.fixed, settings, inputs)
+
+
+def _input_paths(**given: Any) -> dict[str, str]:
+    """Return where those of the inputs lie that were given as files."""
+    return {name: str(Path(value).resolve()) for name, value in given.items() if isinstance(value, str | Path)}
 
 
 def image_pair(fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any = None) -> ImagePair:

@@ -84,6 +84,9 @@ class RegistrationResult:
         The fixed landmarks (n, 3) in mm, LPS.
     settings : mapping
         Threads, seed, device, as asked for.
+    inputs : mapping
+        Where the images, masks and landmarks lie that were given as files; by name: "fixed", "moving", "fixed_mask",
+        "moving_mask", "fixed_landmarks", "moving_landmarks".
     """
 
     pair: ImagePair
@@ -93,6 +96,7 @@ class RegistrationResult:
     initial_tre: ErrorSummary | None = None
     landmarks: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def warped(self) -> Image:
@@ -152,6 +156,7 @@ class RegistrationResult:
         return {
             "versions": {"python": platform.python_version(), **package_versions()},
             "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
             "convention": "T(x) = x + u(x) maps points of the fixed to the moving image, mm, LPS",
             "fixed": _describe(self.pair.fixed),
             "moving": _describe(self.pair.moving),

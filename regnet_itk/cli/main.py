@@ -19,6 +19,7 @@ _COMMANDS = {
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "invert": "Invert a transform, and say how exact that is.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
+    "report": "Make one HTML page of a finished registration: a viewer, errors, parameters.",
     "repair": "Mend the paths in transform files after a folder was moved.",
 }
 

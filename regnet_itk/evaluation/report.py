@@ -28,7 +28,7 @@ from regnet_itk.evaluation.viewer import (
     viewer_volumes,
 )
 from regnet_itk.geometry import FloatArray, Grid
-from regnet_itk.outputs import write_whole
+from regnet_itk.outputs import check_writable, write_whole
 
 __all__ = ["Cell", "Column", "Figure", "Note", "Table", "Value", "ViewerMethod", "ViewerPair", "write_report"]
 
@@ -190,8 +190,7 @@ def write_report(
         If a figure is of an unknown type, or `longest_axis` is not at least 16.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise OutputError(f"cannot write the report '{path}': name an .html file")
+    check_report_path(path)
     if longest_axis < SHORTEST_AXIS:
         raise ParameterError(
             f"the viewer needs at least {SHORTEST_AXIS} voxels along its longest axis, not {longest_axis}"
@@ -211,6 +210,23 @@ def write_report(
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("report.html"))
     write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+
+
+def check_report_path(path: Path) -> None:
+    """Make sure, before long work, that a report can be written to `path`.
+
+    Raises
+    ------
+    OutputError
+        If it is no .html file, is a folder, or its folder is missing or cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"cannot write the report '{path}': name an .html file")
+    if path.is_dir():
+        raise OutputError(f"cannot write the report '{path}': there is a folder of that name")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write the report '{path}': there is no folder '{path.parent}'")
+    check_writable(path.parent)
 
 
 def _template(name: str) -> str:
@@ -382,7 +398,8 @@ def _remark(pair: ViewerPair, grid: Grid, hounsfield: bool) -> str:
     return (
         f"To look at, not to measure: the fixed image ({sx:.3g} x {sy:.3g} x {sz:.3g} mm) is {part}resampled to cubes "
         f"of {grid.spacing[0]:.3g} mm along the patient's axes, with values of 8 bits{steps}; the others likewise. "
-        "det J is taken by central differences between these voxels. Coordinates are mm from the zero of the fixed image's space; R, L, A, P, F, H say on which side."
+        "det J is taken by central differences between these voxels. Positions are in the space of the fixed image, "
+        "in mm to the right or left (R, L), front or back (A, P), and feet or head (F, H) of its zero."
     )
 
 

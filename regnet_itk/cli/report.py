@@ -1,0 +1,52 @@
+"""``regnet-itk report``: a finished registration as one page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regnet_itk.cli.main import StrictCommand
+
+
+@click.command("report", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=Path)
+@click.option("-out", "out", metavar="FILE", type=Path, help="The page to write.  [default: DIR/report.html]")
+@click.option("-f", "fixed", metavar="IMAGE", help="Fixed image, if it is no longer where it was.")
+@click.option("-m", "moving", metavar="IMAGE", help="Moving image, if it is no longer where it was.")
+@click.option("-fMask", "fixed_mask", metavar="IMAGE", help="Fixed mask: what is shown and measured.")
+@click.option("-fp", "fixed_points", metavar="FILE", help="Landmarks of the fixed image, with -mp.")
+@click.option("-mp", "moving_points", metavar="FILE", help="Landmarks of the moving image.")
+def command(
+    *,
+    folder: Path,
+    out: Path | None,
+    fixed: str | None,
+    moving: str | None,
+    fixed_mask: str | None,
+    fixed_points: str | None,
+    moving_points: str | None,
+) -> None:
+    """Make one HTML page of the registration that regnet-itk run wrote to DIR.
+
+    The page holds everything, and needs neither network nor server: the stages with their errors, a viewer of slices
+    in three planes, parameters and versions. Images, mask and landmarks are those of the run, unless they are given.
+    """
+    from regnet_itk.evaluation.finished_run import check_finished, read_finished_run, write_run_report
+    from regnet_itk.evaluation.report import check_report_path
+
+    check_finished(folder)
+    path = folder / "report.html" if out is None else out
+    check_report_path(path)
+    run = read_finished_run(
+        folder,
+        fixed=fixed,
+        moving=moving,
+        fixed_mask=fixed_mask,
+        fixed_landmarks=fixed_points,
+        moving_landmarks=moving_points,
+    )
+    for warning in run.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    write_run_report(run, path)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

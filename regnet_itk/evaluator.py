@@ -257,7 +257,7 @@ class _BSpline:
         """Return sums (3, n) over the control points along x, as [z][y][kind of weight]."""
         nx, ny, _ = self._grid.size.tolist()
         first = (base[:, 2] * ny + base[:, 1]) * nx + base[:, 0]
-        table = []
+        table: list[list[list[Tensor]]] = []
         for z in range(self._order + 1):
             table.append([])
             for y in range(self._order + 1):

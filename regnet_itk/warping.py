@@ -12,7 +12,7 @@ import torch
 
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.evaluator import Block, ChainEvaluator, for_blocks, voxel_points
-from regnet_itk.geometry import Grid
+from regnet_itk.geometry import FloatArray, Grid
 from regnet_itk.images import INTERPOLATION_ORDERS, Image
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms import TransformChain, resampling_grid
@@ -128,7 +128,7 @@ def pixel_type_of(image: Image) -> str:
     return next((name for name, kind in PIXEL_TYPES.items() if np.dtype(kind) == image.array.dtype), "float")
 
 
-def _cast(array: npt.NDArray[np.floating[Any]], wanted: np.dtype[Any]) -> npt.NDArray[Any]:
+def _cast(array: FloatArray, wanted: np.dtype[Any]) -> npt.NDArray[Any]:
     if wanted.kind == "f":
         return array.astype(wanted, copy=False)
     limits = np.iinfo(wanted)
@@ -170,7 +170,7 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     return Image(found, grid)
 
 
-def _label_at(labels: npt.NDArray[Any], index: npt.NDArray[np.float64], linear: bool) -> npt.NDArray[Any]:
+def _label_at(labels: npt.NDArray[Any], index: FloatArray, linear: bool) -> npt.NDArray[Any]:
     """Return the labels at indices (n, 3), x first; 0 outside the box that the voxels fill."""
     last = np.array(labels.shape[::-1]) - 1
     inside = ((index >= -0.5) & (index < last + 0.5)).all(axis=1)
@@ -190,7 +190,7 @@ def _label_at(labels: npt.NDArray[Any], index: npt.NDArray[np.float64], linear: 
     return found
 
 
-def _heaviest(labels: npt.NDArray[Any], weights: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+def _heaviest(labels: npt.NDArray[Any], weights: FloatArray) -> npt.NDArray[Any]:
     """Return the label of the greatest total weight among the candidates (8, n); the smallest of equals."""
     total = np.array([(weights * (labels == label)).sum(axis=0) for label in labels])
     equal = total >= total.max(axis=0) - 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from regnet_itk.errors import RegNetItkError, did_you_mean
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
     "example": "Write a digital chest phantom and register it.",
+    "compare": "Compare several methods on a set of pairs: the paper's table and figures.",
+    "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "invert": "Invert a transform, and say how exact that is.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
@@ -53,7 +56,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             raise click.UsageError(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, _COMMANDS)}", ctx)
-        module = importlib.import_module(f"regnet_itk.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"regnet_itk.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -253,8 +253,8 @@ def difference_table(comparison: Comparison, seed: int = 0) -> Table:
         rows.append([row.measure, row.first, row.second, d.mean, interval, d.p_value, row.adjusted, d.count])
     caption = (
         "Means a pair, over the pairs on which both methods ended well: the pair is the unit, for its landmarks are "
-        "not independent. Interval: percentile bootstrap over pairs (10 000 resamples, seeded). p: Wilcoxon's signed-rank "
-        "test, two-sided; adjusted for the number of comparisons of a measure by Holm's method."
+        "not independent. Interval: percentile bootstrap over pairs (10 000 resamples, seeded). p: Wilcoxon's "
+        "signed-rank test, two-sided; adjusted for the number of comparisons of a measure by Holm's method."
     )
     return Table("Differences between methods", columns, rows, caption)
 

@@ -1,0 +1,203 @@
+"""``regnet-itk shim``: launchers that stand in for elastix and transformix, and the programs behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from regnet_itk.cli.main import INTERRUPTED, StrictCommand, terminated
+from regnet_itk.errors import RegNetItkError
+from regnet_itk.shim import ELASTIX_VERSION, FAILED, PRESETS, Call, WrongCall, parse_call, run_elastix, usage
+
+_LEVELS = ("info", "warning", "error", "off")
+_WARNING = "warning"
+
+
+@click.command("shim", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=Path)
+def command(folder: Path) -> None:
+    """Write programs named elastix and transformix to DIR, for 3D Slicer, MITK and scripts that call elastix.
+
+    They take elastix's arguments, write its files, and know RegNet stages besides. DIR/parameter_files holds the
+    shipped stages, set up for these programs.
+    """
+    from regnet_itk.shim import write_launchers
+
+    files = write_launchers(folder)
+    print(f"{' and '.join(map(str, files))} written; parameter files are in {folder / PRESETS}")
+    print(
+        f"in 3D Slicer (SlicerElastix: 'Custom Elastix toolbox location') and MITK, name the folder {folder.resolve()}"
+    )
+
+
+_HELP = {
+    "elastix": """elastix version: {version}
+
+regnet-itk stands in for elastix: it registers a moving image to a fixed image.
+The stages are specified in parameter files, those of elastix and of RegNet.
+  --help, -h displays this message and exit
+  --version  output version information and exit
+  --extended-version  output extended version information and exit
+
+Call elastix from the command line with mandatory arguments:
+  -f        fixed image
+  -m        moving image
+  -out      output directory; created if needed
+  -p        parameter file, elastix handles 1 or more "-p"
+
+Optional extra commands:
+  -fMask    mask for fixed image
+  -mMask    mask for moving image
+  -fp       landmarks of the fixed image, to report the error with -mp
+  -mp       landmarks of the moving image
+  -t0       parameter file for initial transform
+  -priority set the process priority to high, abovenormal, normal (default),
+            belownormal, or idle
+  -threads  set the maximum number of threads of elastix
+  -loglevel info (default), warning, error or off""",
+    "transformix": """transformix version: {version}
+
+regnet-itk stands in for transformix: it applies a transform on an input image
+and/or generates a deformation field.
+  --help, -h displays this message and exit
+  --version  output version information and exit
+  --extended-version  output extended version information and exit
+
+Call transformix from the command line with mandatory arguments:
+  -out      output directory; created if needed
+  -tp       transform-parameter file, only 1
+
+Optional extra commands:
+  -in       input image to deform
+  -def      file containing input-image points; use "-def all" to generate a
+            deformation field
+  -jac      use "-jac all" to generate an image with the determinant of the
+            spatial Jacobian
+  -jacmat   use "-jacmat all" to generate an image with the spatial Jacobian
+            matrix at each voxel
+  -threads  set the maximum number of threads of transformix
+  -loglevel info (default), warning, error or off
+
+At least one of the options "-in", "-def", "-jac", or "-jacmat" should be given.""",
+}
+
+
+def stand_in(words: list[str]) -> int:
+    """Do what elastix or transformix does, and return its exit status.
+
+    Parameters
+    ----------
+    words : list of str
+        The program's name and its arguments.
+    """
+    program, *arguments = words
+    signal.signal(signal.SIGTERM, terminated)
+    if _answered(program, arguments):
+        return 0
+    try:
+        call = parse_call(program, arguments)
+    except WrongCall as error:
+        print(f"ERROR: {error}", flush=True)
+        return error.status
+    return _logged(call)
+
+
+def _answered(program: str, arguments: list[str]) -> bool:
+    """Answer a question about the program itself, if it is one."""
+    if not arguments:
+        print(usage(program))
+    elif arguments[0] in ("--help", "-h", "-help"):
+        print(_HELP[program].format(version=ELASTIX_VERSION))
+    elif arguments[0] == "--version":
+        print(f"{program} version: {ELASTIX_VERSION}")
+    elif arguments[0] == "--extended-version":
+        from importlib.metadata import version
+
+        print(f"{program} version: {ELASTIX_VERSION}")
+        print(f"regnet-itk version: {version('regnet-itk')}\nitk-elastix version: {version('itk-elastix')}")
+        print(f"Python version: {platform.python_version()}")
+    else:
+        return False
+    return True
+
+
+def _logged(call: Call) -> int:
+    """Run a program with its log on stdout and in its output folder."""
+    out, level = Path(str(call.one("-out"))), call.one("-loglevel") or "info"
+    if level not in _LEVELS:
+        print(f"ERROR: -loglevel is one of {', '.join(_LEVELS)}, not '{level}'", flush=True)
+        return FAILED
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        log = (out / f"{call.program}.log").open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        print(f"ERROR: cannot write to the output directory '{out}': {error.strerror}", flush=True)
+        return FAILED
+    with log, _warnings_to(said := _Said(log, level)):
+        said.info(f"{call.program} is started at {time.asctime()}.\n\nELASTIX version: {ELASTIX_VERSION}")
+        try:
+            _PROGRAMS[call.program](call, said.info)
+        except (RegNetItkError, click.ClickException) as error:
+            said.error(error.format_message() if isinstance(error, click.ClickException) else str(error))
+            return FAILED
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            said.error(f"internal error, please report it: {type(error).__name__}: {error}")
+            return FAILED
+    return 0
+
+
+class _Said:
+    """The lines of a program, for the screen and for its log file."""
+
+    def __init__(self, log: TextIO, level: str) -> None:
+        self._log, self._shown = log, _LEVELS.index(level)
+
+    def info(self, line: str) -> None:
+        self._say(line, 1 if line.lower().startswith(_WARNING) else 0)
+
+    def error(self, line: str) -> None:
+        self._say(f"ERROR: {line}\n\nErrors occurred!", 2)
+
+    def _say(self, line: str, level: int) -> None:
+        self._log.write(f"{line}\n")
+        if level >= self._shown:
+            print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _warnings_to(said: _Said) -> Iterator[None]:
+    class ToLog(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.info(f"WARNING: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("regnet_itk"), ToLog(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _run_transformix(call: Call, say: Callable[[str], None]) -> None:
+    from regnet_itk.cli.transform import command as transform
+
+    words = [word for flag, (value,) in call.values.items() if flag != "-priority" for word in (flag, value)]
+    with contextlib.redirect_stderr(sys.stdout):  # where those who call transformix read
+        transform.main(words, prog_name="transformix", standalone_mode=False)
+
+
+_PROGRAMS: dict[str, Callable[[Call, Callable[[str], None]], None]] = {
+    "elastix": run_elastix,
+    "transformix": _run_transformix,
+}

@@ -185,7 +185,8 @@ def read_indices(path: str | Path, grid: Grid) -> FloatArray:
             raise PointsError(f"{path}, line {number}: expected three indices, not '{line.strip()}'") from None
         if not all(1 <= value <= n for value, n in zip((x, y, z), grid.size, strict=True)):
             raise PointsError(
-                f"{path}, line {number}: the index {x:g} {y:g} {z:g} lies outside 1 .. {grid.size}; is it of another case?"
+                f"{path}, line {number}: the index {x:g} {y:g} {z:g} lies outside 1 .. {grid.size}; is it of another "
+                "case?"
             )
         rows.append((x - 1, y - 1, z - 1))
     if not rows:
@@ -209,8 +210,8 @@ def slices_from_feet(inhale: FloatArray, exhale: FloatArray) -> bool:
     shift = float((exhale - inhale)[:, 2].mean())
     if abs(shift) < _LEAST_SHIFT:
         raise ParameterError(
-            f"the landmarks move by {shift:.2f} slices only: whether the slices begin at the feet or the head cannot be "
-            "told; give --slices feet-first or head-first"
+            f"the landmarks move by {shift:.2f} slices only: whether the slices begin at the feet or the head cannot "
+            "be told; give --slices feet-first or head-first"
         )
     return shift > 0
 
@@ -274,10 +275,15 @@ def import_case(
                 from regnet_itk.lungs import lung_mask
 
                 write_image(lung_mask(image), stage / f"{phase}_lungs.mha")
-    masks = [folder / f"{phase}_lungs.mha" if lung_masks else None for phase in (fixed, moving)]
-    points = [folder / f"{phase}_points.txt" for phase in (fixed, moving)]
     return Pair(
-        case.name, folder / f"{fixed}.mha", folder / f"{moving}.mha", *masks, *points, group=_GROUPS[case.name[:4]]
+        case.name,
+        folder / f"{fixed}.mha",
+        folder / f"{moving}.mha",
+        fixed_mask=folder / f"{fixed}_lungs.mha" if lung_masks else None,
+        moving_mask=folder / f"{moving}_lungs.mha" if lung_masks else None,
+        fixed_landmarks=folder / f"{fixed}_points.txt",
+        moving_landmarks=folder / f"{moving}_points.txt",
+        group=_GROUPS[case.name[:4]],
     )
 
 

@@ -25,7 +25,7 @@ INHALE = [(3, 4, 2), (10, 4, 5), (7, 11, 8), (14, 12, 9)]
 @pytest.fixture(autouse=True)
 def small_cases(monkeypatch):
     """All cases as small as the files here; the table itself is tested on its own."""
-    monkeypatch.setattr(dirlab, "CASES", {name: SMALL for name in CASES})
+    monkeypatch.setattr(dirlab, "CASES", dict.fromkeys(CASES, SMALL))
 
 
 def write_phase(folder, image_name, points_name, points, fill=24):
@@ -173,8 +173,8 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys):
 
 def test_slices_are_told_by_the_mean_of_the_landmarks():
     inhale = np.array([(5.0, 5, 5), (5, 5, 8)])
-    assert slices_from_feet(inhale, inhale + (0, 0, 1))
-    assert not slices_from_feet(inhale, inhale - (9, 0, 1))
+    assert slices_from_feet(inhale, inhale + np.array([0, 0, 1]))
+    assert not slices_from_feet(inhale, inhale - np.array([9, 0, 1]))
     assert placed(SMALL, False).index_to_point((0, 0, 2)).tolist() == [0, 0, -5]
 
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "invert": "Invert a transform, and say how exact that is.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
+    "shim": "Write programs that stand in for elastix and transformix, for 3D Slicer and MITK.",
     "report": "Make one HTML page of a finished registration: a viewer, errors, parameters.",
     "repair": "Mend the paths in transform files after a folder was moved.",
 }
@@ -83,7 +84,8 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def terminated(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C: the handler of SIGTERM."""
     raise SystemExit(TERMINATED)  # unwinds the stack, so that temporary files and child processes go
 
 
@@ -94,7 +96,7 @@ def _fail(message: object, status: int) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     sys.exit(_run(arguments))
 
 

@@ -654,7 +654,7 @@ def _read_field(values: ParameterMap, folder: Path) -> DisplacementField:
             "set (DeformationFieldInterpolationOrder 1)"
         )
     name = values.get_str("DeformationFieldFileName")
-    path = _locate(name, folder)
+    path = locate_file(name, folder)
     if path is None:
         raise TransformError(f"{values.source}: its deformation field '{name}' does not exist; correct the path")
     return read_displacement_field(path)
@@ -663,7 +663,7 @@ def _read_field(values: ParameterMap, folder: Path) -> DisplacementField:
 def _read_transform_of_itk(values: ParameterMap, folder: Path) -> Transform:
     """Return the transform that elastix (5.2 and later) left in an ITK file, or that 3D Slicer hands to it."""
     name = values.get_str("TransformFileName")
-    path = _locate(name, folder)
+    path = locate_file(name, folder)
     if path is None:
         raise TransformError(f"{values.source}: its transform '{name}' does not exist; correct the path")
     chain = _read_itk(path)
@@ -732,8 +732,8 @@ def _checked_link(values: ParameterMap, folder: Path) -> Link:
         raise TransformError(f"{values.source}: {error}") from None
 
 
-def _initial(values: ParameterMap) -> str | None:
-    """Return the file that a transform map starts from: the new spelling of the key wins, as in elastix."""
+def initial_file(values: ParameterMap) -> str | None:
+    """Return the name of the file that a transform map starts from: the new spelling of the key wins, as in elastix."""
     for key in INITIAL_KEYS:
         if key in values:
             name = values.get_str(key)
@@ -741,7 +741,7 @@ def _initial(values: ParameterMap) -> str | None:
     return None
 
 
-def _locate(name: str, folder: Path) -> Path | None:
+def locate_file(name: str, folder: Path) -> Path | None:
     """Find a file by its name in another: from the working directory, from that file's folder, or moved beside it."""
     for path in (Path(name), folder / name, folder / Path(name).name):
         if path.is_file():
@@ -774,23 +774,30 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     here = path.resolve()
     if here in seen:
         raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
-    values = _read_map(path)
+    values = read_transform_map(path)
     if "Transform" not in values:
         raise TransformError(f"'{path}' is not a transform file: it has no (Transform ..)")
     return _initial_chain(values, here.parent, (*seen, here)).then(_checked_link(values, here.parent))
 
 
 def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
-    name = _initial(values)
+    name = initial_file(values)
     if name is None:
         return TransformChain()
-    found = _locate(name, folder)
+    found = locate_file(name, folder)
     if found is None:
         raise TransformError(f"{values.source}: its initial transform '{name}' does not exist; correct the path")
     return _read_itk(found) if found.suffix.lower() in ITK_SUFFIXES else _read_elastix(found, seen)
 
 
-def _read_map(path: Path) -> ParameterMap:
+def read_transform_map(path: Path) -> ParameterMap:
+    """Read the keys of one elastix transform file (.txt or .toml), without the files that it names.
+
+    Raises
+    ------
+    TransformError
+        If it cannot be read or is malformed.
+    """
     parse = parse_parameter_toml if path.suffix.lower() == ".toml" else parse_parameter_text
     try:
         return parse(path.read_text(encoding="utf-8-sig"), str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,16 @@ from regnet_itk.images import INTERPOLATION_ORDERS, Image
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms import TransformChain, resampling_grid
 
+Order = int | Literal["linear"]
+"""0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
+"linear" equals 1 but for the outer half voxel, where the value stays that of the border."""
+
 PIXEL_TYPES = {
     "char": np.int8, "unsigned char": np.uint8, "short": np.int16, "unsigned short": np.uint16, "int": np.int32,
     "unsigned int": np.uint32, "long": np.int64, "unsigned long": np.uint64, "float": np.float32, "double": np.float64,
 }  # fmt: skip
 _INTERPOLATORS = ("FinalBSplineInterpolator", "FinalBSplineInterpolatorFloat")
-_FIXED_ORDERS = {"FinalLinearInterpolator": 1, "FinalNearestNeighborInterpolator": 0}
+_FIXED_ORDERS: dict[str, Order] = {"FinalLinearInterpolator": "linear", "FinalNearestNeighborInterpolator": 0}
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class WarpSettings:
     ----------
     grid : Grid or None
         The fixed image's; None if the file does not say.
-    order : {0, 1, 2, 3, 4, 5}
-        Of the interpolation.
+    order : {0, 1, 2, 3, 4, 5, "linear"}
+        Of the interpolation, see `Order`.
     default : float
         Value outside the moving image.
     pixel_type : str or None
@@ -45,7 +49,7 @@ class WarpSettings:
     """
 
     grid: Grid | None
-    order: int = 3
+    order: Order = 3
     default: float = 0.0
     pixel_type: str | None = "short"
     format: str = "mhd"
@@ -73,7 +77,7 @@ class WarpSettings:
         )  # fmt: skip
 
 
-def _order(parameters: ParameterMap) -> int:
+def _order(parameters: ParameterMap) -> Order:
     name = parameters.get_str("ResampleInterpolator", "FinalBSplineInterpolator")
     if name in _FIXED_ORDERS:
         return _FIXED_ORDERS[name]
@@ -91,7 +95,7 @@ def warp_image(
     chain: TransformChain,
     grid: Grid,
     *,
-    order: int = 3,
+    order: Order = 3,
     default: float = 0.0,
     pixel_type: str = "float",
 ) -> Image:
@@ -105,8 +109,8 @@ def warp_image(
         T, fixed to moving.
     grid : Grid
         The wanted voxels, in the space of the fixed image.
-    order : {0, 1, 2, 3, 4, 5}
-        0 takes the nearest voxel, 1 is linear, 2 and more are B-splines.
+    order : {0, 1, 2, 3, 4, 5, "linear"}
+        See `Order`.
     default : float
         Value outside `image`.
     pixel_type : str
@@ -118,9 +122,23 @@ def warp_image(
     ImageError
         If the transform maps the whole grid outside of the image.
     """
+    import SimpleITK as sitk
+
     check_overlap(image.grid, chain, grid)
-    warped = image.resampled(grid, chain.to_sitk(grid), order, default)
-    return Image(_cast(warped.array, np.dtype(PIXEL_TYPES[pixel_type])), grid)
+    warped = sitk.Resample(
+        image.to_sitk(), grid.size, chain.to_sitk(grid), _interpolator(order), grid.origin, grid.spacing,
+        grid.direction_matrix.ravel().tolist(), float(default), sitk.sitkFloat32,
+    )  # fmt: skip
+    return Image(_cast(sitk.GetArrayFromImage(warped), np.dtype(PIXEL_TYPES[pixel_type])), grid)
+
+
+def _interpolator(order: Order) -> int:
+    import SimpleITK as sitk
+
+    if order == "linear":
+        return int(sitk.sitkLinear)
+    splines = (sitk.sitkBSpline1, sitk.sitkBSpline2, sitk.sitkBSpline3, sitk.sitkBSpline4, sitk.sitkBSpline5)
+    return int((sitk.sitkNearestNeighbor, *splines)[order])
 
 
 def pixel_type_of(image: Image) -> str:

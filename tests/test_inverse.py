@@ -9,7 +9,14 @@ from scipy.spatial.transform import Rotation
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import TransformError
 from regnet_itk.geometry import Grid
-from regnet_itk.inverse import inverse_points, inverse_residual, invert_chain, invert_field, invert_matrix
+from regnet_itk.inverse import (
+    image_grid,
+    inverse_points,
+    inverse_residual,
+    invert_chain,
+    invert_field,
+    invert_matrix,
+)
 from regnet_itk.transforms import BSplineTransform, Link, MatrixTransform, TransformChain
 
 GRID = Grid((40, 36, 30), (1.5, 2.0, 3.0), (10, -20, 30), Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix())
@@ -98,3 +105,57 @@ def test_folded_points_are_reported_and_not_invented() -> None:
 def test_singular_matrix_is_refused() -> None:
     with pytest.raises(TransformError, match="cannot be inverted"):
         invert_matrix(MatrixTransform(np.zeros((3, 3))))
+
+
+def test_inverse_of_a_chain_on_the_moving_grid_and_its_domain() -> None:
+    chain = TransformChain((Link(MATRIX), Link(smooth_field(), "innermost")))
+    moving = Grid((50, 44, 40), (1.3, 1.7, 2.1), tuple(GRID.index_to_point((3, 2, 1))), GRID.direction)
+    inverse = invert_chain(chain, GRID, moving)
+    assert [link.combine for link in inverse.links] == ["compose", "add"]
+    np.testing.assert_allclose(inverse.links[0].transform.matrix, np.linalg.inv(MATRIX.matrix))
+    assert inverse.links[1].transform.grid == moving
+    residual = inverse_residual(chain, inverse, GRID, grid=moving)
+    assert residual.count < 20_000
+    assert residual.mean < 0.03
+    assert residual.failed == residual.folding == 0
+    with pytest.raises(TransformError, match="outside of what the transform maps"):
+        inverse_residual(chain, inverse, GRID, grid=moving.crop((900, 0, 0), (5, 5, 5)))
+
+
+def test_image_grid_holds_all_that_the_fixed_image_is_mapped_to() -> None:
+    chain = TransformChain((Link(MATRIX), Link(smooth_field(), "innermost")))
+    grid = image_grid(chain, GRID)
+    assert grid.contains(chain.map_points(GRID.points())).all()
+    assert grid.spacing == GRID.spacing
+    index = GRID.point_to_index(grid.origin)
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
+
+
+def test_strongly_bent_field_is_solved_at_every_voxel() -> None:
+    field = smooth_field(peak=8.0)
+    assert 0 < field.jacobian_determinant().min() < 0.35
+    found = invert_field(field)
+    y = found.grid.points().reshape(-1, 3)
+    error = np.linalg.norm(field.map_points(found.map_points(y)) - y, axis=1)
+    assert error.max() < 1e-3
+
+
+def test_folding_and_failure_are_measured() -> None:
+    field = smooth_field(peak=60.0)
+    chain = TransformChain((Link(field),))
+    residual = inverse_residual(chain, invert_chain(chain, GRID), GRID)
+    x = GRID.index_to_point(np.random.default_rng(0).uniform(1, np.array(GRID.size) - 2, (5000, 3)))
+    ends = [[field.map_points(x + s * axis) for axis in GRID.index_to_point_matrix.T] for s in (1, -1)]
+    slopes = np.moveaxis(np.array(ends[0]) - np.array(ends[1]), 0, -1) / 2
+    folded = np.linalg.det(slopes @ np.linalg.inv(GRID.index_to_point_matrix)) <= 0
+    assert residual.folding == pytest.approx(folded.mean(), abs=0.03)
+    assert residual.failed > 0.01
+    assert residual.max > 0.5 * min(GRID.spacing)
+
+
+@pytest.mark.parametrize("size", [(1, 9, 8), (6, 1, 1), (5, 4, 3)])
+def test_thin_grids_are_inverted(size: tuple[int, int, int]) -> None:
+    grid = Grid(size, (2.0, 2.5, 3.0), (5.0, 6.0, 7.0), GRID.direction)
+    vectors = np.broadcast_to(np.float32([0.5, -0.25, 0.125]), (*grid.shape, 3))
+    found = invert_field(DisplacementField(vectors, grid))
+    np.testing.assert_allclose(found.at(grid.centre()), [-0.5, 0.25, -0.125], atol=1e-3)

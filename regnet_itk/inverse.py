@@ -28,6 +28,7 @@ _SMALLEST_STEP = 1 / 64
 _SAMPLES = 20_000
 _COARSE_STEP = 4  # voxels; on this grid the inverse is found first
 _SMALLEST_DETERMINANT = 0.05
+_NEWTON_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,8 @@ class _Solver:
 
         def fill(block: Block) -> None:
             y = voxel_points(block.grid)
-            x, error = self._from_base(y)
-            k = self._newton_matrix(x, error)
+            x, _ = self._from_base(y)
+            k = self._newton_matrix(x)
             part = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
             found[:, block.z, block.y] = part.reshape(12, *block.grid.shape)
 
@@ -275,7 +276,7 @@ class _Solver:
         self._damped(y, x, error, k)
         left = (_length(error)[:, 0] > TOLERANCE).nonzero()[:, 0]
         if len(left):
-            again, again_error = self._from_base(y[left])
+            again, again_error = self._stubborn(y[left])
             x[left] = torch.where(_length(again_error) < _length(error[left]), again, x[left])
         found: FloatArray = (x - base).float().numpy()
         return found
@@ -286,12 +287,18 @@ class _Solver:
         self._damped(y, x, error, self._matrix.float()[:, :, None].expand(3, 3, len(y)))
         return x, error
 
-    def _newton_matrix(self, x: Tensor, error: Tensor) -> Tensor:
-        """Return the inverse of the Jacobian (3, 3, n), or the matrix of B where that is not to be trusted."""
+    def _stubborn(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for points at which the coarse grid misleads: from B(y), with the Jacobian of where one is."""
+        x, error = self._from_base(y)
+        for _ in range(_NEWTON_ROUNDS):
+            self._damped(y, x, error, self._newton_matrix(x))
+        return x, error
+
+    def _newton_matrix(self, x: Tensor) -> Tensor:
+        """Return the inverse of the Jacobian (3, 3, n), or the matrix of B where that is nearly singular."""
         jacobian = self._forward.map_with_jacobian(x)[1]
         base = self._matrix.float()[:, :, None].expand_as(jacobian)
-        relative = determinant(matrix_product(base, jacobian))
-        bad = (relative < _SMALLEST_DETERMINANT) | (_length(error)[:, 0] > TOLERANCE)
+        bad = determinant(matrix_product(base, jacobian)) < _SMALLEST_DETERMINANT
         safe = torch.where(bad, torch.eye(3)[:, :, None], jacobian)
         return torch.where(bad, base, _inverse(safe))
 

@@ -180,10 +180,10 @@ def _program(path, case, folder, jacobian):
 
 
 def _assert_as_transformix(case, judge, folder):
-    for name, chain, jacobian in (("regnet", case.regnet, False), ("elastix", case.elastix, True)):
+    for name, written, jacobian in (("regnet", case.regnet, False), ("elastix", case.elastix, True)):
         here = folder / name
         here.mkdir()
-        path = chain.write_elastix(here)[-1]
+        path = written.write_elastix(here)[-1]
         theirs = judge(path, case, here, jacobian)
         chain = read_chain(path)
         ours = warp_image(case.image, chain, case.fixed, order=3, default=OUTSIDE).array

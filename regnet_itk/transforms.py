@@ -833,9 +833,23 @@ def chain_from_maps(maps: Sequence[ParameterMap]) -> TransformChain:
 # Reading ITK's files
 
 
+def _check_hdf5(path: Path) -> None:
+    """Refuse what is no HDF5 file, or was cut off, before HDF5's library prints pages about it."""
+    with path.open("rb") as file:
+        head = file.read(48)
+    if head[:8] != b"\x89HDF\r\n\x1a\n":
+        raise TransformError(f"transform file '{path}' cannot be read: it is no HDF5 file")
+    where = 40 if head[8] < 2 else 28  # of the address of the end, by the version of the header
+    end, size = int.from_bytes(head[where : where + 8], "little"), path.stat().st_size
+    if size < end:
+        raise TransformError(f"transform file '{path}' cannot be read: it is cut off ({size} of {end} bytes)")
+
+
 def _read_itk(path: Path) -> TransformChain:
     import SimpleITK as sitk
 
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        _check_hdf5(path)
     try:
         found = sitk.ReadTransform(str(path))
     except RuntimeError as error:

@@ -377,3 +377,17 @@ def test_the_grid_of_a_transform_file_is_found_again():
     assert resampling_grid(keys).is_close(GRID, 1e-9)
     assert resampling_grid(keys.with_(Index=[2, 0, 1])).is_close(GRID.crop((2, 0, 1), GRID.size), 1e-9)
     assert resampling_grid(keys.without("Size")) is None
+
+
+def test_a_damaged_hdf5_file_is_told_in_one_line(tmp_path, capfd):
+    CHAINS["affine, field"].write_itk(tmp_path / "whole.h5")
+    content = (tmp_path / "whole.h5").read_bytes()
+    for name, part, message in (
+        ("cut", content[: len(content) // 2], rf"is cut off \({len(content) // 2} of {len(content)} bytes"),
+        ("short", content[:30], "is cut off"),
+        ("other", b"hello", "is no HDF5 file"),
+    ):
+        (tmp_path / f"{name}.h5").write_bytes(part)
+        with pytest.raises(TransformError, match=rf"{name}.h5' cannot be read: it {message}"):
+            read_chain(tmp_path / f"{name}.h5")
+    assert capfd.readouterr() == ("", "")

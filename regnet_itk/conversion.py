@@ -152,7 +152,7 @@ def read_field(path: str | Path, vectors: Vectors | None = None) -> Displacement
         raise error if str(path) in str(error) else TransformError(f"'{path}': {error}") from None
     if suffix_of(path) not in NIFTI_SUFFIXES:
         return field
-    intent, name = _nifti_intent(Path(path))
+    intent, name = nifti_intent(Path(path))
     if name.startswith("NREG") and vectors is None:
         raise TransformError(
             f"'{path}' was written by NiftyReg, as vectors in RAS or as points; if it holds displacements, say so "
@@ -164,7 +164,7 @@ def read_field(path: str | Path, vectors: Vectors | None = None) -> Displacement
     return field
 
 
-def _nifti_intent(path: Path) -> tuple[int, str]:
+def nifti_intent(path: Path) -> tuple[int, str]:
     """Return the intent code and the intent name in the header of a NIfTI file."""
     import SimpleITK as sitk
 

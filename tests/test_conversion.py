@@ -376,7 +376,7 @@ def fails(capsys, message, *arguments, status=1):
     assert re.search(message, printed.err), printed.err
 
 
-def test_bad_input(here, capsys):
+def test_bad_input(here, capfd):
     truth = field()
     truth.write("field.mha")
     CHAINS["affine, field"].write_itk("whole.h5")
@@ -408,24 +408,24 @@ def test_bad_input(here, capsys):
         "scalar.mha": "'scalar.mha': a displacement field has .* not 3 and 1",
         "nan.mha": "'nan.mha' holds vectors that are not finite",
     }.items():
-        fails(capsys, message, file, "out.h5")
-        fails(capsys, message, file, "out.txt", "--like", "field.mha")
-    fails(capsys, r"suffix '.mhx'; did you mean '.mh", "field.mha", "out.mhx")
-    fails(capsys, "suffix 'no suffix'", "field.mha", "out")
-    fails(capsys, "needs the fixed image's grid.*--like IMAGE", "affine.h5", "out.mha")
-    fails(capsys, "needs the fixed image's grid.*--like IMAGE", "affine.h5", "out.txt")
-    fails(capsys, "'none.mha' does not exist", "affine.h5", "out.mha", "--like", "none.mha")
-    fails(capsys, "one number of mm, or three", "field.mha", "out.mha", "--spacing", "1,2")
-    fails(capsys, "above 0", "field.mha", "out.mha", "--spacing", "-1")
-    fails(capsys, "--spacing is that of a displacement field", "field.mha", "out.h5", "--spacing", "2")
-    fails(capsys, "--bspline-spacing makes a B-spline", "field.mha", "out.mha", "--bspline-spacing", "20")
-    fails(capsys, "give a larger spacing", "field.mha", "out.txt", "--bspline-spacing", "5")
-    fails(capsys, "no option '--bspline-spacin'; did you mean '--bspline-spacing'", "a", "b", "--bspline-spacin", "1",
+        fails(capfd, message, file, "out.h5")
+        fails(capfd, message, file, "out.txt", "--like", "field.mha")
+    fails(capfd, r"suffix '.mhx'; did you mean '.mh", "field.mha", "out.mhx")
+    fails(capfd, "suffix 'no suffix'", "field.mha", "out")
+    fails(capfd, "needs the fixed image's grid.*--like IMAGE", "affine.h5", "out.mha")
+    fails(capfd, "needs the fixed image's grid.*--like IMAGE", "affine.h5", "out.txt")
+    fails(capfd, "'none.mha' does not exist", "affine.h5", "out.mha", "--like", "none.mha")
+    fails(capfd, "one number of mm, or three", "field.mha", "out.mha", "--spacing", "1,2")
+    fails(capfd, "above 0", "field.mha", "out.mha", "--spacing", "-1")
+    fails(capfd, "--spacing is that of a displacement field", "field.mha", "out.h5", "--spacing", "2")
+    fails(capfd, "--bspline-spacing makes a B-spline", "field.mha", "out.mha", "--bspline-spacing", "20")
+    fails(capfd, "give a larger spacing", "field.mha", "out.txt", "--bspline-spacing", "5")
+    fails(capfd, "no option '--bspline-spacin'; did you mean '--bspline-spacing'", "a", "b", "--bspline-spacin", "1",
           status=2)  # fmt: skip
     Path("file").write_text("")
-    fails(capsys, "cannot write", "field.mha", "file/out.h5")
+    fails(capfd, "cannot write", "field.mha", "file/out.h5")
     (here / "taken.h5").mkdir()
-    fails(capsys, "cannot write .*taken.h5", "field.mha", "taken.h5")
+    fails(capfd, "cannot write .*taken.h5", "field.mha", "taken.h5")
     assert not [file for file in here.iterdir() if file.name.startswith("out")]
 
 

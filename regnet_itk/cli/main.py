@@ -21,6 +21,7 @@ _COMMANDS = {
     "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "invert": "Invert a transform, and say how exact that is.",
+    "info": "Say what a file is, and what looks wrong in it.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
     "shim": "Write programs that stand in for elastix and transformix, for 3D Slicer and MITK.",
     "report": "Make one HTML page of a finished registration: a viewer, errors, parameters.",

@@ -1,0 +1,31 @@
+"""``regnet-itk info``: what a file is."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from regnet_itk.cli.main import StrictCommand
+
+
+@click.command("info", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", metavar="FILE")
+@click.option(
+    "--like", metavar="IMAGE", help="The image that landmarks or a transform belong to, if FILE does not say."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found out as JSON.")
+def command(file: str, like: str | None, as_json: bool) -> None:
+    """Say what FILE is: an image, displacement field, transform, landmarks, parameters or model.
+
+    For transforms: unit, frame, direction, grid, how far points move, folding, every part with how it is combined, and
+    files that are missing.
+    """
+    from regnet_itk.images import read_grid
+    from regnet_itk.inspection import describe_inspection, inspect_file
+
+    found = inspect_file(file, read_grid(like) if like else None)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print("\n".join(describe_inspection(found)))

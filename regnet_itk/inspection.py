@@ -1,0 +1,478 @@
+"""What a file is: an image, displacement field, transform, landmarks, parameters or model, and what looks wrong in it.
+
+A warning is given only where something can be told reliably from the file itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet_itk.conversion import NIFTI_SUFFIXES, describe_transform, nifti_intent, read_field, spaced, transform_grid
+from regnet_itk.displacement import DisplacementField
+from regnet_itk.errors import ParameterError, PointsError, TransformError, did_you_mean
+from regnet_itk.geometry import FloatArray, Grid
+from regnet_itk.images import IMAGE_SUFFIXES, read_image
+from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
+from regnet_itk.points import check_inside, read_landmarks
+from regnet_itk.transforms import (
+    INITIAL_KEYS,
+    ITK_SUFFIXES,
+    BSplineTransform,
+    Link,
+    MatrixTransform,
+    TransformChain,
+    initial_file,
+    locate_file,
+    read_chain,
+    read_transform_map,
+)
+
+DIRECTION = "fixed to moving: T(x) = x + u(x) maps points of the fixed image to the moving image"
+FRAME = "mm, LPS"
+OVERVIEW_SPACING = 2.0
+"""mm; a chain is looked at on voxels of this size, or on the fixed image's if they are larger. Fields on their own."""
+
+_LOOKED_AT = 1_000_000  # vectors
+_LANDMARK_SUFFIXES = (".pts", ".vtk", ".csv", ".fcsv", ".json")
+_TRANSFORM_SUFFIXES = (*ITK_SUFFIXES, ".mat", ".xfm")
+_TEXT_SUFFIXES = (".txt", ".toml")
+_MODEL_SUFFIX = ".safetensors"
+_OF_TRANSFORM_FILE = ("TransformParameters", "DeformationFieldFileName", "TransformFileName", "NumberOfParameters")
+_FILE_KEYS = ("DeformationFieldFileName", "TransformFileName")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out about a file.
+
+    Parameters
+    ----------
+    path : str
+    kind : str
+        "image", "displacement field", "elastix transform", "ITK transform", "landmarks", "elastix parameter file",
+        "RegNet parameter file", "RegNet model", or "image of n components".
+    facts : mapping
+        Name to value; numbers, text, lists and mappings of them. Lengths are in mm, points are (x, y, z), LPS.
+    parts : tuple of mapping
+        Of a transform: its parts in the order in which registrations found them.
+    warnings : tuple of str
+    """
+
+    path: str
+    kind: str
+    facts: Mapping[str, Any]
+    parts: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
+    """Find out what a file is.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file, or a folder with a DICOM series.
+    like : Grid, optional
+        The grid of the image that landmarks or a transform belong to, if the file does not say.
+
+    Raises
+    ------
+    RegNetItkError
+        If it is missing, damaged, or of no known kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TransformError(f"file '{path}' does not exist")
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _image(path)
+    if suffix in _TEXT_SUFFIXES:
+        return _text(path, like)
+    if suffix in _TRANSFORM_SUFFIXES:
+        return _itk_transform(path, like)
+    if suffix in _LANDMARK_SUFFIXES:
+        return _landmarks(path, like)
+    if suffix == _MODEL_SUFFIX:
+        return _model(path)
+    return _voxels(path)
+
+
+# Images and fields
+
+
+def _voxels(path: Path) -> Inspection:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        if path.name.lower().endswith(IMAGE_SUFFIXES):
+            return _image(path)  # says why not
+        known = (*IMAGE_SUFFIXES, *_TEXT_SUFFIXES, *_TRANSFORM_SUFFIXES, *_LANDMARK_SUFFIXES, _MODEL_SUFFIX)
+        given = path.suffix or "no suffix"
+        raise TransformError(f"'{path}': nothing is known about '{given}'{did_you_mean(given, known)}") from None
+    components, kind = reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if components == 1:
+        return _image(path)
+    if components == 3 and "float" in kind and reader.GetDimension() == 3:
+        return _field(path)
+    why = f"it is no displacement field (3 components of float in 3D) and no scalar image, but {kind}"
+    facts = {"pixel_type": kind, "size": list(reader.GetSize()), "spacing": list(reader.GetSpacing())}
+    return Inspection(str(path), f"image of {components} components", facts, warnings=(why,))
+
+
+def _image(path: Path) -> Inspection:
+    image = read_image(path)
+    array = image.array
+    finite = np.isfinite(array) if array.dtype.kind == "f" else None
+    warnings = []
+    if finite is not None and not finite.all():
+        warnings.append(f"{int(array.size - finite.sum())} voxels are NaN or infinite")
+        array = array[finite]
+    facts: dict[str, Any] = {"pixel_type": str(image.array.dtype), "frame": FRAME, **_grid_facts(image.grid)}
+    if array.size:
+        facts["values"] = {"min": float(array.min()), "max": float(array.max()), "mean": float(array.mean(dtype=float))}
+        if array.min() == array.max():
+            warnings.append(f"all voxels are {array.flat[0]}")
+    return Inspection(str(path), "image", facts, warnings=tuple(warnings))
+
+
+def _grid_facts(grid: Grid) -> dict[str, Any]:
+    return {
+        "size": list(grid.size),
+        "spacing": list(grid.spacing),
+        "origin": list(grid.origin),
+        "direction": [list(row) for row in grid.direction],
+    }
+
+
+def _field(path: Path) -> Inspection:
+    u = read_field(path)
+    facts: dict[str, Any] = {"maps": DIRECTION, "frame": FRAME, **_grid_facts(u.grid), **_magnitudes(u)}
+    warnings = _field_warnings(u)
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        code, _ = nifti_intent(path)
+        stored = "RAS (intent code 1006)" if code == 1006 else f"LPS, as ITK and ANTs do (intent code {code})"
+        facts["nifti_vectors"] = f"read as {stored}"
+        if code != 1006:
+            warnings.append(
+                "NIfTI does not say whether these vectors are LPS (ITK, ANTs) or RAS (others); if a landmark goes the "
+                "wrong way, convert the field with --nifti-vectors ras"
+            )
+    return Inspection(str(path), "displacement field", facts, warnings=tuple(warnings))
+
+
+def _magnitudes(u: DisplacementField) -> dict[str, Any]:
+    """Return how long the vectors are, and where the transform folds."""
+    length = np.linalg.norm(u.vectors, axis=-1)
+    determinant = u.jacobian_determinant()
+    return {
+        "displacement": {"mean": float(length.mean(dtype=float)), "max": float(length.max())},
+        "det_jacobian": {
+            "min": float(determinant.min()),
+            "max": float(determinant.max()),
+            "share_not_positive": float((determinant <= 0).mean()),
+            "spacing": list(u.grid.spacing),
+        },
+    }
+
+
+def _field_warnings(u: DisplacementField) -> list[str]:
+    """Say what vectors look like that are no displacements in mm."""
+    step = math.ceil((math.prod(u.grid.size) / _LOOKED_AT) ** (1 / 3))
+    points, vectors = u.grid.every(step).points(), u.vectors[::step, ::step, ::step].astype(float)
+    index = u.grid.point_to_index(points)
+    flipped = points * np.array([-1.0, -1.0, 1.0])
+    for what, values in (("points", points), ("points in RAS", flipped), ("voxel indices", index)):
+        left = vectors - values
+        if np.ptp(values, axis=(0, 1, 2)).min() > 0 and _spread(left) < 0.2 * _spread(vectors):
+            return [f"the vectors look like {what} T(x), not like displacements T(x) - x"]
+    if _spread(vectors) > 0 and np.array_equal(vectors, np.round(vectors)):
+        return ["all vectors are whole numbers: they look like displacements in voxels, not in mm"]
+    return _size_warning(u)
+
+
+def _spread(vectors: FloatArray) -> float:
+    """Return the mean distance of vectors from their mean."""
+    return float(np.linalg.norm(vectors - vectors.mean(axis=(0, 1, 2)), axis=-1).mean())
+
+
+def _size_warning(u: DisplacementField) -> list[str]:
+    diagonal = float(np.linalg.norm(np.array(u.grid.size) * u.grid.spacing))
+    mean = np.linalg.norm(u.vectors, axis=-1).mean(dtype=float)
+    if mean > diagonal:
+        return [
+            f"points move by {mean:.0f} mm on average, more than the fixed image is large ({diagonal:.0f} mm): it "
+            "belongs to another image, or is not in mm, LPS"
+        ]
+    return []
+
+
+# Transforms
+
+
+def _itk_transform(path: Path, like: Grid | None) -> Inspection:
+    chain = read_chain(path)
+    parts = tuple(_part(link, {}) for link in chain.links)
+    return _with_chain(Inspection(str(path), "ITK transform", _transform_facts(len(parts)), parts), chain, like)
+
+
+def _transform_facts(count: int) -> dict[str, Any]:
+    return {"maps": DIRECTION, "frame": FRAME, "parts": count}
+
+
+def _part(link: Link, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what one part of a chain is; `about` says what its file told."""
+    transform = link.transform
+    part = {**about, "combine": link.combine, "is": describe_transform(link)}
+    if isinstance(transform, MatrixTransform):
+        part["matrix"] = transform.matrix.tolist()
+        part["offset"] = transform.offset.tolist()
+    elif isinstance(transform, BSplineTransform):
+        longest = float(np.linalg.norm(transform.coefficients, axis=-1).max())
+        part |= {"grid": _grid_facts(transform.grid), "largest_coefficient": longest}
+    else:
+        longest = float(np.linalg.norm(transform.vectors, axis=-1).max())
+        part |= {"grid": _grid_facts(transform.grid), "longest_vector": longest}
+    return part
+
+
+def _with_chain(found: Inspection, chain: TransformChain, like: Grid | None) -> Inspection:
+    """Add what the whole chain does."""
+    warnings = [*found.warnings, *(w for link in chain.links for w in _matrix_warnings(link))]
+    grid = like or transform_grid(chain)
+    facts = dict(found.facts)
+    if grid is None:
+        facts["grid"] = "not named; give the fixed image with --like to see how far points move"
+    else:
+        facts |= _grid_facts(grid)
+        u = chain.displacement_on(spaced(grid, [max(OVERVIEW_SPACING, s) for s in grid.spacing]))
+        facts |= _magnitudes(u)
+        warnings += _size_warning(u)
+    return dataclasses.replace(found, facts=facts, warnings=tuple(warnings))
+
+
+def _matrix_warnings(link: Link) -> Iterator[str]:
+    if not isinstance(link.transform, MatrixTransform):
+        return
+    matrix = link.transform.matrix
+    if np.linalg.det(matrix) <= 0:
+        yield f"the {link.transform.name} mirrors (determinant {np.linalg.det(matrix):.3g}): frames were mixed up"
+    elif np.abs(matrix - np.diag([-1.0, -1.0, 1.0])).max() < 0.35:
+        yield f"the {link.transform.name} turns by 180 degrees about z, as when RAS and LPS were mixed up"
+
+
+@dataclass
+class _Walk:
+    """Follows an elastix transform file to those that it starts from."""
+
+    files: list[tuple[Path, ParameterMap | None]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def follow(self, path: Path) -> None:
+        if path.resolve() in (file.resolve() for file, _ in self.files):
+            raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
+        if path.suffix.lower() in _TRANSFORM_SUFFIXES:
+            self.files.append((path, None))
+            return
+        values = read_transform_map(path)
+        self.files.append((path, values))
+        if INITIAL_KEYS[0] in values and INITIAL_KEYS[1] not in values and initial_file(values):
+            self.warnings.append(
+                f"{path}: elastix up to 5.1 does not know {INITIAL_KEYS[0]} and would leave its initial transform out; "
+                f"say it as {INITIAL_KEYS[1]} too"
+            )
+        for key in _FILE_KEYS:
+            if key in values:
+                self._look(path, key, values.get_str(key))
+        name = initial_file(values)
+        start = self._look(path, "its initial transform", name) if name is not None else None
+        if start is not None:
+            self.follow(start)
+
+    def _look(self, path: Path, what: str, name: str) -> Path | None:
+        found = locate_file(name, path.resolve().parent)
+        mend = f"try: regnet-itk repair {path.parent}"
+        if found is None:
+            self.missing.append(name)
+            self.warnings.append(f"{path}: {what} '{name}' does not exist; {mend}")
+        elif not Path(name).is_absolute():
+            self.warnings.append(f"{path}: {what} '{name}' is a relative path, found only from some folders; {mend}")
+        elif found != Path(name):
+            self.warnings.append(f"{path}: {what} '{name}' does not exist, but lies beside it; {mend}")
+        return found
+
+
+def _elastix_transform(path: Path, like: Grid | None) -> Inspection:
+    walk = _Walk()
+    walk.follow(path)
+    found = Inspection(str(path), "elastix transform", _transform_facts(len(walk.files)), warnings=tuple(walk.warnings))
+    about = [_about(file, values) for file, values in reversed(walk.files)]
+    if walk.missing:
+        facts = {**found.facts, "missing_files": walk.missing}
+        return dataclasses.replace(found, facts=facts, parts=tuple(about))
+    try:
+        chain = read_chain(path)
+    except TransformError as error:  # of a kind that is not supported, for example
+        return dataclasses.replace(found, parts=tuple(about), warnings=(*found.warnings, str(error)))
+    extra = len(chain.links) - len(about)  # an initial file of ITK may hold several
+    about = [about[0]] * extra + about
+    parts = tuple(_part(link, known) for link, known in zip(chain.links, about, strict=True))
+    facts = {**found.facts, "parts": len(parts)}
+    return _with_chain(dataclasses.replace(found, facts=facts, parts=parts), chain, like)
+
+
+def _about(file: Path, values: ParameterMap | None) -> dict[str, Any]:
+    if values is None:
+        return {"file": str(file)}
+    return {
+        "file": str(file),
+        "type": values.get_str("Transform", "none"),
+        "combine": values.get_str("HowToCombineTransforms", "Compose").lower(),
+    }
+
+
+# Text: transforms, parameters, landmarks
+
+
+def _text(path: Path, like: Grid | None) -> Inspection:
+    try:
+        start = path.read_text(encoding="utf-8-sig").lstrip()
+    except UnicodeDecodeError:
+        raise TransformError(f"'{path}' is not a text file, though its suffix is {path.suffix}") from None
+    except OSError as error:
+        raise TransformError(f"'{path}' cannot be read: {error.strerror}") from None
+    if path.suffix.lower() == ".txt" and re.match(r"(point|index|\d)", start):
+        return _landmarks(path, like)
+    if path.suffix.lower() == ".txt" and not start.startswith(("(", "//")):
+        raise TransformError(f"'{path}' is neither an elastix transform, nor a parameter file, nor a list of points")
+    values = read_parameter_map(path)
+    if "Transform" in values and any(key in values for key in _OF_TRANSFORM_FILE):
+        return _elastix_transform(path, like)
+    return _parameters(path, values)
+
+
+def _parameters(path: Path, values: ParameterMap) -> Inspection:
+    kind = "RegNet parameter file" if values.is_regnet else "elastix parameter file"
+    keys = (
+        ("RegNetModel", "RegNetRegion", "RegNetOutputStep", "RegNetRepetitions")
+        if values.is_regnet
+        else ("Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
+              "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels")
+    )  # fmt: skip
+    facts = {"registration": values.registration, **{key: " ".join(values[key]) for key in keys if key in values}}
+    try:
+        warnings = check_parameter_map(values)
+    except ParameterError as error:
+        warnings = [f"it would be refused: {error}"]
+    return Inspection(str(path), kind, facts, warnings=tuple(warnings))
+
+
+def _landmarks(path: Path, like: Grid | None) -> Inspection:
+    try:
+        landmarks = read_landmarks(path, like)
+    except PointsError as error:
+        if like is None and "voxel indices" in str(error):
+            unknown = "voxel indices; give their image with --like to see them in mm"
+            return Inspection(str(path), "landmarks", {"unit": unknown})
+        raise
+    points = landmarks.points
+    facts: dict[str, Any] = {
+        "frame": FRAME,
+        "count": len(landmarks),
+        "named": bool(landmarks.names),
+        "lowest": points.min(axis=0).tolist(),
+        "highest": points.max(axis=0).tolist(),
+    }
+    warnings = []
+    if like is not None:
+        facts["inside_image"] = int(like.contains(points).sum())
+        try:
+            check_inside(landmarks, like, "given")
+        except PointsError as error:
+            warnings.append(str(error))
+    if len(landmarks) > 1 and np.array_equal(points, np.round(points)) and points.min() >= 0:
+        warnings.append("all coordinates are whole numbers from 0 on: they look like voxel indices, not like mm")
+    return Inspection(str(path), "landmarks", facts, warnings=tuple(warnings))
+
+
+def _model(path: Path) -> Inspection:
+    from regnet_itk.model import load_model
+
+    model = load_model(path)
+    count = sum(math.prod(tensor.shape) for tensor in model.network.state_dict().values())
+    facts = {**dataclasses.asdict(model.description), "numbers": count, "sha256": model.digest}
+    return Inspection(str(path), "RegNet model", facts)
+
+
+# As text
+
+
+def describe_inspection(found: Inspection) -> list[str]:
+    """Return an inspection as lines of text, the warnings last."""
+    lines = [f"{found.path}: {found.kind}"]
+    lines += _fact_lines(found.facts, "  ")
+    for number, part in enumerate(found.parts):
+        name = Path(part["file"]).name if "file" in part else ""
+        how = _COMBINED.get(part.get("combine", ""), "") if number else ""
+        text = ", ".join(word for word in (name, part.get("is") or part.get("type", ""), how) if word)
+        lines.append(f"  part {number}: {text}")
+    return [*lines, *(f"warning: {warning}" for warning in found.warnings)]
+
+
+def _fact_lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
+    width = max((len(key) for key in facts), default=0)
+    for key, value in facts.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping) and key not in _SPECIAL and any(isinstance(v, Mapping) for v in value.values()):
+            yield f"{indent}{name}"
+            yield from _fact_lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{name:{width}}  {_as_text(key, value)}"
+
+
+_COMBINED = {
+    "compose": "composed: applied after the parts before it",
+    "add": "added to what the parts before it do",
+    "innermost": "applied before the parts before it",
+}
+_SPECIAL: Mapping[str, Callable[[Any], str]] = {
+    "displacement": lambda d: f"mean {d['mean']:.3g} mm, max {d['max']:.3g} mm",
+    "det_jacobian": lambda d: (
+        f"{d['min']:.3f} to {d['max']:.3f}; folds (<= 0) at {d['share_not_positive']:.3%} of the voxels "
+        f"({_numbers(d['spacing'])} mm)"
+    ),
+    "size": lambda values: f"{_numbers(values)} voxels",
+    "spacing": lambda values: f"{_numbers(values)} mm",
+}
+
+
+def _as_text(key: str, value: Any) -> str:
+    if key in _SPECIAL:
+        return _SPECIAL[key](value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_as_text('', item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        if value and isinstance(value[0], list):
+            return "; ".join(" ".join(_as_text("", v) for v in row) for row in value)
+        return ", ".join(_as_text("", item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _numbers(values: list[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

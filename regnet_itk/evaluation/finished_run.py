@@ -98,8 +98,9 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
         raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
     if points:
         check_landmarks(points["fixed"], points["moving"], images["fixed"].grid, images["moving"].grid)
+    name = f"{_bare(paths['moving'])} registered to {_bare(paths['fixed'])}"
     pair = ViewerPair(
-        folder.resolve().name, images["fixed"], images["moving"], _methods(folder, record), mask,
+        name, images["fixed"], images["moving"], _methods(folder, record), mask,
         points.get("fixed"), points.get("moving"),
     )  # fmt: skip
     return FinishedRun(folder, record, pair, tuple(warnings))
@@ -171,6 +172,12 @@ def _find_inputs(
     return found, warnings
 
 
+def _bare(path: Path) -> str:
+    """Return the name of an image's file without its suffix."""
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
 def _registered_image(path: Path, role: str, record: Mapping[str, Any]) -> Image:
     image = read_image(path, f"{role} image")
     size, spacing = tuple(record[role]["size"]), tuple(record[role]["spacing"])
@@ -215,7 +222,7 @@ def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LON
         figures.append(Figure("Overview", picture, alt))
     write_report(
         path,
-        f"Registration {run.pair.name}",
+        run.pair.name,
         tables=[stage_table(run)],
         figures=figures,
         pairs=[run.pair],
@@ -229,7 +236,9 @@ def stage_table(run: FinishedRun) -> Table:
     """Return the table of a registration's stages: time, landmark error, correlation and folding after each."""
     stages = run.record["stages"]
     errors = _errors(run)
-    rows: list[list[Cell]] = [["no registration", None, *_error_cells(errors[0]), _correlation(run, None, None), None]]
+    rows: list[list[Cell]] = [
+        ["no registration", None, *_error_cells(errors[0]), _correlation(run, TransformChain()), None]
+    ]
     grid = overview_grid(run.pair.fixed.grid)
     mask = run.pair.fixed_mask.resampled(grid, order=0) if run.pair.fixed_mask is not None else None
     if mask is not None and not mask.array.any():
@@ -239,8 +248,8 @@ def stage_table(run: FinishedRun) -> Table:
         stage = number - first
         seconds = stages[stage]["seconds"] if stage >= 0 else None
         folding = 100 * folding_share(method.chain.displacement_on(grid), mask)
-        correlation = _correlation(run, method.chain, stage if stage >= 0 else None)
-        rows.append([method.name, seconds, *_error_cells(errors[number + 1]), correlation, folding])
+        error = _error_cells(errors[number + 1])
+        rows.append([method.name, seconds, *error, _correlation(run, method.chain), folding])
     columns = [
         Column("after"),
         Column("time", "s", digits=1),
@@ -280,16 +289,11 @@ def _error_cells(error: ErrorSummary | None) -> list[Cell]:
     return [Value(error.mean, f"{error.mean:.2f} ± {error.sd:.2f}"), error.median, error.max]
 
 
-def _correlation(run: FinishedRun, chain: TransformChain | None, stage: int | None) -> float:
-    """Return the correlation of the fixed with the moving image under a chain: of the result image, if it is there."""
+def _correlation(run: FinishedRun, chain: TransformChain) -> float:
+    """Return the correlation of the fixed with the moving image under a chain, interpolated linearly."""
     pair, grid = run.pair, run.pair.fixed.grid
-    names = [] if stage is None else [run.folder / f"result.{stage}{suffix}" for suffix in IMAGE_SUFFIXES]
-    file = next((name for name in names if name.is_file()), None)
-    warped = read_image(file, "result image") if file is not None else None
-    if warped is None or not warped.grid.is_close(grid, 1e-2):
-        low = float(pair.moving.array.min())
-        warped = pair.moving.resampled(grid, chain.to_sitk(grid) if chain is not None else None, default=low)
-    return normalised_correlation(Image(warped.array, grid), pair.fixed, pair.fixed_mask)
+    warped = pair.moving.resampled(grid, chain.to_sitk(grid), default=float(pair.moving.array.min()))
+    return normalised_correlation(warped, pair.fixed, pair.fixed_mask)
 
 
 def _summary(run: FinishedRun) -> str:

@@ -151,8 +151,8 @@ def _deflated(data: bytes, strategy: int) -> bytes:
 
 def _volume(name: str, values: npt.NDArray[Any], span: tuple[float, float], known: npt.NDArray[np.bool_]) -> Volume:
     low, high = span
-    scaled = (np.asarray(values, dtype=np.float32) - low) * ((_CODES - 1) / (high - low))
-    codes = np.where(known, np.clip(np.rint(scaled), 0, _CODES - 1) + 1, 0)
+    scaled = (np.clip(values, low, high) - low) * ((_CODES - 1) / (high - low))
+    codes = np.where(known, np.rint(scaled) + 1, 0)
     return Volume(name, codes.astype(np.uint8), low, high)
 
 

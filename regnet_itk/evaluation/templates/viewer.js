@@ -150,17 +150,17 @@
     return table;
   }
 
-  function blend(under, over, share) {
+  // A colour in the brightness of the grey below it; so its hue stays that of the colour bar.
+  function shaded(colour, grey, opacity) {
+    const share = opacity + ((1 - opacity) * (grey & 255)) / 255;
     let mixed = OPAQUE;
-    for (let shift = 0; shift < 24; shift += 8) {
-      const a = (under >>> shift) & 255, b = (over >>> shift) & 255;
-      mixed |= Math.round(a + (b - a) * share) << shift;
-    }
+    for (let shift = 0; shift < 24; shift += 8) mixed |= Math.round(((colour >>> shift) & 255) * share) << shift;
     return mixed >>> 0;
   }
 
   // What is shown: the names of the volumes that a mode needs, then one painter a mode
 
+  const KINDS = ["displacement", "jacobian"];
   const part = (method, kind) => (method === BEFORE ? (kind === "warped" ? "moving" : null) : `${method}-${kind}`);
 
   function needed(mode, method) {
@@ -203,7 +203,7 @@
     const under = greys(fixed, windowOf("fixed"));
     if (!image) return one(fixed, under);
     const table = tinted(image, low, high, entries);
-    return (i) => (image.codes[i] ? blend(under[fixed.codes[i]] || OPAQUE, table[image.codes[i]], state.opacity) : under[fixed.codes[i]]);
+    return (i) => (image.codes[i] ? shaded(table[image.codes[i]], under[fixed.codes[i]], state.opacity) : under[fixed.codes[i]]);
   }
 
   // Panels
@@ -280,6 +280,7 @@
       const done = panels.map(paint).every(Boolean);
       tell();
       section.dataset.state = done && !waiting ? "ready" : "loading";
+      if (done) needed("checkerboard", state.method).concat(KINDS.map((kind) => part(state.method, kind))).filter(Boolean).forEach(volume);
     });
   }
 
@@ -329,7 +330,7 @@
     pen.scale(ratio, ratio);
     if (state.crosshair) {
       const [x, y] = place(plane, state.at.map((index, axis) => millimetres(axis, index))).map((v) => v * scale);
-      stroke(pen, [[x, 0, x, y - 9], [x, y + 9, x, height], [0, y, x - 9, y], [x + 9, y, width, y]], "#ffffff66", 1);
+      stroke(pen, [[x, 0, x, y - 9], [x, y + 9, x, height], [0, y, x - 9, y], [x + 9, y, width, y]], "#ffd75ea0", 1);
     }
     if (state.landmarks && pair().landmarks) {
       const here = millimetres(plane.across, state.at[plane.across]), residuals = residualsOf(method);
@@ -607,8 +608,8 @@
 
   function onNumber(id, then) {
     byId(id).addEventListener("input", () => {
-      const value = byId(id).valueAsNumber;
-      if (Number.isFinite(value) && byId(id).checkValidity()) then(value);
+      const { valueAsNumber: value, validity } = byId(id); // a value between the steps is welcome
+      if (Number.isFinite(value) && !validity.rangeUnderflow && !validity.rangeOverflow) then(value);
       draw();
     });
   }

@@ -11,16 +11,21 @@ from scipy import stats
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, PointsError
 from regnet_itk.evaluation.metrics import (
+    ErrorMoments,
     dice,
     displacement_error,
     folding_share,
+    label_dice,
     landmark_differences,
+    log_jacobian_sd,
     normalised_correlation,
     summarise_errors,
     target_registration_error,
+    transform_error,
 )
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
+from regnet_itk.transforms import Link, MatrixTransform, TransformChain, field_link
 
 GRID = Grid((6, 5, 4), (1.0, 2.0, 3.0), (10.0, -5.0, 7.0))
 TURNED = Grid((9, 8, 7), (1.0, 2.0, 3.0), direction=((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
@@ -57,6 +62,7 @@ def test_summary_by_hand() -> None:
     assert summary.above_2mm == pytest.approx(3 / 5)
     assert summary.above_5mm == pytest.approx(1 / 5)
     assert summary.mean_absolute == pytest.approx((4 / 5, 12 / 5, 11 / 5))
+    assert summary.sd_absolute[0] == pytest.approx(math.sqrt((0.2**2 + 3 * 0.8**2 + 2.2**2) / 4))  # 1 0 0 3 0
     assert summary.mae == pytest.approx(27 / 15)
     assert summarise_errors(np.array([[0.0, 0, 2]])).sd == 0.0
 
@@ -147,3 +153,53 @@ def test_dice_by_hand() -> None:
     b[0, 0, 2:] = 7  # any value but 0 counts
     assert dice(Image(a, GRID), Image(b, GRID)) == pytest.approx(2 * 2 / 8)
     assert math.isnan(dice(Image(0 * a, GRID), Image(0 * a, GRID)))
+
+
+def test_moments_pool_as_if_all_errors_were_in_one_array() -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.normal(size=(40, 3)) * (1, 2, 3) + 0.5
+    pooled = sum((ErrorMoments.of(part) for part in (errors[:7], errors[7:7], errors[7:])), ErrorMoments.of(errors[:0]))
+    components = np.abs(errors)
+    values = [np.linalg.norm(errors, axis=1), components.sum(axis=1), *components.T]
+    assert pooled.count == 40
+    assert pooled.means == pytest.approx([v.mean() for v in values])
+    assert pooled.sds == pytest.approx([v.std(ddof=1) for v in values])
+    assert pooled.means[1] == pytest.approx(sum(pooled.means[2:]))  # the columns of the paper's MAE add up
+
+
+@pytest.mark.parametrize("slab", [1, 10**9])
+def test_transform_error_goes_through_the_whole_chain(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regnet_itk.evaluation.metrics._SLAB_VOXELS", slab)
+    matrix = np.array([[0.9, 0.1, 0], [0, 1.1, 0.2], [0, 0, 1]])
+    affine = Link(MatrixTransform(matrix, translation=np.array([30.0, -5.0, 2.0])))
+    u = linear(np.array([[0.05, 0, 0], [0, 0, 0.02], [0, 0.04, 0]]), TURNED)
+    chain = TransformChain((affine,)).then(field_link(u))
+    points = TURNED.points()
+    true = DisplacementField((points + u.vectors) @ matrix.T + affine.transform.offset - points, TURNED)
+    mask = np.zeros(TURNED.shape)
+    mask[2:5, 3:6, 1:7] = 1
+    assert transform_error(chain, true, Image(mask, TURNED)).means == pytest.approx([0] * 5, abs=1e-9)
+    assert transform_error(chain, true, Image(mask, TURNED)).count == 3 * 3 * 6
+    off = DisplacementField(true.vectors + np.array([1.0, -2.0, 2.0]), TURNED)
+    assert transform_error(chain, off).means == pytest.approx([3, 5, 1, 2, 2])
+    assert transform_error(chain, off).count == 9 * 8 * 7
+    with pytest.raises(ImageError, match="grid"):
+        transform_error(chain, true, Image(np.ones(GRID.shape), GRID))
+
+
+def test_log_jacobian_by_hand() -> None:
+    determinant = np.full(GRID.shape, math.e)
+    determinant[0, 0, :3] = (-1.0, 0.0, 1.0)
+    mask = np.zeros(GRID.shape)
+    mask[0, 0] = 1  # logarithms 0, 1, 1, 1 are left
+    assert log_jacobian_sd(Image(determinant, GRID), Image(mask, GRID)) == pytest.approx(0.5)
+    assert log_jacobian_sd(linear(np.diag([0.5, 0, 0]), TURNED)) == pytest.approx(0, abs=1e-5)
+    assert math.isnan(log_jacobian_sd(linear(np.diag([-1.5, 0, 0]), TURNED)))
+
+
+def test_dice_of_labels_by_hand() -> None:
+    a, b = np.zeros(GRID.shape, int), np.zeros(GRID.shape, int)
+    a[0, 0] = (1, 1, 1, 2, 2, 3)
+    b[0, 0] = (1, 1, 2, 2, 5, 0)
+    assert label_dice(Image(a, GRID), Image(b, GRID)) == pytest.approx({1: 2 * 2 / 5, 2: 2 / 4, 3: 0.0})
+    assert label_dice(Image(0 * a, GRID), Image(b, GRID)) == {}

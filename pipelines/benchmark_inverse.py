@@ -26,7 +26,7 @@ from regnet_itk.geometry import Grid
 from regnet_itk.inverse import invert_field
 
 SPACING = (0.7, 0.7, 1.0)
-PEAK = 20.0  # mm
+AMPLITUDE = 15.3  # mm, of each component; the longest vector then has 20 mm
 WAVES = np.array([[1.0, 0.4, 0.3], [0.3, 1.0, -0.5], [-0.4, 0.5, 1.0]])  # across the field, one row a component
 SAMPLES = 500_000
 
@@ -40,7 +40,7 @@ def grid_of_size(size: list[int]) -> Grid:
 
 
 def smooth_field(grid: Grid) -> DisplacementField:
-    """Return a field of waves that is zero at the border of the grid; its longest vector has about PEAK mm."""
+    """Return a field of waves that is zero at the border of the grid; its longest vector has 20 mm."""
     vectors = np.empty((*grid.shape, 3), dtype=np.float32)
     x, y, z = (np.linspace(0, 1, n) for n in grid.size)
     window = np.sin(np.pi * x) * np.sin(np.pi * y)[:, None]
@@ -48,7 +48,7 @@ def smooth_field(grid: Grid) -> DisplacementField:
         fade = window * np.sin(np.pi * z[k])
         for c, (wx, wy, wz) in enumerate(WAVES):
             phase = np.pi * (wx * x + wy * y[:, None] + wz * z[k]) + c
-            vectors[k, ..., c] = PEAK / np.sqrt(3) * fade * np.cos(2 * phase)
+            vectors[k, ..., c] = AMPLITUDE * fade * np.cos(2 * phase)
     return DisplacementField(vectors, grid)
 
 
@@ -64,7 +64,7 @@ def exact_determinant(field: DisplacementField, voxels: np.ndarray) -> np.ndarra
         for a in range(3):
             others = np.delete(sines, a, axis=1).prod(axis=1)
             slope = np.pi * cosines[:, a] * others * np.cos(phase) - fade * 2 * np.pi * waves[a] * np.sin(phase)
-            by_index[:, c, a] = PEAK / np.sqrt(3) * slope / last[a]
+            by_index[:, c, a] = AMPLITUDE * slope / last[a]
     return np.asarray(np.linalg.det(np.eye(3) + by_index @ np.linalg.inv(field.grid.index_to_point_matrix)))
 
 
@@ -159,9 +159,8 @@ def main() -> None:
         print(json.dumps(measure(*given.measure, given.size, given.threads)))
         return
     peak = np.linalg.norm(smooth_field(grid_of_size([64, 64, 50])).vectors, axis=-1).max()
-    print(
-        f"field of {given.size} voxels (x, y, z), peak {peak:.1f} mm, {given.threads} threads; errors at {SAMPLES} places"
-    )
+    voxels = " x ".join(map(str, given.size))
+    print(f"{voxels} voxels (x, y, z), peak {peak:.1f} mm, {given.threads} threads; errors at {SAMPLES} places")
     for task, methods in (("inverse", INVERSES), ("determinant", DETERMINANTS)):
         first = 0.0
         for name in methods:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -218,20 +219,29 @@ class _BSpline:
         self._low, self._high = low, self._grid.size - 1 - low
 
     def map(self, points: Tensor) -> Tensor:
-        valid, base, weights, _ = self._weights(points)
-        rows = self._along_x(base, [weights[0]])
-        plane = [sum(w * rows[z][y][0] for y, w in enumerate(weights[1])) for z in range(self._order + 1)]
-        return points + (sum(w * p for w, p in zip(weights[2], plane, strict=True)) * valid).T
+        valid, base, offset = self._located(points)
+        wx, wy, wz = (self._weights(offset[:, axis]) for axis in range(3))
+        value = torch.zeros(3, len(points))
+        for z, w in enumerate(wz):
+            plane = torch.zeros_like(value)
+            for y, v in enumerate(wy):
+                plane += v * _weighted(wx, self._taps(base, z, y))
+            value += w * plane
+        return points + (value * valid).T
 
     def map_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        valid, base, (wx, wy, wz), (dx, dy, dz) = self._weights(points)
+        valid, base, offset = self._located(points)
+        wx, wy, wz = (self._weights(offset[:, axis]) for axis in range(3))
+        dx, dy, dz = (self._slopes(offset[:, axis]) for axis in range(3))
         value, by_x, by_y, by_z = (torch.zeros(3, len(points)) for _ in range(4))
-        for z, row in enumerate(self._along_x(base, [wx, dx])):
-            plane, plane_x, plane_y = (torch.zeros(3, len(points)) for _ in range(3))
-            for y, (u, u_x) in enumerate(row):
-                plane += wy[y] * u
-                plane_x += wy[y] * u_x
-                plane_y += dy[y] * u
+        for z in range(self._order + 1):
+            plane, plane_x, plane_y = (torch.zeros_like(value) for _ in range(3))
+            for y in range(self._order + 1):
+                taps = self._taps(base, z, y)
+                row = _weighted(wx, taps)
+                plane += wy[y] * row
+                plane_x += wy[y] * _weighted(dx, taps)
+                plane_y += dy[y] * row
             value += wz[z] * plane
             by_x += wz[z] * plane_x
             by_y += wz[z] * plane_y
@@ -239,33 +249,35 @@ class _BSpline:
         slopes = torch.stack([by_x, by_y, by_z], dim=1)
         return points + (value * valid).T, self._grid.jacobian(slopes * valid)
 
-    def _weights(self, points: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]], list[list[Tensor]]]:
-        """Return which points are valid, the first control point (n, 3) of each, and weights [axis][control point]."""
+    def _located(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which points are valid, their first control point, and their distance (n, 3) from it in indices."""
         index = self._grid.index(points)
         valid = ((index >= self._low) & (index < self._high)).all(dim=1)
         base = torch.floor(index - self._low).clamp(min=0)
         base = torch.minimum(base, (self._grid.size - 1 - self._order).double())
-        offset = (index - base).float().clamp(-1.0, self._order + 1.0)
-        weights, slopes = [], []
-        for axis in range(3):
-            distances = [offset[:, axis] - k for k in range(self._order + 1)]
-            weights.append([_spline(d, self._order) for d in distances])
-            slopes.append([_spline(d + 0.5, self._order - 1) - _spline(d - 0.5, self._order - 1) for d in distances])
-        return valid, base.long(), weights, slopes
-
-    def _along_x(self, base: Tensor, kinds: list[list[Tensor]]) -> list[list[list[Tensor]]]:
-        """Return sums (3, n) over the control points along x, as [z][y][kind of weight]."""
         nx, ny, _ = self._grid.size.tolist()
-        first = (base[:, 2] * ny + base[:, 1]) * nx + base[:, 0]
-        table: list[list[list[Tensor]]] = []
-        for z in range(self._order + 1):
-            table.append([])
-            for y in range(self._order + 1):
-                taps = [
-                    self._coefficients.index_select(1, first + ((z * ny + y) * nx + x)) for x in range(self._order + 1)
-                ]
-                table[z].append([sum(w * tap for w, tap in zip(kind, taps, strict=True)) for kind in kinds])
-        return table
+        x, y, z = base.long().T
+        return valid, (z * ny + y) * nx + x, (index - base).float().clamp(-1.0, self._order + 1.0)
+
+    def _weights(self, offset: Tensor) -> list[Tensor]:
+        return [_spline(offset - k, self._order) for k in range(self._order + 1)]
+
+    def _slopes(self, offset: Tensor) -> list[Tensor]:
+        steps = [_spline(offset - k + 0.5, self._order - 1) for k in range(self._order + 2)]
+        return [before - after for before, after in pairwise(steps)]
+
+    def _taps(self, base: Tensor, z: int, y: int) -> list[Tensor]:
+        """Return the coefficients (3, n) of the control points along x, in a row of those around each point."""
+        nx, ny, _ = self._grid.size.tolist()
+        first = base + (z * ny + y) * nx
+        return [self._coefficients.index_select(1, first + x) for x in range(self._order + 1)]
+
+
+def _weighted(weights: list[Tensor], taps: list[Tensor]) -> Tensor:
+    total = weights[0] * taps[0]
+    for weight, tap in zip(weights[1:], taps[1:], strict=True):
+        total += weight * tap
+    return total
 
 
 def _spline(t: Tensor, order: int) -> Tensor:

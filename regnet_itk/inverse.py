@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +30,8 @@ _SMALLEST_STEP = 1 / 64
 _SAMPLES = 20_000
 _COARSE_STEP = 4  # voxels; on this grid the inverse is found first
 _SMALLEST_DETERMINANT = 0.05
-_NEWTON_ROUNDS = 5
+_NEWTON_ROUNDS = 12
+_LATTICE = 16  # points along each axis of the fixed image
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,18 @@ def invert_chain(chain: TransformChain, fixed_grid: Grid, grid: Grid | None = No
     matrix = chain.as_matrix()
     if matrix is not None:
         return TransformChain((Link(invert_matrix(matrix)),))
-    matrices = tuple(link for link in chain.links if isinstance(link.transform, MatrixTransform))
-    product = TransformChain(matrices).as_matrix()
+    base = _matrices_inverted(chain)
+    field = _solved(_Solver(chain, base, fixed_grid), grid or image_grid(chain, fixed_grid))
+    has_matrix = any(isinstance(link.transform, MatrixTransform) for link in chain.links)
+    return TransformChain((Link(base), Link(field, "add")) if has_matrix else (Link(field),))
+
+
+def _matrices_inverted(chain: TransformChain) -> MatrixTransform:
+    """Return the inverse of the product of the matrices in a chain; the identity if there are none."""
+    matrices = TransformChain(tuple(link for link in chain.links if isinstance(link.transform, MatrixTransform)))
+    product = matrices.as_matrix()
     assert product is not None
-    base = invert_matrix(product)
-    field = _solved(chain, base, grid or image_grid(chain, fixed_grid))
-    return TransformChain((Link(base), Link(field, "add")) if matrices else (Link(field),))
+    return invert_matrix(product)
 
 
 def image_grid(chain: TransformChain, fixed_grid: Grid) -> Grid:
@@ -130,11 +139,12 @@ def invert_field(field: DisplacementField) -> DisplacementField:
     reach = [float(np.abs(field.vectors[..., c]).max()) for c in range(3)]
     to_index = np.abs(np.linalg.inv(field.grid.index_to_point_matrix))
     margin = [math.ceil(m) for m in to_index @ reach]
-    return _solved(TransformChain((Link(field),)), MatrixTransform(np.eye(3)), field.grid.pad(margin, margin))
+    solver = _Solver(TransformChain((Link(field),)), MatrixTransform(np.eye(3)), field.grid)
+    return _solved(solver, field.grid.pad(margin, margin))
 
 
 def inverse_points(
-    chain: TransformChain, points: npt.ArrayLike, iterations: int = 200
+    chain: TransformChain, points: npt.ArrayLike, fixed_grid: Grid | None = None
 ) -> tuple[FloatArray, npt.NDArray[np.float64]]:
     """Return the points x with T(x) = y: moving to fixed, without an inverse field.
 
@@ -144,8 +154,8 @@ def inverse_points(
         T, fixed to moving.
     points : ndarray, shape (n, 3)
         y, in the moving image, mm, LPS.
-    iterations : int
-        At most.
+    fixed_grid : Grid, optional
+        Where x is looked for, if the matrices of the chain do not lead there.
 
     Returns
     -------
@@ -154,21 +164,10 @@ def inverse_points(
     residual : ndarray, shape (n,)
         |T(x) - y| in mm; where it is not small, y has no inverse (folding, or the border of a field).
     """
-    wanted = np.atleast_2d(np.asarray(points, dtype=float))
-    inverse = np.linalg.inv(_linear_part(chain, wanted))
-    x = wanted + (wanted - chain.map_points(wanted)) @ inverse.T
-    step = np.ones((len(wanted), 1))
-    error = chain.map_points(x) - wanted
-    for _ in range(iterations):
-        length = np.linalg.norm(error, axis=1, keepdims=True)
-        if (length < TOLERANCE / 10).all() or (step < _SMALLEST_STEP).all():
-            break
-        trial = x - step * (error @ inverse.T)
-        trial_error = chain.map_points(trial) - wanted
-        better = np.linalg.norm(trial_error, axis=1, keepdims=True) < length
-        x, error = np.where(better, trial, x), np.where(better, trial_error, error)
-        step = np.where(better, np.minimum(2 * step, 1.0), step / 2)
-    return x, np.linalg.norm(error, axis=1)
+    y = torch.from_numpy(np.atleast_2d(np.array(points, dtype=float)))
+    x, _ = _Solver(chain, _matrices_inverted(chain), fixed_grid, TOLERANCE / 10).solved(y)
+    found: FloatArray = x.numpy()
+    return found, np.linalg.norm(chain.map_points(found) - y.numpy(), axis=1)
 
 
 def inverse_residual(
@@ -214,9 +213,8 @@ def inverse_residual(
     )  # fmt: skip
 
 
-def _solved(chain: TransformChain, base: MatrixTransform, grid: Grid) -> DisplacementField:
+def _solved(solver: _Solver, grid: Grid) -> DisplacementField:
     """Return the field T^-1(y) - B(y), float32, with T(x) = y solved at every voxel y of `grid`."""
-    solver = _Solver(chain, base)
     step = _COARSE_STEP
     nx, ny, nz = (math.ceil((n - 1) / step) + 1 for n in grid.size)
     sx, sy, sz = (s * step for s in grid.spacing)
@@ -239,13 +237,19 @@ def _solved(chain: TransformChain, base: MatrixTransform, grid: Grid) -> Displac
 class _Solver:
     """Solves T(x) = y by steps x - K (T(x) - y), with K near the inverse of the Jacobian of T.
 
-    On a coarse grid K is the matrix of B. On the fine grid the start and K come from the coarse one, so that two or
-    three steps are enough. A step that does not make the residual smaller is not taken, but halved.
+    On a coarse grid K is the matrix of B. On the fine grid the start and K come from the coarse one, so that one or two
+    steps are enough. A step that does not make the residual smaller is not taken, but halved. Where that fails, K is
+    the inverse of the Jacobian, and at last the start is the point of a lattice in the fixed image that T maps nearest
+    to y.
     """
 
-    def __init__(self, chain: TransformChain, base: MatrixTransform) -> None:
-        self._forward = ChainEvaluator(chain)
+    def __init__(
+        self, chain: TransformChain, base: MatrixTransform, fixed_grid: Grid | None, tolerance: float = TOLERANCE
+    ) -> None:
+        self._forward, self._tolerance, self._fixed_grid = ChainEvaluator(chain), tolerance, fixed_grid
         self._matrix, self._offset = torch.from_numpy(base.matrix), torch.from_numpy(base.offset)
+        self._lattice = _lattice(fixed_grid) if fixed_grid is not None else torch.empty(0, 3)
+        self._mapped_lattice = KDTree(self._forward.map(self._lattice).numpy()) if len(self._lattice) else None
 
     def base(self, y: Tensor) -> Tensor:
         return y @ self._matrix.T + self._offset
@@ -256,7 +260,7 @@ class _Solver:
 
         def fill(block: Block) -> None:
             y = voxel_points(block.grid)
-            x, _ = self._from_base(y)
+            x, _ = self.solved(y)
             k = self._newton_matrix(x)
             part = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
             found[:, block.z, block.y] = part.reshape(12, *block.grid.shape)
@@ -274,25 +278,61 @@ class _Solver:
         better = _length(after) < _length(error)
         x, error = torch.where(better, trial, x), torch.where(better, after, error)
         self._damped(y, x, error, k)
-        left = (_length(error)[:, 0] > TOLERANCE).nonzero()[:, 0]
-        if len(left):
-            again, again_error = self._stubborn(y[left])
-            x[left] = torch.where(_length(again_error) < _length(error[left]), again, x[left])
+        self._try_again(y, x, error, self.solved)
         found: FloatArray = (x - base).float().numpy()
         return found
 
-    def _from_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def solved(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and T(x) - y (n, 3) of the points y, without a guess; x in the fixed image if there is such."""
         x = self.base(y)
         error = self._forward.map(x) - y
         self._damped(y, x, error, self._matrix.float()[:, :, None].expand(3, 3, len(y)))
+        self._try_again(y, x, error, lambda some: self._newton(some, self.base(some)))
+        self._look_in_the_fixed_image(y, x, error)
         return x, error
 
-    def _stubborn(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve for points at which the coarse grid misleads: from B(y), with the Jacobian of where one is."""
-        x, error = self._from_base(y)
+    def _look_in_the_fixed_image(self, y: Tensor, x: Tensor, error: Tensor) -> None:
+        """Replace, in place, what is not solved or lies outside: a field that ends abruptly has solutions beyond."""
+        if self._fixed_grid is None:
+            return
+        inside = torch.from_numpy(self._fixed_grid.contains(x.numpy()))
+        left = (~inside | (_length(error)[:, 0] > self._tolerance)).nonzero()[:, 0]
+        if not len(left):
+            return
+        again, again_error = self._newton(y[left], self._nearest_on_lattice(y[left]))
+        good = _length(again_error)[:, 0] <= self._tolerance
+        good &= torch.from_numpy(self._fixed_grid.contains(again.numpy()))
+        x[left[good]], error[left[good]] = again[good], again_error[good]
+
+    def _try_again(self, y: Tensor, x: Tensor, error: Tensor, solve: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Solve, in place, where the residual is too long."""
+        left = (_length(error)[:, 0] > self._tolerance).nonzero()[:, 0]
+        if not len(left):
+            return
+        again, again_error = solve(y[left])
+        better = _length(again_error) < _length(error[left])
+        x[left] = torch.where(better, again, x[left])
+        error[left] = torch.where(better, again_error, error[left])
+
+    def _newton(self, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve with the Jacobian of where each point is, as long as that gets it on."""
+        x = start.clone()
+        error = self._forward.map(x) - y
+        left = torch.arange(len(y))
         for _ in range(_NEWTON_ROUNDS):
-            self._damped(y, x, error, self._newton_matrix(x))
+            before = _length(error[left])
+            left_x, left_error = x[left], error[left]
+            self._damped(y[left], left_x, left_error, self._newton_matrix(left_x), iterations=3)
+            x[left], error[left] = left_x, left_error
+            after = _length(left_error)
+            left = left[((after > self._tolerance) & (after < 0.7 * before))[:, 0]]
+            if not len(left):
+                break
         return x, error
+
+    def _nearest_on_lattice(self, y: Tensor) -> Tensor:
+        assert self._mapped_lattice is not None
+        return self._lattice[torch.from_numpy(self._mapped_lattice.query(y.numpy())[1])]
 
     def _newton_matrix(self, x: Tensor) -> Tensor:
         """Return the inverse of the Jacobian (3, 3, n), or the matrix of B where that is nearly singular."""
@@ -302,12 +342,12 @@ class _Solver:
         safe = torch.where(bad, torch.eye(3)[:, :, None], jacobian)
         return torch.where(bad, base, _inverse(safe))
 
-    def _damped(self, y: Tensor, x: Tensor, error: Tensor, k: Tensor) -> None:
+    def _damped(self, y: Tensor, x: Tensor, error: Tensor, k: Tensor, iterations: int = MAX_ITERATIONS) -> None:
         """Step, in place, at the points whose residual is still too long."""
         step = torch.ones(len(y), 1)
         left = torch.arange(len(y))
-        for _ in range(MAX_ITERATIONS):
-            left = left[(_length(error[left])[:, 0] > TOLERANCE) & (step[left, 0] >= _SMALLEST_STEP)]
+        for _ in range(iterations):
+            left = left[(_length(error[left])[:, 0] > self._tolerance) & (step[left, 0] >= _SMALLEST_STEP)]
             if not len(left):
                 return
             trial = x[left] - step[left] * _applied(k[:, :, left], error[left])
@@ -316,6 +356,14 @@ class _Solver:
             x[left] = torch.where(better, trial, x[left])
             error[left] = torch.where(better, after, error[left])
             step[left] = torch.where(better, (2 * step[left]).clamp(max=1.0), step[left] / 2)
+
+
+def _lattice(grid: Grid) -> Tensor:
+    """Return points (n, 3) all over the box of a grid, without its border."""
+    size = np.asarray(grid.size)
+    steps = np.linspace(np.minimum(0.5, (size - 1) / 2), np.maximum(size - 1.5, (size - 1) / 2), _LATTICE)
+    index = np.stack(np.meshgrid(*steps.T, indexing="ij"), axis=-1).reshape(-1, 3)
+    return torch.from_numpy(grid.index_to_point(index))
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -333,11 +381,3 @@ def _inverse(matrices: Tensor) -> Tensor:
     a, b, c = matrices.unbind(dim=1)  # columns
     rows = [torch.linalg.cross(p, q, dim=0) for p, q in ((b, c), (c, a), (a, b))]
     return torch.stack(rows) / determinant(matrices)
-
-
-def _linear_part(chain: TransformChain, points: FloatArray) -> FloatArray:
-    """Return the matrix that fits T best around the points, from differences over 100 mm."""
-    centre = points.mean(axis=0)
-    ends = centre + 50.0 * np.vstack([np.eye(3), -np.eye(3)])
-    mapped = chain.map_points(ends)
-    return ((mapped[:3] - mapped[3:]) / 100.0).T

@@ -53,7 +53,9 @@ class MappedPoints:
         return Landmarks(self.mapped[kept], names)
 
 
-def map_landmarks(chain: TransformChain, landmarks: Landmarks, moving_to_fixed: bool = False) -> MappedPoints:
+def map_landmarks(
+    chain: TransformChain, landmarks: Landmarks, moving_to_fixed: bool = False, fixed_grid: Grid | None = None
+) -> MappedPoints:
     """Map points fixed to moving, or the other way by solving T(x) = y for each.
 
     Parameters
@@ -63,9 +65,11 @@ def map_landmarks(chain: TransformChain, landmarks: Landmarks, moving_to_fixed: 
     landmarks : Landmarks
         In the fixed image, or in the moving image if `moving_to_fixed`.
     moving_to_fixed : bool
+    fixed_grid : Grid, optional
+        Helps to find an inverse where displacements are large.
     """
     if moving_to_fixed:
-        return MappedPoints(landmarks, *inverse_points(chain, landmarks.points))
+        return MappedPoints(landmarks, *inverse_points(chain, landmarks.points, fixed_grid))
     return MappedPoints(landmarks, chain.map_points(landmarks.points))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.evaluator import Block, ChainEvaluator, for_blocks, voxel_points
 from regnet_itk.geometry import FloatArray, Grid
@@ -214,6 +215,19 @@ def _heaviest(labels: npt.NDArray[Any], weights: FloatArray) -> npt.NDArray[Any]
     equal = total >= total.max(axis=0) - 1e-9
     largest = np.where(equal, labels, labels.max(axis=0))
     return np.asarray(largest.min(axis=0), dtype=labels.dtype)
+
+
+def displacement_on(chain: TransformChain, grid: Grid) -> DisplacementField:
+    """Return T(x) - x at the voxels of `grid`, float32: `TransformChain.displacement_on` on all threads."""
+    evaluator = ChainEvaluator(chain)
+    vectors = np.empty((*grid.shape, 3), dtype=np.float32)
+
+    def fill(block: Block) -> None:
+        points = voxel_points(block.grid)
+        vectors[block.z, block.y] = (evaluator.map(points) - points).reshape(*block.grid.shape, 3).numpy()
+
+    for_blocks(fill, grid)
+    return DisplacementField(vectors, grid)
 
 
 def check_overlap(image_grid: Grid, chain: TransformChain, grid: Grid) -> None:

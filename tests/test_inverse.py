@@ -159,3 +159,16 @@ def test_thin_grids_are_inverted(size: tuple[int, int, int]) -> None:
     vectors = np.broadcast_to(np.float32([0.5, -0.25, 0.125]), (*grid.shape, 3))
     found = invert_field(DisplacementField(vectors, grid))
     np.testing.assert_allclose(found.at(grid.centre()), [-0.5, 0.25, -0.125], atol=1e-3)
+
+
+def test_one_field_for_a_turn_by_70_degrees_is_inverted() -> None:
+    turn = Rotation.from_euler("zx", (70, 30), degrees=True).as_matrix()
+    turned = MatrixTransform(turn, GRID.centre(), np.array([20.0, -10.0, 5.0]))
+    field = TransformChain((Link(smooth_field()), Link(turned))).displacement_on(GRID)
+    chain = TransformChain((Link(field),))
+    x = inner_points()
+    back, residual = inverse_points(chain, chain.map_points(x), GRID)
+    np.testing.assert_allclose(back, x, atol=1e-3)
+    assert residual.max() < 1e-3
+    inverse = invert_chain(chain, GRID)
+    assert np.linalg.norm(inverse.map_points(chain.map_points(x)) - x, axis=1).mean() < 0.03

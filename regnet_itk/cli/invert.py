@@ -71,7 +71,7 @@ def invert(
     residual = inverse_residual(chain, inverse, fixed_grid, grid=wanted)
     failed = residual.failed > FAILED_SHARE
     with staged_folder(out) as stage:
-        _write(_with_settings(inverse, chain, wanted or _grid_of(inverse, chain, fixed_grid)), stage, out.resolve())
+        _write(_with_settings(inverse, chain, wanted), stage, out.resolve())
         report = {"transform": transform, "exact": chain.as_matrix() is not None, "failed": failed,
                   "residual_mm": asdict(residual)}  # fmt: skip
         (stage / "inverse.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -102,23 +102,22 @@ def _fixed_grid(chain: TransformChain, given: Grid | None, source: str) -> Grid:
     raise TransformError(f"'{source}' does not say where the fixed image lies; give it: --fixed IMAGE")
 
 
-def _grid_of(inverse: TransformChain, chain: TransformChain, fixed_grid: Grid) -> Grid:
+def _with_settings(inverse: TransformChain, chain: TransformChain, wanted: Grid | None) -> TransformChain:
+    """Return the inverse with what its files say of resampling: as the transform's files, on its own voxels."""
     from regnet_itk.displacement import DisplacementField
     from regnet_itk.inverse import image_grid
-
-    last = inverse.links[-1].transform
-    return last.grid if isinstance(last, DisplacementField) else image_grid(chain, fixed_grid)
-
-
-def _with_settings(inverse: TransformChain, chain: TransformChain, grid: Grid) -> TransformChain:
-    """Return the inverse with what its files say of resampling: as the transform's files, on its own grid."""
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms import TransformChain, resampling_parameters
+    from regnet_itk.transforms import TransformChain, resampling_grid, resampling_parameters
 
-    said = dict(chain.links[-1].parameters.values) if chain.links else {}
+    said = chain.links[-1].parameters if chain.links else ParameterMap({})
+    last, fixed_grid = inverse.links[-1].transform, resampling_grid(said)
+    grid = wanted or (last.grid if isinstance(last, DisplacementField) else None)
+    grid = grid or (image_grid(chain, fixed_grid) if fixed_grid is not None else None)
+    if grid is None:  # a matrix of ITK's, and nobody says where its images lie
+        return inverse
     usual = resampling_parameters(grid, default=0.0, pixel_type="float")
     of_grid = {key: usual[key] for key in ("Size", "Index", "Spacing", "Origin", "Direction", "UseDirectionCosines")}
-    settings = ParameterMap({**usual, **said, **of_grid})
+    settings = ParameterMap({**usual, **said.values, **of_grid})
     return TransformChain(tuple(replace(link, parameters=settings) for link in inverse.links))
 
 

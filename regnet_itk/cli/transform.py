@@ -48,7 +48,12 @@ _NAMED = 10  # points that a message lists
     "interpolated membership. Keeps the pixel type; 0 outside.",
 )  # fmt: skip
 @click.option("--like", metavar="IMAGE", help="Write on the grid of this image, not of the fixed image.")
-@click.option("--moving-to-fixed", "back", is_flag=True, help="Map the points of -def from the moving image back.")
+@click.option(
+    "--moving-to-fixed",
+    "back",
+    is_flag=True,
+    help="Map the points of -def from the moving image back; voxel indices are those of -in.",
+)
 @click.option("--mask", metavar="IMAGE", help="Mask of the fixed image for the summary of the Jacobian.")
 @click.option("--order", type=click.IntRange(0, 5), help="Of the interpolation, in place of the transform file's.")
 @click.option("--default", type=float, metavar="VALUE", help="Outside the image, in place of DefaultPixelValue.")
@@ -62,7 +67,7 @@ def command(**given: Any) -> int:
     Writes to DIR: result.<format> (or result.<name of the input>.<format> for several images), outputpoints.txt (and
     the points in the format of their file), deformationField, spatialJacobian (.json: a summary), fullSpatialJacobian,
     and transformix.log.
-    Points go from the fixed to the moving image, images the other way.
+    Points go from the fixed to the moving image, images the other way. The exit status is 3 if a point has no inverse.
     """
     return transform(Request(**given))
 
@@ -223,7 +228,9 @@ class _Work:
             raise ImageError(f"{path}: {error}") from None
 
     def _displacement(self) -> None:
-        self._write(self.chain.displacement_on(self._grid()).to_sitk, f"deformationField.{self.settings.format}")
+        from regnet_itk.warping import displacement_on
+
+        self._write(displacement_on(self.chain, self._grid()).to_sitk, f"deformationField.{self.settings.format}")
 
     def _determinant(self) -> None:
         from regnet_itk.images import read_image
@@ -271,7 +278,7 @@ class _Work:
 
         path, back = str(self.asked.points), self.asked.back
         given = read_landmarks(path, moving if back else self.settings.grid)
-        mapped = map_landmarks(self.chain, given, back)
+        mapped = map_landmarks(self.chain, given, back, self.settings.grid)
         (self.stage / "outputpoints.txt").write_text(output_points_text(mapped, self.settings.grid, moving))
         suffix = ".mrk.json" if path.lower().endswith(".json") else Path(path).suffix.lower()
         if suffix not in (".txt", ".pts"):

@@ -338,6 +338,9 @@ class _Steps:
         """Run the stages of a method that were not run yet."""
         records: list[StepRecord] = []
         folder = self.folder / pair.file_name / BEFORE
+        unusable = self.done.get((BEFORE,))
+        if isinstance(unusable, str):  # what cannot be read or measured now cannot be later
+            return Outcome((), folder, unusable)
         key = self._input_key(pair)
         chain: tuple[str, ...] = ()
         initial: Path | None = None

@@ -304,7 +304,7 @@ def test_points_without_an_inverse_are_named_and_the_status_tells(tmp_path, capf
     write_landmarks(Landmarks(np.array([good, torn]), ("good", "torn")), tmp_path / "p.fcsv")
     arguments = ("-tp", path, "-def", tmp_path / "p.fcsv", "--moving-to-fixed", "-out", tmp_path / "o")
     assert call("transform", *arguments) == 3
-    assert re.search(r"1 of 2 points have no inverse .* 1 'torn' \(residual \S+ mm\)", capfd.readouterr().err)
+    assert re.search(r"1 of 2 points have no inverse, .* 1 'torn' \(residual \S+ mm\)", capfd.readouterr().err)
     found = read_output(tmp_path / "o")
     np.testing.assert_allclose(found[0], good, atol=1e-4)
     assert np.isnan(found[1]).all()
@@ -394,3 +394,13 @@ def test_the_chain_of_parts_is_read_as_it_was_written(inputs):
     chain = read_chain(path_of(inputs, "bspline, field (parts)"))
     expected = CHAINS["bspline, field (parts)"].map_points(fixed_points())
     np.testing.assert_allclose(chain.map_points(fixed_points()), expected, atol=1e-4)
+
+
+def test_points_belong_to_the_fixed_image_whatever_the_output_grid(transform, tmp_path, capfd):
+    small = FIXED.crop((0, 0, 0), (4, 4, 4))
+    write_image(Image(np.zeros(small.shape, np.float32), small), tmp_path / "small.mha")
+    write_points(tmp_path / "index.txt", np.array([[15.0, 12, 9]]), "index")
+    assert transform("affine", "-def", tmp_path / "index.txt", "--like", tmp_path / "small.mha") == 0
+    assert "warning" not in capfd.readouterr().err
+    expected = CHAINS["affine"].map_points(FIXED.index_to_point([[15, 12, 9]]))
+    np.testing.assert_allclose(read_output(tmp_path / "out"), expected, atol=1e-5)

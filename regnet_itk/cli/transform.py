@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from regnet_itk.geometry import Grid
     from regnet_itk.images import Image
     from regnet_itk.point_mapping import MappedPoints
-    from regnet_itk.points import Landmarks
     from regnet_itk.transforms import TransformChain
     from regnet_itk.warping import WarpSettings
 
@@ -118,16 +118,18 @@ def transform(asked: Request) -> int:
     set_threads(asked.threads)
     chain = read_chain(asked.transform)
     settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
+    like = read_grid(asked.like, "--like image") if asked.like else None
+    fixed_grid = settings.grid or like
     settings = replace(
         settings,
-        grid=read_grid(asked.like, "--like image") if asked.like else settings.grid,
+        grid=like or settings.grid,
         order=settings.order if asked.order is None else asked.order,
         default=settings.default if asked.default is None else asked.default,
     )
     log = RunLog(asked.loglevel)
     log.note(f"transform {asked.transform}: {len(chain.links)} part(s)")
     with staged_folder(asked.out) as stage:
-        work = _Work(asked, chain, settings, stage, log)
+        work = _Work(asked, chain, settings, fixed_grid, stage, log)
         status = work.run()
         (stage / "transformix.log").write_text("".join(line + "\n" for line in log.lines))
     log.say(f"written to {asked.out} in {log.seconds():.1f} s")
@@ -177,6 +179,7 @@ class _Work:
     asked: Request
     chain: TransformChain
     settings: WarpSettings
+    fixed_grid: Grid | None
     stage: Path
     log: RunLog
 
@@ -239,7 +242,8 @@ class _Work:
         determinants = jacobian_determinant_on(self.chain, self._grid())
         summary = summarise_folding(determinants, read_image(self.asked.mask, "mask") if self.asked.mask else None)
         self._write(determinants.to_sitk, f"spatialJacobian.{self.settings.format}")
-        (self.stage / "spatialJacobian.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        values = {key: None if math.isnan(value) else value for key, value in asdict(summary).items()}
+        (self.stage / "spatialJacobian.json").write_text(json.dumps(values, indent=2) + "\n")
         self.log.say(
             f"det J <= 0 at {summary.share_not_positive:.3%} of {summary.voxels} voxels"
             f"{' in the mask' if self.asked.mask else ''}; from {summary.min:.3f} to {summary.max:.3f}, standard "
@@ -277,26 +281,27 @@ class _Work:
         from regnet_itk.points import read_landmarks, write_landmarks
 
         path, back = str(self.asked.points), self.asked.back
-        given = read_landmarks(path, moving if back else self.settings.grid)
-        mapped = map_landmarks(self.chain, given, back, self.settings.grid)
-        (self.stage / "outputpoints.txt").write_text(output_points_text(mapped, self.settings.grid, moving))
+        given = read_landmarks(path, moving if back else self.fixed_grid)
+        mapped = map_landmarks(self.chain, given, back, self.fixed_grid)
+        (self.stage / "outputpoints.txt").write_text(output_points_text(mapped, self.fixed_grid, moving))
         suffix = ".mrk.json" if path.lower().endswith(".json") else Path(path).suffix.lower()
         if suffix not in (".txt", ".pts"):
             write_landmarks(mapped.landmarks(), self.stage / f"outputpoints{suffix}")
-        self._warn_of_outside(mapped.landmarks() if back else given)
+        self._warn_of_outside(mapped, back)
         return self._tell_of_inverse(mapped) if back else 0
 
-    def _warn_of_outside(self, fixed: Landmarks) -> None:
+    def _warn_of_outside(self, mapped: MappedPoints, back: bool) -> None:
         """Warn of points that are not in the fixed image, where a transform was not estimated."""
         import numpy as np
 
-        if self.settings.grid is None:
+        if self.fixed_grid is None:
             return
-        outside = np.flatnonzero(~self.settings.grid.contains(fixed.points))
-        if len(outside):
+        outside = ~self.fixed_grid.contains(mapped.mapped if back else mapped.given.points)
+        numbers = np.setdiff1d(np.flatnonzero(outside), mapped.failed)
+        if len(numbers):
             self.log.warn(
-                f"{len(outside)} of {len(fixed)} points lie outside the fixed image ({_listed(map(str, outside))}), "
-                "where nothing was registered; points are in mm, LPS"
+                f"{len(numbers)} of {len(outside)} points lie outside the fixed image "
+                f"({_listed(map(mapped.name, numbers.tolist()))}), where nothing was registered; points are in mm, LPS"
             )
 
     def _tell_of_inverse(self, mapped: MappedPoints) -> int:
@@ -308,7 +313,8 @@ class _Work:
         if not len(mapped.failed):
             return 0
         self.log.warn(
-            f"{len(mapped.failed)} of {len(mapped.given)} points have no inverse and are nan in outputpoints.txt: "
+            f"{len(mapped.failed)} of {len(mapped.given)} points have no inverse, are nan in outputpoints.txt and "
+            "left out of other files: "
             + _listed(f"{mapped.name(i)} (residual {mapped.residual[i]:.2g} mm)" for i in mapped.failed)
         )
         return NOT_INVERTED

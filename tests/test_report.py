@@ -770,6 +770,8 @@ def test_the_report_of_a_run_says_how_good_each_stage_is(home, capsys):
     assert record["stages"][1]["model_sha256"] in text
     assert "(RegNetModel &quot;regnet_multistage&quot;)" in text
     assert record["versions"]["itk-elastix"] in text
+    assert str(home.parent) not in text  # folders may be named after patients
+    assert all(name in text for name in ("moving.mha", "fixed_mask.mha", "fixed_points.txt"))
     told = Decoded(home / "run/report.html").pair()
     assert [method["name"] for method in told["methods"]] == names[1:]
     np.testing.assert_allclose(told["landmarks"], x, atol=1e-3)
@@ -829,6 +831,9 @@ def test_what_report_refuses(home, capsys):
     (home / "empty").mkdir()
     (home / "damaged").mkdir()
     (home / "damaged/registration.json").write_text('{"stages": 3}')
+    (home / "odd").mkdir()
+    record = json.loads((home / "run/registration.json").read_text())
+    (home / "odd/registration.json").write_text(json.dumps({**record, "landmarks_before": {"mean": 1}}))
     (home / "few.txt").write_text("point\n1\n0 0 0\n")
     write_image(Image(np.ones((4, 5, 6), np.int16), Grid((6, 5, 4))), home / "other.mha")
     fixed = read_image(home / "fixed.mha")
@@ -840,6 +845,7 @@ def test_what_report_refuses(home, capsys):
         (["empty"], "'empty' has no registration.json: give the -out folder of a finished regnet-itk run"),
         (["nowhere"], "'nowhere' is no folder with a registration.json"),
         (["damaged"], "is damaged, or was not written by regnet-itk run"),
+        (["odd"], "is damaged, or was not written by regnet-itk run"),
         (["run", "-f", "other.mha"], "'other.mha' is not the fixed image that was registered: size (6, 5, 4)"),
         (["run", "-f", "cut.mha"], "'cut.mha' is not the fixed image that was registered: size"),
         (["run", "-m", "none.mha"], "moving image 'none.mha' does not exist"),

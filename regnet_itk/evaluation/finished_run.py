@@ -51,6 +51,8 @@ class FinishedRun:
         The contents of its ``registration.json``.
     pair : ViewerPair
         Its images, mask and landmarks; its methods are the initial transform, if there was one, and the stages.
+    files : mapping of str to Path
+        Where the images, mask and landmarks were read.
     warnings : tuple of str
         What the record names and is no longer there.
     """
@@ -58,6 +60,7 @@ class FinishedRun:
     folder: Path
     record: Mapping[str, Any]
     pair: ViewerPair
+    files: Mapping[str, Path]
     warnings: tuple[str, ...] = ()
 
 
@@ -103,7 +106,7 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
         name, images["fixed"], images["moving"], _methods(folder, record), mask,
         points.get("fixed"), points.get("moving"),
     )  # fmt: skip
-    return FinishedRun(folder, record, pair, tuple(warnings))
+    return FinishedRun(folder, record, pair, paths, tuple(warnings))
 
 
 def check_finished(folder: Path) -> None:
@@ -139,6 +142,7 @@ def _check_record(record: Any) -> None:
     int(record["initial_transforms"])
     for stage in record["stages"]:
         str(stage["name"]), float(stage["seconds"]), dict(stage["parameters"])
+    _recorded_errors(record)
 
 
 def _find_inputs(
@@ -241,13 +245,12 @@ def stage_table(run: FinishedRun) -> Table:
     ]
     grid = overview_grid(run.pair.fixed.grid)
     mask = run.pair.fixed_mask.resampled(grid, order=0) if run.pair.fixed_mask is not None else None
-    if mask is not None and not mask.array.any():
-        mask = None
     first = len(run.pair.methods) - len(stages)
     for number, method in enumerate(run.pair.methods):
         stage = number - first
         seconds = stages[stage]["seconds"] if stage >= 0 else None
-        folding = 100 * folding_share(method.chain.displacement_on(grid), mask)
+        seen = mask is None or mask.array.any()  # a mask may be thinner than these voxels
+        folding = 100 * folding_share(method.chain.displacement_on(grid), mask) if seen else None
         error = _error_cells(errors[number + 1])
         rows.append([method.name, seconds, *error, _correlation(run, method.chain), folding])
     columns = [
@@ -275,12 +278,17 @@ def _errors(run: FinishedRun) -> list[ErrorSummary | None]:
     measured = [residuals(run.pair, method) for method in (None, *run.pair.methods)]
     if measured[0] is not None:
         return [summarise_errors(vectors) for vectors in measured if vectors is not None]
-    record = run.record
-    recorded = [record.get("landmarks_before"), *(stage.get("landmarks") for stage in record["stages"])]
-    if record["initial_transforms"]:
+    recorded = _recorded_errors(run.record)
+    if run.record["initial_transforms"]:
         recorded.insert(0, None)  # what was recorded as before is the error of the transform to start from
+    return recorded
+
+
+def _recorded_errors(record: Mapping[str, Any]) -> list[ErrorSummary | None]:
+    """Return the landmark errors before the stages and after each, None where they were not measured."""
+    entries = [record.get("landmarks_before"), *(stage.get("landmarks") for stage in record["stages"])]
     return [ErrorSummary(**{**entry, "mean_absolute": tuple(entry["mean_absolute"])}) if entry else None
-            for entry in recorded]  # fmt: skip
+            for entry in entries]  # fmt: skip
 
 
 def _error_cells(error: ErrorSummary | None) -> list[Cell]:
@@ -300,25 +308,31 @@ def _summary(run: FinishedRun) -> str:
     record, parts = run.record, []
     seconds = sum(stage["seconds"] for stage in record["stages"])
     names = ", ".join(str(stage["name"]) for stage in record["stages"])
-    parts.append(f"{len(record['stages'])} stages ({names}) in {seconds:.1f} s.")
+    count = len(record["stages"])
+    parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
     parts += [f"Warning: {warning}." for warning in run.warnings]
     return " ".join(parts)
 
 
 def _notes(run: FinishedRun) -> list[Note]:
-    """Return what the record says: images, stages with their models, versions, and the parameter maps."""
+    """Return what the record says: images, stages with their models, versions, and the parameter maps.
+
+    Of files the name is told, not the folder: pages are passed on, and folders are often named after patients.
+    """
     record = run.record
-    inputs = {"folder": str(run.folder.resolve())}
+    inputs = {}
     for role in ("fixed", "moving"):
         told = record[role]
         size, spacing = " x ".join(map(str, told["size"])), " x ".join(f"{s:.4g}" for s in told["spacing"])
         inputs[f"{role} image"] = f"{size} voxels of {spacing} mm, {told.get('pixel_type', '')}"
-    inputs |= {f"file of the {name.replace('_', ' ')}": path for name, path in record.get("inputs", {}).items()}
+    inputs |= {f"file of the {name.replace('_', ' ')}": path.name for name, path in run.files.items()}
     inputs |= {name: str(value) for name, value in record.get("settings", {}).items() if value is not None}
     notes = [Note("Images and settings", inputs)]
     left_out = ("stage", "name", "parameters", "landmarks", "seconds")
     for number, stage in enumerate(record["stages"]):
         told = {key.replace("_", " "): _short(value) for key, value in stage.items() if key not in left_out}
+        if "source" in told:
+            told["source"] = Path(told["source"]).name
         notes.append(Note(f"Stage {number}: {stage['name']}", told))
     notes.append(Note("Versions", {name: str(value) for name, value in record.get("versions", {}).items()}))
     for number, stage in enumerate(record["stages"]):

@@ -334,9 +334,13 @@
     }
     if (state.landmarks && pair().landmarks) {
       const here = millimetres(plane.across, state.at[plane.across]), residuals = residualsOf(method);
+      const style = getComputedStyle(section), colours = ["--to", "--at"].map((name) => style.getPropertyValue(name));
       pair().landmarks.forEach((point, n) => {
         const off = Math.abs(point[plane.across] - here);
-        if (off <= state.slab) landmark(pen, plane, point, residuals[n], scale, 1 - 0.6 * (off / state.slab));
+        if (off <= state.slab) {
+          pen.globalAlpha = 1 - 0.6 * (off / state.slab);
+          landmark(pen, place(plane, point), place(plane, point.map((v, axis) => v + residuals[n][axis])), scale, colours);
+        }
       });
     }
   }
@@ -355,19 +359,15 @@
   }
 
   // The fixed landmark is a cross, the moving one a circle at the end of the residual y - T(x).
-  function landmark(pen, plane, point, residual, scale, strength) {
-    const style = getComputedStyle(section), [x, y] = place(plane, point).map((v) => v * scale);
-    const [u, v] = place(plane, point.map((value, axis) => value + residual[axis])).map((w) => w * scale);
-    const cross = [[x - 5, y, x + 5, y], [x, y - 5, x, y + 5]];
-    pen.globalAlpha = strength;
-    for (const [colours, wide] of [[["#000c", "#000c"], 3.5], [[style.getPropertyValue("--to"), style.getPropertyValue("--at")], 1.6]]) {
-      stroke(pen, [[x, y, u, v]], colours[0], wide);
+  function landmark(pen, at, to, scale, colours) {
+    const [x, y] = at.map((v) => v * scale), [u, v] = to.map((w) => w * scale);
+    for (const [[line, cross], wide] of [[["#000c", "#000c"], 3.5], [colours, 1.6]]) { // a dark rim, then the colours
+      stroke(pen, [[x, y, u, v]], line, wide);
       pen.beginPath();
       pen.arc(u, v, 4, 0, 2 * Math.PI);
       pen.stroke();
-      stroke(pen, cross, colours[1], wide);
+      stroke(pen, [[x - 5, y, x + 5, y], [x, y - 5, x, y + 5]], cross, wide);
     }
-    pen.globalAlpha = 1;
   }
 
   // Words
@@ -479,6 +479,12 @@
     draw();
   }
 
+  // What the reader chooses is shown of the next pair too.
+  function chooseMethod(method) {
+    state.name = methodName(method);
+    showMethod(method);
+  }
+
   function listLandmarks() {
     if (!pair().landmarks) return;
     const order = residualsOf(state.method).map((r, n) => [Math.hypot(...r), n]).sort((a, b) => b[0] - a[0]);
@@ -532,10 +538,7 @@
 
   function methodButton(method) {
     const label = make("label"), input = Object.assign(make("input"), { type: "radio", name: "method", value: method });
-    input.addEventListener("change", () => {
-      state.name = methodName(method);
-      showMethod(method);
-    });
+    input.addEventListener("change", () => chooseMethod(method));
     label.append(input, Object.assign(make("span"), { textContent: methodName(method) }));
     return label;
   }
@@ -596,7 +599,7 @@
     if (steps) scroll(panel, steps);
     else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       const next = state.method + (event.key === "ArrowRight" ? 1 : -1);
-      if (next >= BEFORE && next < methods) showMethod(next);
+      if (next >= BEFORE && next < methods) chooseMethod(next);
     } else if (MODES[event.key - 1]) showMode(MODES[event.key - 1]);
     else if (event.key.toLowerCase() === "f") {
       state.flipped = state.flipped === null ? state.mode : null;

@@ -6,7 +6,8 @@ Points keep away from the borders of fields and B-splines, where T jumps and rou
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +35,19 @@ from regnet_itk.transforms import (
 AXES = st.tuples(*[st.integers(5, 9)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 3)
 ORIGINS = st.tuples(*[st.floats(-800.0, 800.0)] * 3)
-ANGLES = st.tuples(*[st.floats(-3.1, 3.1)] * 3)
+# Hundredths of a degree: ITK's singular value decomposition fails on cosines below the smallest normal number
+ANGLES = st.tuples(*[st.integers(-18000, 18000).map(lambda hundredths: hundredths / 100)] * 3)
+FLIPS = st.sampled_from([(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 SEEDS = st.integers(0, 2**32 - 1)
-COMBINE = st.sampled_from(["compose", "add"])
 ROUNDING = 2e-4  # mm; float32 vectors of 10 mm at points of 800 mm, several in a row
 
 
-def turned(angles):
-    return tuple(map(tuple, Rotation.from_euler("xyz", angles).as_matrix()))
+def turned(angles, flip):
+    return tuple(map(tuple, Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(flip)))
 
 
-GRIDS = st.builds(lambda size, spacing, origin, angles: Grid(size, spacing, origin, turned(angles)),
-                  AXES, SPACINGS, ORIGINS, ANGLES)  # fmt: skip
+GRIDS = st.builds(lambda size, spacing, origin, angles, flip: Grid(size, spacing, origin, turned(angles, flip)),
+                  AXES, SPACINGS, ORIGINS, ANGLES, FLIPS)  # fmt: skip
 
 
 def random_affine(grid, rng):
@@ -70,30 +72,35 @@ MAKERS = {"affine": random_affine, "field": random_field, "bspline": random_bspl
 
 @dataclass(frozen=True)
 class Case:
-    """A chain on a grid, and points inside."""
+    """A chain on a grid, and points inside; made when it is used, so that drawing it is quick."""
 
     grid: Grid
-    chain: TransformChain
-    points: np.ndarray
+    seed: int
+    parts: tuple[tuple[str, str], ...]
 
-    @property
+    @cached_property
+    def chain(self):
+        rng, keys = np.random.default_rng(self.seed), resampling_parameters(self.grid)
+        links = [Link(MAKERS[kind](self.grid, rng), combine) for kind, combine in self.parts]
+        return TransformChain(tuple(replace(link, parameters=link.parameters.with_(keys)) for link in links))
+
+    @cached_property
+    def points(self):
+        inside = np.random.default_rng(self.seed).uniform(0.5, np.array(self.grid.size) - 1.5, (30, 3))
+        return self.grid.index_to_point(inside)
+
+    @cached_property
     def mapped(self):
         return self.chain.map_points(self.points)
 
 
-def make_case(grid, seed, parts):
-    rng = np.random.default_rng(seed)
-    keys = resampling_parameters(grid)
-    links = [Link(MAKERS[kind](grid, rng), combine) for kind, combine in parts]
-    links = [Link(link.transform, link.combine, link.parameters.with_(keys)) for link in links]
-    inside = rng.uniform(0.5, np.array(grid.size) - 1.5, (30, 3))
-    return Case(grid, TransformChain(tuple(links)), grid.index_to_point(inside))
+def cases(combine):
+    part = st.tuples(st.sampled_from(sorted(MAKERS)), combine)
+    return st.builds(Case, GRIDS, SEEDS, st.lists(part, min_size=1, max_size=3).map(tuple))
 
 
-PARTS = st.lists(st.tuples(st.sampled_from(sorted(MAKERS)), COMBINE), min_size=1, max_size=3)
-CASES = st.builds(make_case, GRIDS, SEEDS, PARTS)
-COMPOSED = st.builds(make_case, GRIDS, SEEDS, st.lists(
-    st.tuples(st.sampled_from(sorted(MAKERS)), st.just("compose")), min_size=1, max_size=3))  # fmt: skip
+CASES = cases(st.sampled_from(["compose", "add"]))
+COMPOSED = cases(st.just("compose"))
 
 
 def folder():
@@ -158,7 +165,7 @@ def test_landmarks_survive_every_format(grid, seed, suffix):
 # From one kind of file to another, and back
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(COMPOSED)
 def test_elastix_to_itk_to_elastix(case):
     with folder() as there:
@@ -170,7 +177,7 @@ def test_elastix_to_itk_to_elastix(case):
     np.testing.assert_allclose(read.map_points(case.points), case.mapped, atol=ROUNDING)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     GRIDS, SEEDS, st.permutations(["h5", "txt", "nrrd", "nii.gz", "mha", "tfm"]), st.sampled_from([None, "lps", "ras"])
 )

@@ -15,6 +15,7 @@ from regnet_itk.images import Image
 from regnet_itk.jacobian import jacobian_determinant_on, jacobian_matrices_on, summarise_folding
 from regnet_itk.transforms import BSplineTransform, Link, TransformChain
 
+ABRUPT = TransformChain((Link(DisplacementField(smooth_field().vectors + np.float32(3.0), FIXED)),))
 ADDED = TransformChain((plain(affine()), Link(bspline(), "add"), Link(bspline())))
 
 
@@ -23,9 +24,9 @@ def points_around(n=500):
     return FIXED.index_to_point(np.random.default_rng(0).uniform(-0.3 * size, 1.3 * size, (n, 3)))
 
 
-@pytest.mark.parametrize("name", [*CHAINS, "added"])
+@pytest.mark.parametrize("name", [*CHAINS, "added", "abrupt"])
 def test_the_evaluator_maps_as_the_chain_inside_and_outside(name):
-    chain = ADDED if name == "added" else CHAINS[name]
+    chain = {**CHAINS, "added": ADDED, "abrupt": ABRUPT}[name]
     points = points_around()
     evaluator = ChainEvaluator(chain)
     expected = chain.map_points(points)

@@ -290,6 +290,7 @@ def test_the_mask_and_its_surroundings_are_shown(pair, tmp_path):
     assert (low >= np.maximum(points.min(axis=0) - reach, box[0] - s)).all()
     assert (high <= np.minimum(points.max(axis=0) + reach, box[1] + s)).all()
     shown = low + np.array(told["shown"]) * s
+    assert "cut to the fixed mask and 20 mm around it" in told["remark"]
     assert mask[tuple(np.rint(FIXED.point_to_index(shown)).astype(int)[::-1])] == 1
 
 
@@ -303,6 +304,8 @@ def test_without_a_mask_the_body_of_a_ct_is_shown_and_the_whole_of_another_image
     assert np.abs(points.max(axis=0) - high).max() < 5
     assert np.prod(told["size"]) < 0.5 * np.prod(decoded.pair(0)["size"])
     assert decoded.pair(1)["size"] == decoded.pair(0)["size"]
+    assert "cut to the body" in told["remark"]
+    assert "cut to" not in decoded.pair(1)["remark"]
 
 
 def test_fine_images_are_smoothed_for_a_coarse_viewer(tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError
-from regnet_itk.evaluation.metrics import ErrorSummary, folding_share, normalised_correlation, summarise_errors
+from regnet_itk.evaluation.metrics import folding_share, normalised_correlation, summarise_errors
 from regnet_itk.evaluation.report import (
     Cell,
     Column,
@@ -239,10 +239,8 @@ def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LON
 def stage_table(run: FinishedRun) -> Table:
     """Return the table of a registration's stages: time, landmark error, correlation and folding after each."""
     stages = run.record["stages"]
-    errors = _errors(run)
-    rows: list[list[Cell]] = [
-        ["no registration", None, *_error_cells(errors[0]), _correlation(run, TransformChain()), None]
-    ]
+    errors = _error_rows(run)
+    rows: list[list[Cell]] = [["no registration", None, *errors[0], _correlation(run, TransformChain()), None]]
     grid = overview_grid(run.pair.fixed.grid)
     mask = run.pair.fixed_mask.resampled(grid, order=0) if run.pair.fixed_mask is not None else None
     first = len(run.pair.methods) - len(stages)
@@ -251,8 +249,7 @@ def stage_table(run: FinishedRun) -> Table:
         seconds = stages[stage]["seconds"] if stage >= 0 else None
         seen = mask is None or mask.array.any()  # a mask may be thinner than these voxels
         folding = 100 * folding_share(method.chain.displacement_on(grid), mask) if seen else None
-        error = _error_cells(errors[number + 1])
-        rows.append([method.name, seconds, *error, _correlation(run, method.chain), folding])
+        rows.append([method.name, seconds, *errors[number + 1], _correlation(run, method.chain), folding])
     columns = [
         Column("after"),
         Column("time", "s", digits=1),
@@ -273,28 +270,27 @@ def stage_table(run: FinishedRun) -> Table:
     )
 
 
-def _errors(run: FinishedRun) -> list[ErrorSummary | None]:
-    """Return the landmark errors before the registration and after each method: of the landmarks, or as recorded."""
+def _error_rows(run: FinishedRun) -> list[list[Cell]]:
+    """Return the cells of the landmark errors before and after each method: of the landmarks, or as recorded."""
     measured = [residuals(run.pair, method) for method in (None, *run.pair.methods)]
     if measured[0] is not None:
-        return [summarise_errors(vectors) for vectors in measured if vectors is not None]
+        return [_error_cells(asdict(summarise_errors(vectors))) for vectors in measured if vectors is not None]
     recorded = _recorded_errors(run.record)
     if run.record["initial_transforms"]:
-        recorded.insert(0, None)  # what was recorded as before is the error of the transform to start from
+        recorded.insert(0, _error_cells(None))  # what was recorded first is the error of the transform to start from
     return recorded
 
 
-def _recorded_errors(record: Mapping[str, Any]) -> list[ErrorSummary | None]:
-    """Return the landmark errors before the stages and after each, None where they were not measured."""
+def _recorded_errors(record: Mapping[str, Any]) -> list[list[Cell]]:
+    """Return the cells of the landmark errors before the stages and after each."""
     entries = [record.get("landmarks_before"), *(stage.get("landmarks") for stage in record["stages"])]
-    return [ErrorSummary(**{**entry, "mean_absolute": tuple(entry["mean_absolute"])}) if entry else None
-            for entry in entries]  # fmt: skip
+    return [_error_cells(entry) for entry in entries]
 
 
-def _error_cells(error: ErrorSummary | None) -> list[Cell]:
+def _error_cells(error: Mapping[str, float] | None) -> list[Cell]:
     if error is None:
         return [None, None, None]
-    return [Value(error.mean, f"{error.mean:.2f} ± {error.sd:.2f}"), error.median, error.max]
+    return [Value(error["mean"], f"{error['mean']:.2f} ± {error['sd']:.2f}"), error["median"], error["max"]]
 
 
 def _correlation(run: FinishedRun, chain: TransformChain) -> float:

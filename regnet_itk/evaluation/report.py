@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from regnet_itk.errors import OutputError, ParameterError
 from regnet_itk.evaluation.figures import VIEWS, View, is_hounsfield
 from regnet_itk.evaluation.viewer import (
@@ -393,7 +395,10 @@ def _described(pair: ViewerPair, grid: Grid) -> dict[str, Any]:
 def _remark(pair: ViewerPair, grid: Grid, hounsfield: bool) -> str:
     """Say what was made of the images for the viewer."""
     sx, sy, sz = pair.fixed.grid.spacing
-    part = f"cut to the fixed mask and {MARGIN:.0f} mm around it, " if pair.fixed_mask is not None else ""
+    corners = pair.fixed.grid.corners()
+    is_part = (np.ptp(corners, axis=0) > (np.asarray(grid.size) + 1) * grid.spacing).any()
+    region = f"fixed mask and {MARGIN:.0f} mm around it" if pair.fixed_mask is not None else "body"
+    part = f"cut to the {region}, " if is_part else ""
     steps = " between -1024 and 500 HU, in steps of 6 HU" if hounsfield else ""
     return (
         f"To look at, not to measure: the fixed image ({sx:.3g} x {sy:.3g} x {sz:.3g} mm) is {part}resampled to cubes "

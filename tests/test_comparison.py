@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.evaluation import comparison as comparison_module
 from regnet_itk.evaluation.comparison import Method, compare, read_methods
+from regnet_itk.evaluation.comparison_figures import write_figures
 from regnet_itk.evaluation.comparison_outputs import write_comparison
 from regnet_itk.evaluation.comparison_step import StepSettings, _run
 from regnet_itk.evaluation.pairs import Pair, check_pairs, read_pairs, write_pairs
@@ -340,6 +342,22 @@ def test_the_files(written):
     assert "A &lt;title&gt;" in (out / "report.html").read_text()
 
 
+def test_figures_of_what_is_hardly_there(written, tmp_path):
+    """No landmark in the capture range, one method, no mask, no truth."""
+    found, _ = written
+    bare = [dataclasses.replace(pair, fixed_mask=None, displacement=None) for pair in found.pairs]
+    for what in (
+        dataclasses.replace(found, capture_range=0.01),
+        dataclasses.replace(found, methods=found.methods[:2]),
+        dataclasses.replace(found, pairs=tuple(bare), methods=(found.methods[0], found.methods[2])),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            drawn = write_figures(what, tmp_path)
+        assert all(figure.png.stat().st_size > 5000 for figure in drawn)
+        assert len(drawn) == (3 if len(what.methods) == 2 and what.methods[1].labels == ("s0",) else 4)
+
+
 def test_the_layout_of_table_1(written):
     found, out = written
     table = error_table(found)
@@ -469,6 +487,7 @@ def test_methods():
         ([], ["mine=afine"], "did you mean 'affine'"),
         (["affine"], ["affine=bspline_1r"], None),
         (["affine", "affine"], [], "'affine' is taken"),
+        ([], [], "no method was given"),
         ([], ["before=affine"], "'before' is taken"),
     ],
 )

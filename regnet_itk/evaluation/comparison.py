@@ -93,6 +93,8 @@ def read_methods(names: Sequence[str], chains: Sequence[str] = ()) -> list[Metho
         if name not in own:
             methods.append(_method(name, parts if parts[0] == _COMMON else [_COMMON, *parts]))
     methods += [_method(name, files) for name, files in own.items()]
+    if not methods:
+        raise ParameterError("no method was given; name at least one, such as --methods affine,regnet_multistage")
     taken = [method.name for method in methods]
     twice = next((name for name in taken if taken.count(name) > 1 or name == BEFORE), None)
     if twice is not None:

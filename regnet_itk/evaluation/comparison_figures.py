@@ -68,13 +68,15 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Drawn]:
     """
     examples = [_Example.read(comparison, pair) for pair in _shown(comparison)]
     landmarks = any(len(comparison.differences(pair, comparison.methods[0])) for pair in comparison.pairs)
+    moved = [method.name for method in _registered(comparison)]
     drawn = []
-    if examples:
+    if examples and moved:
         caption = (
             "Length of the displacement, in mm, beyond that of the first stage, on a coronal slice: the true one where "
             "it is known, and each method's. The line is the border of the fixed mask."
         )
-        drawn.append(_write(_displacements(examples), folder / "fig2_displacement", "Fig. 2: displacements", caption))
+        figure = _displacements(examples, moved)
+        drawn.append(_write(figure, folder / "fig2_displacement", "Fig. 2: displacements", caption))
     if landmarks:
         limit = f"{comparison.capture_range:g} mm"
         caption = (
@@ -334,16 +336,16 @@ def _panels(examples: Sequence[_Example], columns: int, rows_each: int) -> tuple
     return figure, figure.subfigures(len(examples), 1, height_ratios=heights, squeeze=False)[:, 0]
 
 
-def _displacements(examples: Sequence[_Example]) -> Figure:
-    names = _names(examples, skip=2)
+def _displacements(examples: Sequence[_Example], names: list[str]) -> Figure:
+    """Draw the displacements of the named methods, after the true ones."""
     known = any(example.truth is not None for example in examples)
-    figure, parts = _panels(examples, max(1, len(names) + known), 1)
+    figure, parts = _panels(examples, len(names) + known, 1)
     for part, example in zip(parts, examples, strict=True):
         pictures = {"true": example.lengths(None)} if example.truth is not None else {}
         pictures |= {name: example.lengths(example.chains[name]) for name in names if name in example.chains}
         highest = max((float(np.percentile(picture, 99.5)) for picture in pictures.values()), default=1.0)
         shade = Shade(0.0, highest if highest > 1e-6 else 1.0, "magma")
-        panels = part.subplots(1, max(1, len(names) + known), squeeze=False)[0]
+        panels = part.subplots(1, len(names) + known, squeeze=False)[0]
         part.suptitle(example.pair.name, fontsize=_SIZE + 0.5)
         shown = None
         for axes, name in zip(panels, [*(["true"] if known else []), *names], strict=False):
@@ -355,12 +357,6 @@ def _displacements(examples: Sequence[_Example]) -> Figure:
         if shown is not None:
             _bar(part, shown, panels, "mm")
     return figure
-
-
-def _names(examples: Sequence[_Example], skip: int) -> list[str]:
-    """Return the names of the methods but the first ones ("before", and the affine stage alone), in their order."""
-    names = dict.fromkeys(name for example in examples for name in example.chains)
-    return list(names)[skip:] or list(names)[-1:]
 
 
 def _heading(name: str) -> str:
@@ -384,7 +380,8 @@ def _outline(axes: Axes, example: _Example) -> None:
 
 
 def _images(examples: Sequence[_Example]) -> Figure:
-    names = _names(examples, skip=0)
+    """Draw the images before and after each method, with their differences from the fixed image."""
+    names = list(dict.fromkeys(name for example in examples for name in example.chains))
     figure, parts = _panels(examples, 1 + len(names), 2)
     for part, example in zip(parts, examples, strict=True):
         part.suptitle(example.pair.name, fontsize=_SIZE + 0.5)

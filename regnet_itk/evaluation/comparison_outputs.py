@@ -66,15 +66,28 @@ def _tables(comparison: Comparison) -> list[Table]:
 def _facts(comparison: Comparison) -> dict[str, object]:
     """Return what the numbers depend on."""
     return {
-        "versions": {"python": platform.python_version(), **comparison.versions},
-        "settings": {**vars(comparison.settings), "capture_range_mm": comparison.capture_range},
+        "versions": _versions(comparison),
+        "settings": _settings(comparison),
         "methods": {method.name: _chain(method.labels) for method in comparison.methods},
-        "parameters": {
-            label: dict(stage.parameters.values)
-            for method in comparison.methods
-            for label, stage in zip(method.labels, method.stages, strict=True)
-        },
+        "parameters": _parameters(comparison),
         "pairs": {pair.name: {key: str(path) for key, path in pair.files().items()} for pair in comparison.pairs},
+    }
+
+
+def _versions(comparison: Comparison) -> dict[str, str]:
+    return {"python": platform.python_version(), **comparison.versions}
+
+
+def _settings(comparison: Comparison) -> dict[str, object]:
+    return {**vars(comparison.settings), "capture_range_mm": comparison.capture_range}
+
+
+def _parameters(comparison: Comparison) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the parameters of each stage by its chain, so that stages of the same name are told apart."""
+    return {
+        f"{method.name}, {label}": dict(stage.parameters.values)
+        for method in comparison.methods
+        for label, stage in zip(method.labels, method.stages, strict=True)
     }
 
 
@@ -83,12 +96,11 @@ def _chain(labels: tuple[str, ...]) -> str:
 
 
 def _write_html(comparison: Comparison, path: Path, title: str, tables: list[Table], drawn: list[Drawn]) -> None:
-    facts = _facts(comparison)
     notes = [
         Note("Methods", {method.name: _chain(method.labels) for method in comparison.methods}),
-        Note("Settings", {str(k): str(v) for k, v in facts["settings"].items()}),  # type: ignore[attr-defined]
-        Note("Versions", {str(k): str(v) for k, v in facts["versions"].items()}, folded=True),  # type: ignore[attr-defined]
-        Note("Parameters", json.dumps(facts["parameters"], indent=1), folded=True),
+        Note("Settings", {name: str(value) for name, value in _settings(comparison).items()}),
+        Note("Versions", _versions(comparison), folded=True),
+        Note("Parameters", json.dumps(_parameters(comparison), indent=1), folded=True),
     ]
     failed = len({pair.name for pair, *_ in comparison.failures})
     summary = f"{len(comparison.pairs)} pairs, {len(comparison.methods) - 1} methods."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -225,6 +224,8 @@ def peak_memory() -> float:
 
     On Linux ``ru_maxrss`` begins with that of the parent; the kernel's high-water mark of the process does not.
     """
+    import resource
+
     unit = 2**20 if sys.platform == "darwin" else 2**10
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     status = Path("/proc/self/status")

@@ -95,7 +95,7 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", expression))
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20.0) -> None:
+    def wait(self, expression: str, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not self.value(f"Boolean({expression})"):
             if time.monotonic() > end:

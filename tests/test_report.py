@@ -695,7 +695,7 @@ def test_tables_are_sorted_by_number_by_text_and_back(viewer):
 def test_it_fits_windows_of_any_width(viewer, width):
     viewer.browser.resize(width, 800)
     try:
-        viewer.browser.wait(f"document.documentElement.scrollWidth <= {width}", 5)
+        viewer.browser.wait(f"document.documentElement.scrollWidth <= {width}", 20)
         edges = viewer.browser.value(
             "[...document.querySelectorAll('.stage')].map((s) => s.getBoundingClientRect().width)"
         )

@@ -20,7 +20,7 @@ from scipy import stats
 
 from regnet_itk.cli.main import main
 from regnet_itk.displacement import DisplacementField
-from regnet_itk.errors import ParameterError, RegistrationError
+from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
 from regnet_itk.evaluation import comparison as comparison_module
 from regnet_itk.evaluation.comparison import Method, compare, read_methods
 from regnet_itk.evaluation.comparison_figures import write_figures
@@ -121,10 +121,17 @@ def pairs(tmp_path):
     return make_pairs(tmp_path / "data")
 
 
+def run_here(step, show):
+    try:
+        _run(step, show, lambda line: None)
+    except RegNetItkError as error:
+        raise RegistrationError(str(error)) from None
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Run the steps in this process, which takes a tenth of the time; some tests and the command's have true ones."""
-    monkeypatch.setattr(comparison_module, "_run_apart", lambda step, show: _run(step, show, lambda line: None))
+    monkeypatch.setattr(comparison_module, "_run_apart", run_here)
 
 
 def rows_of(comparison):
@@ -258,6 +265,41 @@ def test_masks_guide_unless_they_only_measure(pairs, log, tmp_path, here):
     assert log.read_text().split() == ["Shift", "masked", "Shift", "unmasked"]
 
 
+def test_names_of_files_do_not_get_into_each_others_way(pairs, log, tmp_path, here):
+    methods = [
+        Method("one", (shift(log, 1, 0, 0),), ("before",)),  # a stage's file may be called before.txt
+        Method("two", (shift(log, 2, 0, 0),), ("before",)),
+    ]
+    found = compare(pairs[:1], methods, tmp_path / "out")
+    table = rows_of(found)
+    for name, left in (("before", 26), ("one", 21), ("two", 18)):
+        assert table["EPE", name, "near"].means[0] == pytest.approx(left**0.5, abs=1e-5)
+    assert len({found.outcome(pairs[0], m).folder for m in found.methods}) == 3
+    (tmp_path / "a+b.txt").write_text(read_parameter_map("affine").to_text())
+    assert read_methods([], [f"x={tmp_path / 'a+b.txt'}"])[0].labels == ("a_b",)
+
+
+def test_a_file_that_vanishes_fails_its_pair_only(pairs, log, tmp_path, here):
+    pairs[0].displacement.unlink()
+    found = compare(pairs, [method("a", shift(log))], tmp_path / "out")
+    assert {pair.name for pair, *_ in found.failures} == {"p0"}
+    assert "displacement.mha': No such file" in found.failures[0][2]
+
+
+def test_a_transform_that_was_removed_is_made_again(pairs, log, tmp_path, here):
+    found = compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    found.outcome(pairs[0], found.methods[1]).transform.unlink()
+    compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    assert runs(log) == 2
+
+
+def test_a_mask_that_misses_what_is_measured_is_told(pairs, log, tmp_path, here):
+    far = dataclasses.replace(GRID, origin=(500.0, 0.0, 0.0))
+    DisplacementField(np.zeros((*GRID.shape, 3)), far).write(pairs[0].displacement)
+    found = compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    assert "lies elsewhere than the true displacement field" in found.failures[0][2]
+
+
 def test_failures_are_told_and_do_not_stop_the_rest(pairs, log, tmp_path):
     broken = dataclasses.replace(pairs[1], name="broken", fixed=tmp_path / "flat.mha")
     write_image(Image(np.zeros(GRID.shape, np.int16), GRID), broken.fixed)
@@ -306,7 +348,7 @@ def written(tmp_path_factory):
     pairs, log = make_pairs(folder / "data"), folder / "log.txt"
     methods = [method("first_one", shift(log, 3, 0, 0)), method("b&c", shift(log, 3, 0, 0), shift(log, 0, -4, 2))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison_module, "_run_apart", lambda step, show: _run(step, show, lambda line: None))
+        patch.setattr(comparison_module, "_run_apart", run_here)
         found = compare(pairs, methods, folder / "out")
     write_comparison(found, folder / "out", "A <title>")
     return found, folder / "out"

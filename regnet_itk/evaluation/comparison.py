@@ -112,7 +112,7 @@ def _split(chain: str) -> tuple[str, list[str]]:
 
 def _method(name: str, files: Sequence[str]) -> Method:
     stages = plan_stages([read_parameter_map(file) for file in files], TransformChain())
-    return Method(name, tuple(stages), tuple(Path(file).stem for file in files))
+    return Method(name, tuple(stages), tuple(Path(file).stem.replace("+", "_") for file in files))
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def compare(
 
 def _unique_labels(methods: Sequence[Method]) -> dict[str, str]:
     """Return the label of each stage by its fingerprint; different stages of the same name are numbered."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = {"": BEFORE}
     for method in methods:
         for stage, label in zip(method.stages, method.labels, strict=True):
             taken = sum(other.split("~")[0] == label for mark, other in found.items() if mark != fingerprint(stage))
@@ -337,12 +337,19 @@ class _Steps:
         self.done, self.digests, self.begun = {}, {}, (number, count, steps)
 
     def outcome(self, pair: Pair, method: Method) -> Outcome:
-        """Run the stages of a method that were not run yet."""
-        records: list[StepRecord] = []
+        """Run the stages of a method that were not run yet; whatever goes wrong with them is in the outcome."""
         folder = self.folder / pair.file_name / BEFORE
         unusable = self.done.get((BEFORE,))
         if isinstance(unusable, str):  # what cannot be read or measured now cannot be later
             return Outcome((), folder, unusable)
+        try:
+            return self._chain(pair, method)
+        except OSError as error:  # a file that was there when the list was read, or a full disk
+            return Outcome((), folder, f"'{error.filename}': {error.strerror}")
+
+    def _chain(self, pair: Pair, method: Method) -> Outcome:
+        records: list[StepRecord] = []
+        folder = self.folder / pair.file_name
         key = self._input_key(pair)
         chain: tuple[str, ...] = ()
         initial: Path | None = None
@@ -380,6 +387,8 @@ class _Steps:
     def _run(self, step: Step) -> StepRecord | str:
         """Return the record of a step, or the reason why it failed."""
         kept = StepRecord.read(step.folder / RECORD)
+        if kept is not None and not (step.folder / kept.transform).exists():
+            kept = None
         if kept is not None and kept.measured_key == step.measured_key:
             self._report(step, "kept")
             return kept

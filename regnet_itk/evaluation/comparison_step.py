@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.displacement import read_displacement_field
-from regnet_itk.errors import RegNetItkError
+from regnet_itk.errors import ImageError, RegNetItkError
 from regnet_itk.evaluation.metrics import (
     ErrorMoments,
     dice,
@@ -282,11 +282,16 @@ def _landmarks(chain: TransformChain, images: ImagePair, pair: Pair) -> tuple[Fl
 
 
 def _mask_on(mask: Image | None, grid: Grid) -> Image | None:
-    """Return the mask on another grid; None without a mask, or if nothing of it is left there."""
+    """Return the mask on another grid; None without a mask."""
     if mask is None or mask.grid.is_close(grid, 1e-2):
         return mask
     found = Image((mask.array != 0).astype(np.uint8), mask.grid).resampled(grid, order=0)
-    return found if found.array.any() else None
+    if not found.array.any():
+        raise ImageError(
+            f"the fixed mask covers no voxel of the grid on which is measured (spacing {grid.spacing} mm, origin "
+            f"{grid.origin}): it is too small, or lies elsewhere than the true displacement field"
+        )
+    return found
 
 
 def _field_error(chain: TransformChain, mask: Image | None, pair: Pair) -> ErrorMoments | None:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from regnet_itk.geometry import FloatArray, Grid
-from regnet_itk.inverse import inverse_points
 from regnet_itk.points import Landmarks
 from regnet_itk.transforms import TransformChain
 
@@ -69,6 +68,8 @@ def map_landmarks(
         Helps to find an inverse where displacements are large.
     """
     if moving_to_fixed:
+        from regnet_itk.inverse import inverse_points  # torch is slow to start
+
         return MappedPoints(landmarks, *inverse_points(chain, landmarks.points, fixed_grid))
     return MappedPoints(landmarks, chain.map_points(landmarks.points))
 

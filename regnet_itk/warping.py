@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
-from regnet_itk.evaluator import Block, ChainEvaluator, for_blocks, voxel_points
 from regnet_itk.geometry import FloatArray, Grid
 from regnet_itk.images import INTERPOLATION_ORDERS, Image
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms import TransformChain, resampling_grid
+
+if TYPE_CHECKING:
+    from regnet_itk.evaluator import Block
 
 Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
@@ -175,6 +176,8 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     ImageError
         If a value is not a whole number, or the transform maps the whole grid outside of the image.
     """
+    from regnet_itk.evaluator import ChainEvaluator, for_blocks, voxel_points  # torch is slow to start
+
     if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
         raise ImageError("the segmentation holds values that are not whole numbers; leave --label away for images")
     check_overlap(labels.grid, chain, grid)
@@ -219,6 +222,8 @@ def _heaviest(labels: npt.NDArray[Any], weights: FloatArray) -> npt.NDArray[Any]
 
 def displacement_on(chain: TransformChain, grid: Grid) -> DisplacementField:
     """Return T(x) - x at the voxels of `grid`, float32: `TransformChain.displacement_on` on all threads."""
+    from regnet_itk.evaluator import ChainEvaluator, for_blocks, voxel_points
+
     evaluator = ChainEvaluator(chain)
     vectors = np.empty((*grid.shape, 3), dtype=np.float32)
 
@@ -240,7 +245,7 @@ def check_overlap(image_grid: Grid, chain: TransformChain, grid: Grid) -> None:
     """
     lattice = np.linspace(np.full(3, -0.5), np.asarray(grid.size) - 0.5, 17)
     points = grid.index_to_point(np.stack(np.meshgrid(*lattice.T, indexing="ij"), axis=-1).reshape(-1, 3))
-    reached = image_grid.point_to_index(ChainEvaluator(chain).map(torch.from_numpy(points)).numpy())
+    reached = image_grid.point_to_index(chain.map_points(points))
     if (reached.max(axis=0) < -0.5).any() or (reached.min(axis=0) > np.asarray(image_grid.size) - 0.5).any():
         raise ImageError(
             "the transform maps the fixed image to a place outside of the input image; give the moving image of this "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -404,3 +406,12 @@ def test_points_belong_to_the_fixed_image_whatever_the_output_grid(transform, tm
     assert "warning" not in capfd.readouterr().err
     expected = CHAINS["affine"].map_points(FIXED.index_to_point([[15, 12, 9]]))
     np.testing.assert_allclose(read_output(tmp_path / "out"), expected, atol=1e-5)
+
+
+def test_images_and_points_are_mapped_without_loading_torch(inputs, tmp_path):
+    words = ["transform", "-tp", path_of(inputs, "affine, field"), "-in", inputs / "moving.mha", "-out", tmp_path / "o"]
+    words += ["-def", inputs / "points.txt"]
+    script = "import sys; from regnet_itk.cli.main import main\ntry: main(sys.argv[1:])\n"
+    script += "finally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -21,6 +21,7 @@ from regnet_itk.displacement import DisplacementField, read_displacement_field
 from regnet_itk.errors import TransformError, did_you_mean
 from regnet_itk.geometry import FloatArray, Grid, Triple
 from regnet_itk.outputs import staged_folder
+from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms import (
     ITK_SUFFIXES,
     BSplineTransform,
@@ -44,7 +45,7 @@ EXACT = 1e-3
 """mm; what float32 and decimal text may lose in a conversion that is called exact."""
 
 _POINTS = 20_000
-_SLAB_POINTS = 2_000_000
+_SLAB_POINTS = 500_000
 _SMOOTHING = 1e-6  # weight of second differences in the fit: for control points that hardly any voxel reaches
 _INTENT_OFFSET, _DISPLACEMENT, _VECTOR = 68, 1006, 1007
 
@@ -259,16 +260,17 @@ def fit_bspline(chain: TransformChain, grid: Grid, spacing: float) -> TransformC
             f"{' x '.join(f'{s:g}' for s in grid.spacing)} mm; give a larger spacing"
         )
     matrices = TransformChain(tuple(link for link in chain.links if isinstance(link.transform, MatrixTransform)))
+    keys = chain.links[-1].parameters if chain.links else ParameterMap({})
     base = TransformChain()
     if matrices.links:
         whole = matrices.links[0].transform if len(matrices.links) == 1 else matrices.as_matrix()
         assert isinstance(whole, MatrixTransform)
-        base = TransformChain((Link(whole),))
+        base = TransformChain((Link(whole, parameters=keys),))
     control = _control_grid(grid, spacing)
     spline = BSplineTransform(
         _coefficients(lambda points: chain.map_points(points) - base.map_points(points), grid, control), control
     )
-    return base.then(Link(spline, "add" if base.links else "compose"))
+    return base.then(Link(spline, "add" if base.links else "compose", keys))
 
 
 def _control_grid(grid: Grid, spacing: float) -> Grid:

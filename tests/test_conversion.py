@@ -253,10 +253,12 @@ def test_a_fitted_bspline_keeps_the_affine_outside(here):
 @program
 def test_transformix_computes_the_jacobian_of_a_fitted_bspline(here, capsys):
     source = write(REGNET)
+    source.write_text(source.read_text().replace("(DefaultPixelValue -1000)", "(DefaultPixelValue 7)"))
     assert call("convert", source, "spline.txt", "--bspline-spacing", 10) == 0
     said = capsys.readouterr().out
     assert "approximation: off by" in said
     assert "BSplineTransform of order 3" in said
+    assert "(DefaultPixelValue 7)" in Path("spline.txt").read_text()
     np.testing.assert_allclose(transformix_points("spline.txt"), read_chain("spline.txt").map_points(POINTS), atol=1e-3)
     off = np.linalg.norm(read_chain("spline.txt").map_points(POINTS) - REGNET.map_points(POINTS), axis=1)
     assert 0 < off.mean() < 0.1

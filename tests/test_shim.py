@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def handler():
+    """The programs handle SIGTERM; pytest does not."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 def popen(slicer, program, arguments):
     """Start a program as SlicerElastix does."""
     environment = {**os.environ, **SLICER, "PATH": f"{slicer / 'bin'}{os.pathsep}{os.environ['PATH']}"}
@@ -108,12 +117,14 @@ def test_the_command_lines_of_slicer_elastix(slicer):
         "-mMask", inputs / "moving_mask.mha", "-out", transforms,
         "-p", slicer / "affine.txt", "-p", slicer / "bin" / "parameter_files" / "regnet_multistage.txt",
     ])  # fmt: skip
-    first = next(line for line in process.stdout if line.startswith("Resolution: 0"))
-    assert process.poll() is None  # the log comes while elastix works
+    first = process.stdout.readline()
+    assert first.startswith("elastix is started at")
+    assert "Resolution" not in (transforms / "elastix.log").read_text()  # each line comes at once
     rest = process.stdout.read()
     assert process.wait() == 0, rest
+    assert "Resolution: 0\n" in rest
     assert "RegNet" in rest
-    assert first + rest[:200] in (transforms / "elastix.log").read_text()
+    assert first + rest == (transforms / "elastix.log").read_text()
     assert {file.name for file in transforms.iterdir()} == {
         "elastix.log", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt", "deformationField.1.mha",
         *(f"TransformParameters.{n}.txt" for n in "01"), *(f"TransformParameters.{n}-Composite.h5" for n in "01"),
@@ -180,6 +191,25 @@ def test_the_parameter_files_for_slicer_are_right(slicer):
         values = read_parameter_map(file)
         assert check_parameter_map(values) == []
         assert values["ResultImageFormat"] == ("mhd",)
+
+
+def test_every_flag_means_what_it_means_in_elastix(here, monkeypatch, capfd):
+    given = {}
+
+    def register(*images, **others):
+        given.update(others, images=images)
+        raise OutputError("enough")
+
+    monkeypatch.setattr("regnet_itk.registration.register", register)
+    words = "-fMask a -mMask b -t0 c -fp d -mp e -threads 1 -priority idle -p p.txt -p affine"
+    assert registered(words.replace("-threads 1 ", "")) == 1
+    images = given.pop("images")
+    assert images[:2] == ("f.mha", "m.mha")
+    assert [values.get_str("Transform") for values in images[2]] == ["TranslationTransform", "AffineTransform"]
+    expected = {"fixed_mask": "a", "moving_mask": "b", "initial": "c", "fixed_landmarks": "d", "moving_landmarks": "e"}
+    assert {name: given[name] for name in expected} == expected
+    assert (given["threads"], given["priority"]) == (1, "idle")
+    assert "ERROR: enough" in capfd.readouterr().out
 
 
 # MITK, and what programs ask first

@@ -94,7 +94,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Drawn]:
     if examples:
         caption = (
             "Results (upper rows) and their differences from the fixed image (lower rows) on a coronal slice; r is the "
-            "correlation with the fixed image on this slice."
+            "correlation with the fixed image on this slice, inside the mask if there is one."
         )
         drawn.append(_write(_images(examples), folder / "fig5_images", "Fig. 5: results and differences", caption))
     return drawn
@@ -300,6 +300,12 @@ class _Example:
         found = self.moving.resampled(self.slice_grid, chain.to_sitk(self.fixed.grid), default=default)
         return np.asarray(replace(self.plane, grid=self.slice_grid, index=0).slice(found.array))
 
+    def correlation(self, picture: FloatArray) -> float:
+        """Return the correlation of a slice (rows, columns) with that of the fixed image, inside the mask."""
+        inside = None if self.mask is None else self.plane.slice(self.mask.array)
+        fixed = _as_image(self.plane.slice(self.fixed.array).astype(float))
+        return normalised_correlation(_as_image(picture), fixed, None if inside is None else _as_image(inside))
+
     def lengths(self, chain: TransformChain | None) -> FloatArray:
         """Return |T(x) - A(x)| in mm on the slice (rows, columns); of the truth if there is no chain."""
         points = self.plane.points()
@@ -402,8 +408,7 @@ def _images(examples: Sequence[_Example]) -> Figure:
             if name in results:
                 draw_slice(upper, example.plane, results[name], grey, letters=False)
                 shown = draw_slice(lower, example.plane, results[name] - fixed, difference, letters=False)
-                correlation = normalised_correlation(_as_image(results[name]), _as_image(fixed))
-                lower.set_title(f"r = {correlation:.3f}", fontsize=_SIZE - 1)
+                lower.set_title(f"r = {example.correlation(results[name]):.3f}", fontsize=_SIZE - 1)
         if shown is not None:
             _bar(part, shown, panels[1], difference.unit)
     return figure

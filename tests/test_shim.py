@@ -119,7 +119,7 @@ def test_the_command_lines_of_slicer_elastix(slicer):
     ])  # fmt: skip
     first = process.stdout.readline()
     assert first.startswith("elastix is started at")
-    assert "Resolution" not in (transforms / "elastix.log").read_text()  # each line comes at once
+    assert len((transforms / "elastix.log").read_text()) < 2000  # the line came at once, not with the next 8 kB
     rest = process.stdout.read()
     assert process.wait() == 0, rest
     assert "Resolution: 0\n" in rest

@@ -97,6 +97,7 @@ def handler():
 def popen(slicer, program, arguments):
     """Start a program as SlicerElastix does."""
     environment = {**os.environ, **SLICER, "PATH": f"{slicer / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("PYTHONUNBUFFERED", None)
     return subprocess.Popen([slicer / "bin" / program, *map(str, arguments)], env=environment, cwd="/",
                             stdout=subprocess.PIPE, universal_newlines=True)  # fmt: skip
 

@@ -56,10 +56,10 @@ class ErrorRow:
 
 
 def subsets(comparison: Comparison) -> dict[str, list[Pair]]:
-    """Return the pairs of each group, and if there are several, all of them."""
+    """Return all pairs, and if there are several groups, those of each."""
     groups = comparison.groups
     found = {group or ALL: [pair for pair in comparison.pairs if pair.group == group] for group in groups}
-    return found if len(groups) == 1 else {**found, ALL: list(comparison.pairs)}
+    return found if len(groups) == 1 else {ALL: list(comparison.pairs), **found}
 
 
 def error_rows(comparison: Comparison) -> list[ErrorRow]:
@@ -140,12 +140,12 @@ def _field_length(outcome: Outcome) -> float:
 
 
 _QUALITY: tuple[tuple[Column, _Measure, float, int], ...] = (  # with the factor for the unit, and digits
-    (Column("correlation", best="highest"), lambda o: o.last.measures.correlation, 1.0, 3),
-    (Column("Dice", best="highest"), lambda o: mean_dice(o.last.measures), 1.0, 3),
+    (Column("correlation"), lambda o: o.last.measures.correlation, 1.0, 3),
+    (Column("Dice"), lambda o: mean_dice(o.last.measures), 1.0, 3),
     (Column("det J <= 0", "%"), lambda o: o.last.measures.folding, 100.0, 4),
     (Column("SD log det J"), lambda o: o.last.measures.log_jacobian_sd, 1.0, 3),
     (Column("time", "s"), lambda o: o.seconds, 1.0, 1),
-    (Column("time of its last stage", "s"), lambda o: o.last.seconds, 1.0, 1),
+    (Column("last stage", "s"), lambda o: o.last.seconds, 1.0, 1),
     (Column("peak memory", "GB"), lambda o: max(r.peak_mb for r in o.records) / 1024, 1.0, 2),
 )
 
@@ -166,7 +166,7 @@ def quality_table(comparison: Comparison) -> Table:
     caption = (
         "Mean ± standard deviation over pairs. Correlation, Dice and det J inside the fixed masks, where there are "
         "any; det J on voxels of 2 mm or more, its logarithm where it is positive. Time: all stages of the chain, "
-        "without reading and writing. Peak memory: of the largest process."
+        "without reading and writing; last stage: that one alone. Peak memory: of the largest process."
     )
     return Table("Quality and cost", columns, rows, caption)
 

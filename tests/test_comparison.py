@@ -170,6 +170,19 @@ def test_the_table_by_hand(pairs, log, tmp_path, here):
     assert rows_of(dataclasses.replace(found, capture_range=4.5))["TRE'", "both", "all"].count == 24
 
 
+def test_groups(pairs, log, tmp_path, here):
+    for names, expected in (
+        (("", ""), {"all"}),
+        (("x", "x"), {"x"}),
+        (("x", ""), {"all", "x", "no group"}),
+        (("all", "y"), {"all pairs", "all", "y"}),
+    ):
+        grouped = [dataclasses.replace(pair, group=name) for pair, name in zip(pairs, names, strict=True)]
+        rows = rows_of(compare(grouped, [method("a", shift(log))], tmp_path / "out"))
+        assert {data for _, _, data in rows} == expected
+        assert max(row.count for row in rows.values()) == 2 * 6 * 8 * 9
+
+
 def test_the_other_measures(pairs, log, tmp_path, here):
     labels = np.zeros(GRID.shape, np.uint8)
     labels[4:8, 4:8, 4:8] = 5

@@ -18,7 +18,7 @@ from regnet_itk.evaluation.pairs import Pair
 from regnet_itk.evaluation.report import Cell, Column, Table, Value
 from regnet_itk.evaluation.statistics import PairedDifference, holm, paired_difference
 
-ALL = "all"
+ALL, NO_GROUP = "all", "no group"
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ class ErrorRow:
 def subsets(comparison: Comparison) -> dict[str, list[Pair]]:
     """Return all pairs, and if there are several groups, those of each."""
     groups = comparison.groups
-    found = {group or ALL: [pair for pair in comparison.pairs if pair.group == group] for group in groups}
-    return found if len(groups) == 1 else {ALL: list(comparison.pairs), **found}
+    if len(groups) == 1:
+        return {groups[0] or ALL: list(comparison.pairs)}
+    every = f"{ALL} pairs" if ALL in groups else ALL
+    parts = {group or NO_GROUP: [pair for pair in comparison.pairs if pair.group == group] for group in groups}
+    return {every: list(comparison.pairs), **parts}
 
 
 def error_rows(comparison: Comparison) -> list[ErrorRow]:

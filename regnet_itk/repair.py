@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from regnet_itk.errors import TransformError
-from regnet_itk.outputs import write_whole
+from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms import INITIAL_KEYS, NO_INITIAL
 
 REFERENCE_KEYS = (*INITIAL_KEYS, "DeformationFieldFileName", "TransformFileName")
 
 _TEXT = re.compile(rf'(?m)^(?P<head>\s*\(({"|".join(REFERENCE_KEYS)})\s+)"(?P<name>[^"\n]*)"')
 _TOML = re.compile(rf'(?m)^(?P<head>({"|".join(REFERENCE_KEYS)})\s*=\s*)(?P<quoted>"(?:[^"\\\n]|\\.)*")')
-_IS_TRANSFORM = re.compile(r"(?m)^\s*\(?Transform\s*[=\"\s]")
+_IS_TRANSFORM = re.compile(rf"(?m)^\s*\(?({'|'.join(REFERENCE_KEYS)}|TransformParameters|NumberOfParameters)[\s=]")
 _LARGEST = 1 << 30  # bytes; no transform file, but perhaps a table, is larger
 
 
@@ -75,6 +76,20 @@ def repair_folder(folder: str | Path, dry_run: bool = False) -> list[Repair]:
     texts = {file: text for file in sorted(root.rglob("*")) if (text := _transform_text(file)) is not None}
     if not texts:
         raise TransformError(f"folder '{folder}' holds no elastix transform file (.txt or .toml)")
+    repairs = _plan(root, texts)
+    if not dry_run:
+        with ExitStack() as stack:  # all are written beside before the first is put in its place
+            stages = {
+                parent: stack.enter_context(staged_folder(parent))
+                for parent in dict.fromkeys(repair.file.parent for repair in repairs)
+            }
+            for file in dict.fromkeys(repair.file for repair in repairs):
+                changed = _changed(file, texts[file], {r.old: r.new for r in repairs if r.file == file})
+                (stages[file.parent] / file.name).write_bytes(changed.encode())
+    return repairs
+
+
+def _plan(root: Path, texts: Mapping[Path, str]) -> list[Repair]:
     there = _files_by_name(root)
     repairs: list[Repair] = []
     lost: list[str] = []
@@ -90,10 +105,6 @@ def repair_folder(folder: str | Path, dry_run: bool = False) -> list[Repair]:
     if lost:
         raise TransformError(f"nothing was changed: {'; '.join(dict.fromkeys(lost))}")
     _check_one_origin(repairs)
-    if not dry_run:
-        for file in dict.fromkeys(repair.file for repair in repairs):
-            changed = _changed(file, texts[file], {r.old: r.new for r in repairs if r.file == file})
-            write_whole(file, lambda part, changed=changed: part.write_bytes(changed.encode()))  # type: ignore[misc]
     return repairs
 
 
@@ -105,7 +116,7 @@ def _transform_text(file: Path) -> str | None:
         text = file.read_bytes().decode("utf-8")
     except (UnicodeDecodeError, OSError):
         return None
-    return text if _IS_TRANSFORM.search(text) and next(_references(file, text), None) else None
+    return text if _IS_TRANSFORM.search(text) else None
 
 
 def _references(file: Path, text: str) -> Iterator[tuple[str, str]]:

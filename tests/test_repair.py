@@ -185,14 +185,26 @@ def test_bad_folders(tmp_path, capsys):
     fails(capsys, "is a file; give the folder", tmp_path / "notes.txt")
 
 
-def test_a_file_that_cannot_be_written(moved, capsys, monkeypatch):
-    import tempfile
+def test_a_file_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    """Neither is changed, not even the one that could be."""
+    for name in ("a", "b"):
+        (tmp_path / "made" / name).mkdir(parents=True)
+        CHAIN.write_elastix(tmp_path / "made" / name)
+    (tmp_path / "made").rename(tmp_path / "moved")
+    before = snapshot(tmp_path / "moved")
+    write = Path.write_bytes
 
-    before = snapshot(moved)
+    def full(path, content):
+        if path.parent.parent.name == "b":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    fails(capsys, "cannot write '.*moved/b.*': No space left", tmp_path / "moved")
+    assert snapshot(tmp_path / "moved") == before
 
-    monkeypatch.setattr(tempfile, "mkdtemp", full)
-    fails(capsys, "cannot write '.*TransformParameters.1.txt': No space left", moved)
-    assert snapshot(moved) == before
+
+def test_a_transform_that_names_no_file(tmp_path, capsys):
+    TransformChain(CHAIN.links[:1]).write_elastix(tmp_path)
+    assert call(tmp_path) == 0
+    assert "all paths are right" in capsys.readouterr().out

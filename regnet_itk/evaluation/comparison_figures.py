@@ -201,17 +201,22 @@ def _name_axes(axes: Axes, title: str, across: str, up: str) -> None:
 
 def _captured_landmarks(comparison: Comparison) -> Figure:
     methods = _registered(comparison)
-    figure = _figure(7.2, 2.9 + 2.3 * len(methods))
-    parts = figure.subfigures(1 + len(methods), 1, height_ratios=[2.9, *[2.3] * len(methods)], squeeze=False)[:, 0]
-    _boxes(parts[0].subplots(), comparison, comparison.methods, comparison.capture_range)
+    columns = 1 if len(methods) <= 4 else 2  # so that they fit on a page
+    rows = -(-len(methods) // columns)
+    heights = [2.9, *[2.2 if columns == 1 else 1.65] * rows]
+    figure = _figure(7.2, sum(heights))
+    upper, *lower = figure.subfigures(1 + rows, 1, height_ratios=heights, squeeze=False)[:, 0]
+    _boxes(upper.subplots(), comparison, comparison.methods, comparison.capture_range)
     found = [_displacements_of_landmarks(comparison, method) for method in methods]
     reach = _reach([np.abs(values) for both in found for values in both])
-    for part, method, (true, predicted) in zip(parts[1:], methods, found, strict=True):
-        part.suptitle(method.name, fontsize=_SIZE + 0.5)
+    parts = [part for row in lower for part in row.subfigures(1, columns, squeeze=False)[0]]
+    for part, method, (true, predicted) in zip(parts, methods, found, strict=False):
         for axis, axes in enumerate(part.subplots(1, 3)):
             axes.plot(true[:, axis], predicted[:, axis], ".", **_DOTS)
             _diagonal(axes, -reach, reach)
-            _name_axes(axes, "", f"true {'xyz'[axis]}, mm", f"predicted {'xyz'[axis]}, mm")
+            axes.locator_params(nbins=4)
+            title = method.name if axis == 1 else ""  # above the middle one
+            _name_axes(axes, title, f"true {'xyz'[axis]}, mm", "predicted, mm" if axis == 0 else "")
     return figure
 
 

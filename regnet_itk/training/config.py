@@ -36,7 +36,12 @@ class FieldRecipe:
     linear: float = 0.0
     """Largest entry of the linear map's deviation from the identity."""
     small_share: float = 0.0
-    """Share of the pairs whose whole field is scaled down, log-uniformly to as little as a twentieth."""
+    """Share of the pairs whose whole field is scaled down, log-uniformly to as little as `smallest`."""
+    smallest: float = 0.05
+    sliding: float = 0.0
+    """Largest part of the motion along the chest wall that is lost outside of the lungs."""
+    sliding_share: float = 0.0
+    """Share of the pairs in which the lungs slide along the chest wall."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,15 @@ class AppearanceRecipe:
     """Largest exponent of the volume change that multiplies the fixed image's lung density; 1 keeps the mass."""
     contrast: float = 0.0
     """Largest relative change of the soft tissue's contrast."""
+    contrast_agent: float = 0.0
+    """Largest enhancement in HU of vessels and soft tissue, uneven over the image; in half of the images."""
+    sharpening: float = 0.0
+    """Largest strength of a sharp reconstruction kernel (what a Gaussian of 0.8 voxels takes away is added); in half
+    of the images."""
+    slice_thickness: float = 0.0
+    """Largest thickness in mm of the slices, across the axis of the block that is nearest to the body's."""
+    noise_correlation: float = 0.0
+    """Largest standard deviation, in voxels, of the Gaussian that the noise is smoothed with; it keeps its strength."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,9 @@ class Phase:
     frozen_statistics: bool = False
     """Measure the statistics of batch normalisation when the phase begins and keep them: what the network computes in
     training is then what it computes in use, although a step sees few blocks."""
+    recurrence: float = 0.0
+    """Share of the steps in which the network sees what it has left itself: the moving image warped by its own result.
+    Only of the coarse-to-fine network."""
     learning_rate: Range = (1e-3, 1e-3)
     """At the beginning and at the end of the phase; half a cosine between them."""
     fields: FieldRecipe = field(default_factory=FieldRecipe)
@@ -78,6 +95,14 @@ class Phase:
         for name in ("steps", "blocks", "block_size"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"a training phase needs {name} of at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The recipes of the validation pairs."""
+
+    fields: FieldRecipe = field(default_factory=FieldRecipe)
+    appearance: AppearanceRecipe = field(default_factory=AppearanceRecipe)
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,10 @@ class TrainingConfig:
     """Name of the model; that of the network by default."""
     sources: tuple[str, ...] = ()
     """Where the images come from and on which terms, for the model's description."""
+    source_smoothing: float = 0.0
+    """Standard deviation in mm of a Gaussian that takes the scans' own noise away, which both images would share."""
+    judged_by: Judge | None = None
+    """What the validation pairs are made with; the last phase's recipes by default."""
     seed: int = 2017
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -111,6 +140,8 @@ class TrainingConfig:
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
         odd = [phase.block_size for phase in self.phases if phase.block_size % 8]
+        if self.network != "coarse_to_fine" and any(phase.recurrence for phase in self.phases):
+            raise ParameterError("'recurrence' is of the coarse-to-fine network only")
         if self.network == "coarse_to_fine" and odd:
             raise ParameterError(f"the coarse-to-fine network needs a block_size that is a multiple of 8, not {odd[0]}")
 
@@ -165,6 +196,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(_value(kinds[0], v, f"{where}[{i}]") for i, v in enumerate(value))
         if len(kinds) == len(value):
             return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if isinstance(hint, types.UnionType):  # a table that may be left out
+        return _value(get_args(hint)[0], value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:

@@ -2,83 +2,89 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
-import pickle
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from regnet_itk.errors import ImageError, ModelError
+from regnet_itk.errors import ModelError
 from regnet_itk.geometry import FloatArray
-from regnet_itk.images import IMAGE_SUFFIXES, read_image
-from regnet_itk.lungs import lung_mask
-from regnet_itk.model import Model, ModelDescription, make_network, save_model
-from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet
-from regnet_itk.outputs import write_whole
-from regnet_itk.training.blocks import Block, BlockMaker, Source
-from regnet_itk.training.config import Phase, TrainingConfig
+from regnet_itk.inference import find_device, find_precision
+from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
+from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet, warp
+from regnet_itk.training.blocks import Block, BlockMaker
+from regnet_itk.training.checkpoints import Checkpoint
+from regnet_itk.training.config import Judge, Phase, TrainingConfig
+from regnet_itk.training.log import LogRow, TrainingLog
+from regnet_itk.training.losses import DeepSupervision, coarse_to_fine_loss, regnet_loss
+from regnet_itk.training.processes import Processes, own_device
+from regnet_itk.training.random import Random
+from regnet_itk.training.sources import Source, find_images, load_source
+from regnet_itk.training.stopping import Stop, stopping_between_steps
 
 INTENSITY_RANGE = (-1000.0, 200.0)
 VOXEL_SIZE = {"regnet": 1.0, "coarse_to_fine": 2.0}
 _REGION = {"regnet": "lungs", "coarse_to_fine": "body"}  # RegNet's small blocks hold little else than lungs
 _TEXTURE_SIZE = 160
+_TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
-_LOG_COLUMNS = ("step", "phase", "seconds", "learning_rate", "loss", "share_left", "error_mm", "displacement_mm")
+_SEED_STEP = 7919  # between the seeds of processes
 
 
-def find_images(folder: str | Path, names: tuple[str, ...]) -> dict[str, Path]:
-    """Return the files of the named images in a folder.
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a run depends on besides its configuration.
 
-    Raises
-    ------
-    ImageError
-        If one is not there.
-    """
-    found = {}
-    for name in names:
-        paths = [Path(folder) / (name + suffix) for suffix in IMAGE_SUFFIXES]
-        there = [path for path in paths if path.exists()]
-        if not there:
-            raise ImageError(f"training image '{name}' is not in '{folder}' ({', '.join(IMAGE_SUFFIXES)})")
-        found[name] = there[0]
-    return found
-
-
-def load_source(path: Path) -> Source:
-    """Read a CT, find its lungs, and make a :class:`Source` of both."""
-    image = read_image(path, "training image")
-    return Source.from_image(image, lung_mask(image))
-
-
-class DeepSupervision(nn.Module):
-    """RegNet with two auxiliary outputs, from the merged features of either resolution, for training only.
-
-    They bring the error straight to the layers that must learn to match, which otherwise stay on a plateau.
+    Parameters
+    ----------
+    device : str
+        "auto", "cpu", "cuda", "cuda:N" or "mps".
+    cache : Path, optional
+        Folder of the prepared images; ``cache`` in the run's folder by default.
+    start_from : Path, optional
+        A model whose weights training begins with.
+    say : callable
+        Takes the lines that tell how far training is.
+    watch : callable
+        Is told of every step.
     """
 
-    def __init__(self, network: RegNet) -> None:
-        super().__init__()
-        self.network = network
-        self.fine_head = nn.Conv3d(30, 3, 1)
-        self.coarse_head = nn.Conv3d(30, 3, 1)
+    device: str = "auto"
+    cache: Path | None = None
+    start_from: Path | None = None
+    say: Callable[[str], None] = lambda _: None
+    watch: Callable[[TrainingProgress], None] = lambda _: None
 
-    def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
-        """Return the displacements of the network and of both auxiliary outputs, the network's own last."""
-        fine, coarse = self.network.features(fixed, moving)
-        merged = self.network.merged(torch.cat([fine, coarse], dim=1))
-        inside = (..., *(slice(4, -4),) * 3)
-        own = self.network.displacement(self.network.dense(merged))
-        return [self.fine_head(fine[inside]), self.coarse_head(coarse[inside]), own]
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a run is."""
+
+    step: int
+    steps: int
+    loss: float
+    validation: float | None
+    """Error of the last validation, mm."""
+    blocks_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means inside the lungs of the validation images, mm."""
+
+    error: float
+    per_axis: tuple[float, float, float]
+    displacement: float
 
 
 class Trainer:
@@ -91,8 +97,14 @@ class Trainer:
         Folder of the images that the configuration names.
     folder : str or Path
         Where checkpoints, the log and the model go; created if needed.
-    say : callable
-        Takes the lines that tell how far training is.
+    options : TrainingOptions
+
+    Raises
+    ------
+    ImageError
+        If an image is missing, cannot be used, or has no lungs.
+    ModelError
+        If the model to start from is of another network.
     """
 
     def __init__(
@@ -100,46 +112,87 @@ class Trainer:
         config: TrainingConfig,
         images: str | Path,
         folder: str | Path,
-        say: Callable[[str], None] = lambda _: None,
+        options: TrainingOptions = TrainingOptions(),
     ) -> None:
-        self.config, self.folder, self.say = config, Path(folder), say
+        self.config, self.folder, self.options = config, Path(folder), options
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = find_images(images, (*config.train, *config.validation))
-        self.train_sources = [load_source(paths[name]) for name in config.train]
-        self.validation_sources = [load_source(paths[name]) for name in config.validation]
-        torch.manual_seed(config.seed)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.device = own_device(find_device(options.device))
+        self.precision = find_precision("auto", self.device)
+        self.processes = Processes.joined(self.device)
         self.voxel_size = VOXEL_SIZE[config.network]
-        self.network = make_network(config.network, self.voxel_size)
+        torch.manual_seed(config.seed)
+        self.network = self._first_network()
+        paths = find_images(images, (*config.train, *config.validation))
+        self.train_sources = self._sources(paths, config.train)
+        self.validation_sources = self._sources(paths, config.validation)
+        self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         inner = self.network
-        self.trained: nn.Module = DeepSupervision(inner) if isinstance(inner, RegNet) else inner
-        self.trained.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.AdamW(self.trained.parameters(), lr=1e-3, weight_decay=1e-5)
+        self.module: nn.Module = DeepSupervision(inner) if isinstance(inner, RegNet) else inner
+        self.module.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.trained = self.processes.wrapped(self.module)
+        self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=1e-5)
+        self.log = TrainingLog(self.folder)
         self.step, self.seconds = 0, 0.0
         self.textures: list[Source] = []
+        self._last_error: float | None = None
+        self._stop = Stop()
+
+    def _first_network(self) -> nn.Module:
+        self._start: dict[str, Any] = {}
+        if self.options.start_from is None:
+            return make_network(self.config.network, self.voxel_size)
+        model = load_model(self.options.start_from)
+        self._start = {"model": model.description.name, "sha256": model.digest, **_effort(model.description)}
+        if model.description.architecture != self.config.network:
+            raise ModelError(
+                f"model '{self.options.start_from}' is of the network '{model.description.architecture}', but the "
+                f"configuration trains '{self.config.network}'"
+            )
+        return model.network.requires_grad_(True)
+
+    def _sources(self, paths: dict[str, Path], names: tuple[str, ...]) -> list[Source]:
+        cache = self.options.cache or self.folder / "cache"
+        found = []
+        for number, name in enumerate(names, start=1):
+            if not self.processes.first:
+                self.processes.wait()  # the first process prepares, the others read
+            else:
+                self.options.say(f"preparing image {number} of {len(names)}: {name}")
+            found.append(load_source(paths[name], self.config.source_smoothing, cache))
+            if self.processes.first:
+                self.processes.wait()
+        return found
 
     def run(self, resume: bool = True) -> Path:
         """Train through all phases and return the path of the model.
 
-        With `resume`, continue from the checkpoint in the folder if there is one.
+        With `resume`, continue from the checkpoint in the folder if there is one. An interruption leaves a checkpoint
+        of the last step done.
 
         Raises
         ------
         ModelError
             If the checkpoint is damaged or of another network.
+        OutputError
+            If the folder cannot be written, or the disk is full.
         """
         if resume and self._checkpoint_path.exists():
             self._load_checkpoint()
-        self._forget_later_log()
-        first = 0
-        for number, phase in enumerate(self.config.phases):
-            if self.step < first + phase.steps:
-                self._run_phase(number, phase, first)
-            first += phase.steps
-        if isinstance(self.network, RegNet) and not self.config.phases[-1].frozen_statistics:
+        if self.processes.first:
+            self.log.forget_after(self.step)
+        with stopping_between_steps() as self._stop:
+            first = 0
+            for number, phase in enumerate(self.config.phases):
+                if self.step < first + phase.steps:
+                    self._run_phase(number, phase, first)
+                first += phase.steps
+        if self._norms() and not self.config.phases[-1].frozen_statistics:
             self._calibrate(self.config.phases[-1])
         path = self.folder / f"{self._model_name}.safetensors"
-        save_model(self.network, self._description(self.validate(self.config.phases[-1])), path)
+        if self.processes.first:
+            save_model(self.network, self._description(self.validate()), path)
+            self.log.draw()
+        self.processes.wait()
         return path
 
     def _run_phase(self, number: int, phase: Phase, first: int) -> None:
@@ -149,30 +202,44 @@ class Trainer:
             self._calibrate(phase)
         started, losses = time.perf_counter(), []
         while self.step < first + phase.steps:
-            if phase.texture_share and (not self.textures or self.step % 50 == 0):
-                self.textures[:] = [Source.texture(_TEXTURE_SIZE, self.generator)]
+            if phase.texture_share and (not self.textures or self.step % _TEXTURE_STEPS == 0):
+                self._new_texture()
             rate = self._learning_rate(phase, (self.step - first) / phase.steps)
             blocks = [
-                (textures if self._uniform() < phase.texture_share else images).make(phase.fields, phase.appearance)
+                (textures if self.random.happens(phase.texture_share) else images).make(phase.fields, phase.appearance)
                 for _ in range(phase.blocks)
             ]
-            losses.append(self._learn(blocks, rate, phase.frozen_statistics))
+            losses.append(self._learn(blocks, rate, phase))
             self.step += 1
-            self.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            self._tell(losses[-1][0], phase.blocks / seconds, seconds)
             started = time.perf_counter()
             if self.step % self.config.validate_every == 0:
-                self._log(number, rate, np.mean(losses, axis=0), self.validate(phase))
+                self._log(number, rate, np.mean(losses, axis=0))
                 losses.clear()
             if self.step % self.config.checkpoint_every == 0:
                 self._save_checkpoint()
+            if self._stop.asked:
+                self._save_checkpoint()
+                raise KeyboardInterrupt
 
-    def _maker(self, sources: list[Source], phase: Phase, generator: torch.Generator | None = None) -> BlockMaker:
+    def _new_texture(self) -> None:
+        """Make the texture of this part of the run; the same in a run that was interrupted."""
+        seed = self.config.seed + self.step // _TEXTURE_STEPS + _SEED_STEP * self.processes.rank
+        self.textures[:] = [Source.texture(_TEXTURE_SIZE, Random(seed, self.device))]
+
+    def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
+        steps = sum(phase.steps for phase in self.config.phases)
+        mean = self.seconds / self.step if self.step else seconds
+        self.options.watch(
+            TrainingProgress(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
+        )
+
+    def _maker(self, sources: list[Source], phase: Phase, random: Random | None = None) -> BlockMaker:
         overhead = BLOCK_OVERHEAD if isinstance(self.network, RegNet) else 0
         edge = overhead + phase.block_size * (2 if overhead else 1)
-        return BlockMaker(sources, (edge, edge, edge), self.voxel_size, generator or self.generator)
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), generator=self.generator))
+        return BlockMaker(sources, (edge, edge, edge), self.voxel_size, random or self.random)
 
     @staticmethod
     def _learning_rate(phase: Phase, progress: float) -> float:
@@ -182,7 +249,7 @@ class Trainer:
     def _predict(self, network: nn.Module, blocks: list[Block]) -> Any:
         fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
         normalise = Model(network, _bare_description(self.config.network), "").normalise
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             return network(normalise(fixed), normalise(moving))
 
     def _truth(self, blocks: list[Block]) -> tuple[Tensor, Tensor]:
@@ -194,9 +261,11 @@ class Trainer:
             return u[at], weight[at]
         return u, weight
 
-    def _learn(self, blocks: list[Block], rate: float, frozen_statistics: bool) -> tuple[float, float]:
+    def _learn(self, blocks: list[Block], rate: float, phase: Phase) -> tuple[float, float]:
+        if self.random.happens(phase.recurrence):
+            blocks = [self._once_registered(block) for block in blocks]
         self.trained.train()
-        if frozen_statistics:
+        if phase.frozen_statistics:
             for norm in self._norms():
                 norm.eval()
         for group in self.optimiser.param_groups:
@@ -204,35 +273,47 @@ class Trainer:
         predicted = self._predict(self.trained, blocks)
         u, weight = self._truth(blocks)
         if isinstance(self.network, RegNet):
-            loss = _regnet_loss(predicted, u)
+            loss = regnet_loss(predicted, u)
         else:
-            loss = _coarse_to_fine_loss(predicted, u, weight)
+            loss = coarse_to_fine_loss(predicted, u, weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimiser.step()
         error, magnitude = (v.norm(dim=1).mean() for v in (predicted[-1].detach().float() - u, u))
-        return float(loss.detach()), float(error / magnitude)
+        return float(loss.detach()), float(error / magnitude.clamp(min=1e-3))
 
-    def validate(self, phase: Phase) -> tuple[float, float]:
-        """Return the mean error and the mean displacement in mm inside the lungs of the validation images.
+    def _once_registered(self, block: Block) -> Block:
+        """Return the pair that the network's own result leaves: the moving image warped by it, and what is left.
 
-        The pairs are drawn as in `phase`, always the same ones.
+        With T(x) = x + u(x) the truth and P(x) = x + p(x) predicted, v is wanted with P(x + v(x)) = T(x).
         """
-        generator = torch.Generator().manual_seed(self.config.seed + 1)
-        maker = self._maker(self.validation_sources, phase, generator)
-        error = magnitude = total = 0.0
+        with torch.no_grad():
+            self.network.eval()
+            p = self._predict(self.network, [block])[-1].float()
+            v = block.displacement - p
+            for _ in range(4):  # p changes by far less than 1 mm a mm: this converges
+                v = block.displacement - warp(p, v / self.voxel_size)
+            return Block(block.fixed, warp(block.moving, p / self.voxel_size), v, block.weight)
+
+    def validate(self) -> Validation:
+        """Measure the network on pairs of the validation images, always the same ones."""
+        judge = self.config.judged_by or Judge(self.config.phases[-1].fields, self.config.phases[-1].appearance)
+        maker = self._maker(self.validation_sources, self.config.phases[-1], Random(self.config.seed + 1, self.device))
+        sums = torch.zeros(5, dtype=torch.float64)
+        total = 0.0
         self.network.eval()
         for _ in range(_VALIDATION_BLOCKS):
-            block = [maker.make(phase.fields, phase.appearance)]
+            block = [maker.make(judge.fields, judge.appearance)]
             with torch.no_grad():
                 predicted = self._predict(self.network, block)
-            last = predicted if isinstance(predicted, Tensor) else predicted[-1]
             u, weight = self._truth(block)
-            error += float(((last.float() - u).norm(dim=1, keepdim=True) * weight).sum())
-            magnitude += float((u.norm(dim=1, keepdim=True) * weight).sum())
+            left = (predicted if isinstance(predicted, Tensor) else predicted[-1]).float() - u
+            each = torch.cat([left.norm(dim=1, keepdim=True), left.abs(), u.norm(dim=1, keepdim=True)], dim=1)
+            sums += (each * weight).sum(dim=(0, 2, 3, 4)).double().cpu()
             total += float(weight.sum())
-        return error / total, magnitude / total
+        error, x, y, z, displacement = (sums / max(total, 1e-6)).tolist()
+        return Validation(error, (x, y, z), displacement)
 
     def _norms(self) -> list[nn.BatchNorm3d]:
         return [m for m in self.network.modules() if isinstance(m, nn.BatchNorm3d)]
@@ -251,30 +332,18 @@ class Trainer:
         for norm in norms:
             norm.momentum = 0.1
         self.network.eval()
+        self.processes.same_weights(self.network)
 
-    def _log(self, phase: int, rate: float, training: FloatArray, validation: tuple[float, float]) -> None:
-        (loss, left), (error, magnitude) = training, validation
-        row = [
-            self.step,
-            phase,
-            f"{self.seconds:.0f}",
-            f"{rate:.2e}",
-            f"{loss:.4f}",
-            f"{left:.4f}",
-            f"{error:.4f}",
-            f"{magnitude:.4f}",
-        ]
-        path = self.folder / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(_LOG_COLUMNS)
-            writer.writerow(row)
-        self.say(
-            f"step {self.step} (phase {phase}, {self.seconds:.0f} s): loss {loss:.3f}, {left:.3f} left, validation "
-            f"error {error:.3f} mm of {magnitude:.3f} mm = {error / max(magnitude, 1e-6):.3f}"
-        )
+    def _log(self, phase: int, rate: float, training: FloatArray) -> None:
+        if not self.processes.first:
+            return
+        found = self.validate()
+        self._last_error = found.error
+        loss, left = (float(v) for v in training)
+        row = LogRow(self.step, phase, self.seconds, rate, loss, left, found.error, *found.per_axis, found.displacement)
+        self.log.append(row)
+        self.log.draw()
+        self.options.say(row.line())
 
     @property
     def _model_name(self) -> str:
@@ -285,56 +354,33 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def _save_checkpoint(self) -> None:
-        state = {
-            "trained": self.trained.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        write_whole(self._checkpoint_path, lambda part: torch.save(state, part))
-        self.textures.clear()  # a continued run has to draw one, so this one does as well
+        random = self.processes.gathered(self.random.state())
+        if self.processes.first:
+            state = (self.module.state_dict(), self.optimiser.state_dict(), random, self.step, self.seconds)
+            Checkpoint(self.config.network, *state).write(self._checkpoint_path)
 
     def _load_checkpoint(self) -> None:
-        path = self._checkpoint_path
-        try:
-            state = torch.load(path, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-            raise ModelError(f"checkpoint '{path}' is damaged; remove it to begin anew") from None
-        try:
-            self.trained.load_state_dict(state["trained"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.generator.set_state(state["generator"])
-            self.step, self.seconds = state["step"], state["seconds"]
-        except (RuntimeError, KeyError, TypeError, ValueError):
-            raise ModelError(
-                f"checkpoint '{path}' is not of the network '{self.config.network}'; train in another folder"
-            ) from None
+        found = Checkpoint.read(self._checkpoint_path, self.config.network)
+        self.module.load_state_dict(found.weights)
+        self.optimiser.load_state_dict(found.optimiser)
+        self.random.restore(found.random[self.processes.rank % len(found.random)])
+        self.step, self.seconds = found.step, found.seconds
 
-    def _forget_later_log(self) -> None:
-        """Remove what the log says about steps that are yet to come: they were done after the last checkpoint."""
-        path = self.folder / "log.csv"
-        if not path.exists():
-            return
-        rows = path.read_bytes().splitlines(keepends=True)
-        steps = [row.partition(b",")[0] for row in rows]
-        kept = [row for row, step in zip(rows, steps, strict=True) if step.isdigit() and int(step) <= self.step]
-        if kept:
-            write_whole(path, lambda part: part.write_bytes(b"".join([rows[0], *kept])))
-        else:
-            path.unlink()
-
-    def _description(self, validation: tuple[float, float]) -> ModelDescription:
+    def _description(self, validation: Validation) -> ModelDescription:
         last = self.config.phases[-1].fields
         bare = dataclasses.replace(_bare_description(self.config.network), name=self._model_name)
+        threads = f"{self.processes.count} process(es), {torch.get_num_threads()} thread(s)"
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
         training = {
             "recipe": dataclasses.asdict(self.config),
             "seconds": round(self.seconds),
             "steps": self.step,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), CPU, bfloat16",
+            "machine": f"{platform.machine()}, {threads}, {device}, {str(self.precision).removeprefix('torch.')}",
             "torch": str(torch.__version__),
         }
-        error, magnitude = validation
+        if self._start:
+            training["started_from"] = self._start
+        error, magnitude = validation.error, validation.displacement
         accuracy = {"validation": {"mean_error_mm": round(error, 3), "mean_displacement_mm": round(magnitude, 3)}}
         capture = max(last.theta[1], last.breathing)
         return dataclasses.replace(bare, capture_range=capture, training=training, accuracy=accuracy)
@@ -344,20 +390,5 @@ def _bare_description(network: str) -> ModelDescription:
     return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, region=_REGION[network])
 
 
-def _regnet_loss(outputs: list[Tensor], u: Tensor) -> Tensor:
-    """Return the mean absolute error, with a part of that of the auxiliary outputs."""
-    fine, coarse, own = ((output.float() - u).abs().mean() for output in outputs)
-    return own + 0.3 * coarse + 0.2 * fine
-
-
-def _coarse_to_fine_loss(levels: list[Tensor], u: Tensor, weight: Tensor) -> Tensor:
-    """Sum the mean error of all levels, mostly inside the lungs."""
-    weight = weight + 0.15
-    total = torch.zeros(())
-    shares = [0.25, 0.5, 1.0, 1.0]
-    for share, predicted in zip(shares[-len(levels) :], levels, strict=True):
-        factor = u.shape[-1] // predicted.shape[-1]
-        truth, at = (functional.avg_pool3d(t, factor) if factor > 1 else t for t in (u, weight))
-        error = ((predicted - truth).square().sum(dim=1, keepdim=True) + 1e-3).sqrt()
-        total = total + share * (error * at).sum() / at.sum()
-    return total
+def _effort(description: ModelDescription) -> dict[str, Any]:
+    return {key: description.training.get(key) for key in ("steps", "seconds", "machine", "started_from")}

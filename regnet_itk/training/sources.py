@@ -1,0 +1,200 @@
+"""The images that blocks are cut from: prepared once, kept in a cache on disk, read from there piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from regnet_itk.errors import ImageError, did_you_mean
+from regnet_itk.images import IMAGE_SUFFIXES, Image, read_image
+from regnet_itk.lungs import lung_mask
+from regnet_itk.outputs import staged_folder
+from regnet_itk.training.appearance import AIR
+from regnet_itk.training.filters import smoothed
+from regnet_itk.training.random import Random
+
+_MARGIN = 80.0
+"""mm kept around the lungs: half a block, its rotation, and a displacement."""
+
+_CACHE_VERSION = 1
+_MOST = 4000.0  # HU above air
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to cut blocks from.
+
+    Parameters
+    ----------
+    values : Tensor, shape (z, y, x), int16
+        Intensities above air (HU + 1000). Usually a file that is read where it is needed.
+    lungs : Tensor, shape (z, y, x), uint8
+        The mask that blocks are drawn from and weighted by.
+    spacing : Tensor, shape (3,)
+        x, y, z in mm.
+    centres : Tensor, shape (n, 3)
+        Positions inside the mask, mm from voxel 0 along the image's axes.
+    """
+
+    values: Tensor
+    lungs: Tensor
+    spacing: Tensor
+    centres: Tensor
+
+    @classmethod
+    def from_image(cls, image: Image, lungs: Image, smoothing: float = 0.0) -> Source:
+        """Take a CT and its lung mask.
+
+        Parameters
+        ----------
+        image, lungs : Image
+            On one grid.
+        smoothing : float
+            Standard deviation in mm of a Gaussian that takes away the scan's own noise: both images of a pair would
+            share it, and a network would learn to match it.
+        """
+        values, mask = _cropped(image, lungs)
+        if smoothing:
+            values = ndimage.gaussian_filter(values, [smoothing / s for s in image.grid.spacing[::-1]])
+        above_air = np.clip(values - AIR, 0.0, _MOST)
+        spacing = torch.tensor(image.grid.spacing)
+        return cls(
+            torch.from_numpy(above_air.astype(np.int16)), torch.from_numpy(mask), spacing, _centres(mask, spacing)
+        )
+
+    @classmethod
+    def texture(cls, size: int, random: Random) -> Source:
+        """Make band-limited random texture on voxels of 1 mm, everywhere inside the mask.
+
+        Every voxel of it says where it is, which makes a network find out quickly how to match.
+        """
+        values = torch.zeros(size, size, size, device=random.device)
+        for sigma in (0.8, 1.4, 2.5):
+            term = smoothed(random.normal(1, 1, size, size, size), (sigma,) * 3)[0, 0]
+            values += term / term.std()
+        values = (400.0 + 150.0 * values).clamp_(0.0, 1400.0).to(torch.int16)
+        margin = size // 4
+        centres = (random.uniform_small(256, 3) * 0.5 + 0.5) * (size - 2 * margin) + margin
+        return cls(values, torch.ones_like(values, dtype=torch.uint8), torch.ones(3), centres)
+
+    def sampled(self, matrix: Tensor, centre: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Interpolate intensities (above air; 0 outside of the image) and mask linearly at matrix x + centre.
+
+        Parameters
+        ----------
+        matrix, centre : Tensor, shape (3, 3) and (3,)
+            Map the block's coordinates to the image's, in mm.
+        positions : Tensor, shape (1, 3, z, y, x)
+            x, in mm.
+
+        Returns
+        -------
+        tuple of Tensor, shape (1, 1, z, y, x)
+        """
+        device = positions.device
+        matrix = matrix / self.spacing[:, None]
+        index = torch.einsum("ij,bjzyx->bzyxi", matrix.to(device), positions) + (centre / self.spacing).to(device)
+        flat = index.reshape(-1, 3)
+        shape = torch.tensor(self.values.shape).flip(0)
+        low = torch.minimum(flat.amin(dim=0).floor().long().cpu().clamp(min=0), shape - 2)
+        high = torch.maximum(torch.minimum(flat.amax(dim=0).ceil().long().cpu() + 1, shape), low + 2)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low.flip(0), high.flip(0), strict=True))
+        where = (index - low.to(device)) / (high - low - 1).to(device) * 2 - 1
+        values, lungs = (
+            functional.grid_sample(
+                part[box].to(device, torch.float32)[None, None], where, padding_mode="zeros", align_corners=True
+            )
+            for part in (self.values, self.lungs)
+        )
+        return values, lungs
+
+
+def _cropped(image: Image, lungs: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part around the lungs; positions count from its first voxel."""
+    mask = lungs.array > 0
+    box = []
+    for axis in range(3):
+        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = int(np.ceil(_MARGIN / image.grid.spacing[2 - axis]))
+        box.append(slice(max(int(inside[0]) - margin, 0), int(inside[-1]) + margin + 1))
+    return image.array[tuple(box)].astype(np.float32), np.ascontiguousarray(mask[tuple(box)].astype(np.uint8))
+
+
+def _centres(mask: np.ndarray, spacing: Tensor) -> Tensor:
+    return torch.from_numpy(np.argwhere(mask[::2, ::2, ::2])[:, ::-1].copy()) * (2 * spacing)
+
+
+def find_images(folder: str | Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """Return the files of the named images in a folder.
+
+    Raises
+    ------
+    ImageError
+        If one is not there.
+    """
+    found = {}
+    for name in names:
+        paths = [Path(folder) / (name + suffix) for suffix in IMAGE_SUFFIXES]
+        there = [path for path in paths if path.exists()]
+        if not there:
+            hint = did_you_mean(name, all_images(folder))
+            raise ImageError(f"training image '{name}' is not in '{folder}' ({', '.join(IMAGE_SUFFIXES)}){hint}")
+        found[name] = there[0]
+    return found
+
+
+def all_images(folder: str | Path) -> dict[str, Path]:
+    """Return every image file in a folder, by its name without suffix, in the names' order."""
+    found = {}
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), None)
+        if suffix and path.is_file():
+            found[path.name.removesuffix(suffix)] = path
+    return found
+
+
+def load_source(path: Path, smoothing: float, cache: Path) -> Source:
+    """Return the source of a CT: from the cache, or read, with its lungs found, and put there.
+
+    Parameters
+    ----------
+    path : Path
+    smoothing : float
+        mm; see :meth:`Source.from_image`.
+    cache : Path
+        Folder. What lies there is used as long as the image has not changed.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read, is not 3D, or no lungs are found.
+    OutputError
+        If the cache cannot be written.
+    """
+    status = path.stat()
+    key = json.dumps([_CACHE_VERSION, path.name, status.st_size, status.st_mtime_ns, smoothing])
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if not folder.exists():
+        image = read_image(path, "training image")
+        source = Source.from_image(image, lung_mask(image), smoothing)
+        with staged_folder(folder) as part:
+            np.save(part / "values.npy", source.values.numpy())
+            np.save(part / "lungs.npy", source.lungs.numpy())
+            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": list(image.grid.spacing)}))
+    try:
+        values, lungs = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("values", "lungs"))
+        spacing = torch.tensor(json.loads((folder / "source.json").read_text())["spacing"])
+    except (OSError, ValueError, KeyError, EOFError):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ImageError(f"the prepared image in '{folder}' was damaged and has been removed; start again") from None
+    return Source(torch.from_numpy(values), torch.from_numpy(lungs), spacing, _centres(lungs, spacing))

@@ -38,6 +38,10 @@ class OutputError(RegNetItkError):
     """A result cannot be written."""
 
 
+class InterruptedRunError(RegNetItkError):
+    """A run was interrupted by the user and can be continued."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the known name nearest to `given`, or an empty string.
 

@@ -95,7 +95,7 @@ def test_the_configurations_of_the_project_are_read() -> None:
         ('["d"]', '["b", "d"]', r"c.toml: .*disjoint; given twice: \['b'\]"),
         ('["c"]', '["a"]', r"given twice: \['a'\]"),
         ('["a", "b"]', '["a", "a"]', r"given twice: \['a'\]"),
-        ('["c"]', "[]", "at least one image"),
+        ('["c"]', "[]", "in 'train' and in 'validation', or in neither"),
         ("steps = 10", "steps = 0", r"phases\[0\]: .*steps of at least 1"),
         ('network = "regnet"', 'network = "regnet"\ncheckpoint_every = 0', "at least 1"),
         ("steps = 10", "steps = 10 10", "not TOML"),

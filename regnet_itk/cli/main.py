@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from regnet_itk.errors import RegNetItkError, did_you_mean
+from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
 
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
+    "train": "Train a network on a folder of images.",
     "example": "Write a digital chest phantom and register it.",
     "compare": "Compare several methods on a set of pairs: the paper's table and figures.",
     "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",
@@ -111,6 +112,8 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(f"{error.format_message()} (see regnet-itk {_command_of(error)}--help)", WRONG_USE)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except InterruptedRunError as error:
+        return _fail(error, INTERRUPTED)
     except RegNetItkError as error:
         return _fail(error, FAILED)
     except (KeyboardInterrupt, click.Abort):

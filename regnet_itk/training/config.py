@@ -110,9 +110,9 @@ class TrainingConfig:
     """A whole training run."""
 
     network: Literal["regnet", "coarse_to_fine"]
-    train: tuple[str, ...]
-    """Names of the image files, without suffix, to train on."""
-    validation: tuple[str, ...]
+    train: tuple[str, ...] = ()
+    """Names of the image files, without suffix, to train on; if none are named, a folder's images are divided."""
+    validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     """Images that the run must not touch; named so that the model's description can say so."""
     name: str = ""
@@ -133,8 +133,8 @@ class TrainingConfig:
         if len(set(sets)) != len(sets):
             twice = sorted({name for name in sets if sets.count(name) > 1})
             raise ParameterError(f"training, validation and test images must be disjoint; given twice: {twice}")
-        if not self.train or not self.validation:
-            raise ParameterError("a training configuration needs at least one image in 'train' and in 'validation'")
+        if bool(self.train) != bool(self.validation):
+            raise ParameterError("a training configuration names images in 'train' and in 'validation', or in neither")
         if not self.phases:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
         if min(self.validate_every, self.checkpoint_every) < 1:
@@ -144,6 +144,36 @@ class TrainingConfig:
             raise ParameterError("'recurrence' is of the coarse-to-fine network only")
         if self.network == "coarse_to_fine" and odd:
             raise ParameterError(f"the coarse-to-fine network needs a block_size that is a multiple of 8, not {odd[0]}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the training configurations that come with the package, by the names of the models they make."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "recipes", package.parent / "pipelines"):
+        files = sorted(folder.glob("train_*.toml")) if folder.is_dir() else []
+        if files:
+            return {file.stem.removeprefix("train_"): file for file in files}
+    return {}
+
+
+def find_recipe(path_or_name: str) -> TrainingConfig:
+    """Read a configuration file, or one that comes with the package, without the images that it names.
+
+    Raises
+    ------
+    ParameterError
+        As :func:`read_training_config`, and if there is neither a file nor a recipe of that name.
+    """
+    shipped = shipped_recipes()
+    if path_or_name in shipped and not Path(path_or_name).is_file():
+        config = read_training_config(shipped[path_or_name])
+        return dataclasses.replace(config, train=(), validation=(), test=(), sources=())
+    if not Path(path_or_name).exists():
+        raise ParameterError(
+            f"training configuration '{path_or_name}' does not exist{did_you_mean(path_or_name, shipped)}; give the "
+            f"path of a TOML file, or the name of a recipe that comes with the package ({', '.join(shipped)})"
+        )
+    return read_training_config(path_or_name)
 
 
 def read_training_config(path: str | Path) -> TrainingConfig:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regnet_itk.errors import ModelError
+from regnet_itk.errors import ImageError, InterruptedRunError, ModelError
 from regnet_itk.geometry import FloatArray
 from regnet_itk.inference import find_device, find_precision
 from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
@@ -37,6 +37,7 @@ _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
+_SMALLEST_IMAGE = 54.0  # mm: a patch of the paper's network
 _SEED_STEP = 7919  # between the seeds of processes
 
 
@@ -161,7 +162,19 @@ class Trainer:
             found.append(load_source(paths[name], self.config.source_smoothing, cache))
             if self.processes.first:
                 self.processes.wait()
+            extent = torch.tensor(found[-1].values.shape).flip(0) * found[-1].spacing
+            if float(extent.min()) < _SMALLEST_IMAGE:
+                size = " x ".join(f"{mm:.0f}" for mm in extent.tolist())
+                raise ImageError(
+                    f"training image '{paths[name]}' is {size} mm; it must measure at least {_SMALLEST_IMAGE:.0f} mm "
+                    "along each axis"
+                )
         return found
+
+    @property
+    def continues(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return self._checkpoint_path.exists()
 
     def run(self, resume: bool = True) -> Path:
         """Train through all phases and return the path of the model.
@@ -175,8 +188,10 @@ class Trainer:
             If the checkpoint is damaged or of another network.
         OutputError
             If the folder cannot be written, or the disk is full.
+        InterruptedRunError
+            After an interruption, when the checkpoint is written.
         """
-        if resume and self._checkpoint_path.exists():
+        if resume and self.continues:
             self._load_checkpoint()
         if self.processes.first:
             self.log.forget_after(self.step)
@@ -222,7 +237,10 @@ class Trainer:
                 self._save_checkpoint()
             if self._stop.asked:
                 self._save_checkpoint()
-                raise KeyboardInterrupt
+                raise InterruptedRunError(
+                    f"interrupted after step {self.step}; the same command continues from the checkpoint in "
+                    f"'{self.folder}'"
+                )
 
     def _new_texture(self) -> None:
         """Make the texture of this part of the run; the same in a run that was interrupted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -19,6 +20,7 @@ from regnet_itk.images import IMAGE_SUFFIXES, Image, read_image
 from regnet_itk.lungs import lung_mask
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR
+from regnet_itk.training.config import TrainingConfig
 from regnet_itk.training.filters import smoothed
 from regnet_itk.training.random import Random
 
@@ -163,6 +165,40 @@ def all_images(folder: str | Path) -> dict[str, Path]:
     return found
 
 
+def with_images(config: TrainingConfig, folder: str | Path, held_out: tuple[str, ...] = ()) -> TrainingConfig:
+    """Return the configuration with a folder's images divided into those to train on and those to judge by.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        Names images: then it stays as it is, and the images must be there.
+    folder : str or Path
+    held_out : tuple of str
+        The images to judge by; by default every eighth, drawn with the configuration's seed.
+
+    Raises
+    ------
+    ImageError
+        If the folder has no images, or too few, or one of `held_out` is not there.
+    """
+    if config.train and not held_out:
+        find_images(folder, (*config.train, *config.validation))
+        return config
+    there = [name for name in all_images(folder) if name not in config.test]
+    if not there:
+        raise ImageError(f"there is no image in '{folder}' ({', '.join(IMAGE_SUFFIXES)})")
+    find_images(folder, held_out)
+    if not held_out:
+        drawn = np.random.default_rng(config.seed).permutation(len(there))[: max(len(there) // 8, 1)]
+        held_out = tuple(there[i] for i in sorted(drawn))
+    train = tuple(name for name in there if name not in held_out)
+    if not train:
+        raise ImageError(
+            f"'{folder}' holds {len(there)} image(s) to use; at least one is needed to train on and one to judge by"
+        )
+    return dataclasses.replace(config, train=train, validation=held_out)
+
+
 def load_source(path: Path, smoothing: float, cache: Path) -> Source:
     """Return the source of a CT: from the cache, or read, with its lungs found, and put there.
 
@@ -185,12 +221,24 @@ def load_source(path: Path, smoothing: float, cache: Path) -> Source:
     key = json.dumps([_CACHE_VERSION, path.name, status.st_size, status.st_mtime_ns, smoothing])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
-        image = read_image(path, "training image")
-        source = Source.from_image(image, lung_mask(image), smoothing)
+        source, spacing = _prepared(path, smoothing)
         with staged_folder(folder) as part:
             np.save(part / "values.npy", source.values.numpy())
             np.save(part / "lungs.npy", source.lungs.numpy())
-            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": list(image.grid.spacing)}))
+            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": spacing}))
+    return _from_cache(folder)
+
+
+def _prepared(path: Path, smoothing: float) -> tuple[Source, list[float]]:
+    image = read_image(path, "training image")
+    try:
+        lungs = lung_mask(image)
+    except ImageError as error:
+        raise ImageError(f"training image '{path}': {error}") from None
+    return Source.from_image(image, lungs, smoothing), list(image.grid.spacing)
+
+
+def _from_cache(folder: Path) -> Source:
     try:
         values, lungs = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("values", "lungs"))
         spacing = torch.tensor(json.loads((folder / "source.json").read_text())["spacing"])

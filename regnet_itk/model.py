@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ class ModelDescription:
     Parameters
     ----------
     name : str
-    architecture : {"regnet", "coarse_to_fine"}
+    architecture : {"regnet", "regnet_early", "regnet_1scale", "coarse_to_fine"}
     voxel_size : float
         Voxels in mm that the network works on.
     intensity_range : tuple of float
@@ -74,12 +75,15 @@ def make_network(architecture: str, voxel_size: float) -> nn.Module:
     """
     from regnet_itk.network import CoarseToFineRegNet, RegNet
 
-    if architecture == "regnet":
-        return RegNet()
-    if architecture == "coarse_to_fine":
-        return CoarseToFineRegNet(voxel_size=voxel_size)
-    known = ("regnet", "coarse_to_fine")
-    raise ModelError(f"unknown network architecture '{architecture}'{did_you_mean(architecture, known)}")
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "regnet": RegNet,
+        "regnet_early": lambda: RegNet(early_fusion=True),
+        "regnet_1scale": lambda: RegNet(scales=1),
+        "coarse_to_fine": lambda: CoarseToFineRegNet(voxel_size=voxel_size),
+    }
+    if architecture not in makers:
+        raise ModelError(f"unknown network architecture '{architecture}'{did_you_mean(architecture, makers)}")
+    return makers[architecture]()
 
 
 def save_model(network: nn.Module, description: ModelDescription, path: str | Path) -> None:

@@ -48,35 +48,61 @@ class RegNet(nn.Module):
     middle at full resolution, all of them averaged over 2x2x2 voxels for the low resolution). Output (g) belongs to
     input voxel ``27 + 2 g``. All convolutions are valid, so the blocks' results do not depend on how an image is
     cut into blocks.
+
+    The two designs that the paper compares it with (Table 1) are the same network without one of its marks.
+
+    Parameters
+    ----------
+    early_fusion : bool
+        "RegNet Early": the images are the two channels of one path from the start, with as many feature maps at every
+        depth as both paths of late fusion have together.
+    scales : {1, 2}
+        1 is "RegNet 1Scale": without the path of low resolution.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, early_fusion: bool = False, scales: int = 2) -> None:
         super().__init__()
-        self.fine_fixed = _convolutions([1, 16, 16, 16])
-        self.fine_moving = _convolutions([1, 16, 16, 16])
+        self.early_fusion, self.scales = early_fusion, scales
+        if early_fusion:
+            self.fine_both = _convolutions([2, 32, 32, 32])
+        else:
+            self.fine_fixed = _convolutions([1, 16, 16, 16])
+            self.fine_moving = _convolutions([1, 16, 16, 16])
         self.fine_merged = _convolutions([32, 25, 30])
-        self.coarse_fixed = _convolutions([1, 16, 16, 16])
-        self.coarse_moving = _convolutions([1, 16, 16, 16])
-        self.coarse_merged = _convolutions([32, 25, 25, 25, 30, 30, 30])
-        self.merged = _convolutions([60, 60, 70, 75, 150])
+        if scales == 2:
+            if early_fusion:
+                self.coarse_both = _convolutions([2, 32, 32, 32])
+            else:
+                self.coarse_fixed = _convolutions([1, 16, 16, 16])
+                self.coarse_moving = _convolutions([1, 16, 16, 16])
+            self.coarse_merged = _convolutions([32, 25, 25, 25, 30, 30, 30])
+        self.merged = _convolutions([30 * scales, 60, 70, 75, 150])
         self.dense = _convolutions([150, 150], kernel=1)
         self.displacement = nn.Conv3d(150, 3, 1)
         nn.init.xavier_uniform_(self.displacement.weight)
         nn.init.zeros_(self.displacement.bias)  # type: ignore[arg-type]
 
-    def features(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the merged feature maps (batch, 30, ..) of the original and of the low resolution.
+    def features(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
+        """Return the merged feature maps (batch, 30, ..) of the original and, if there is one, of the low resolution.
 
         Both are cropped to the same (G + 8)^3 cells of 2x2x2 voxels.
         """
         if min(fixed.shape[2:]) < BLOCK_OVERHEAD + 2 or any(n % 2 for n in fixed.shape[2:]):
             raise ValueError(f"RegNet needs blocks of 54, 56, 58 .. voxels an axis, not {tuple(fixed.shape[2:])}")
-        fine_fixed, fine_moving = (_fine_part(image) for image in (fixed, moving))
-        fine = torch.cat([self.fine_fixed(fine_fixed), self.fine_moving(fine_moving)], dim=1)
+        images = [_fine_part(image) for image in (fixed, moving)]
+        if self.early_fusion:
+            fine = self.fine_both(torch.cat(images, dim=1))
+        else:
+            fine = torch.cat([self.fine_fixed(images[0]), self.fine_moving(images[1])], dim=1)
         fine = functional.max_pool3d(self.fine_merged(fine), 2)
-        coarse_fixed, coarse_moving = (functional.avg_pool3d(image, 2) for image in (fixed, moving))
-        coarse = torch.cat([self.coarse_fixed(coarse_fixed), self.coarse_moving(coarse_moving)], dim=1)
-        return fine, self.coarse_merged(coarse)
+        if self.scales == 1:
+            return [fine]
+        images = [functional.avg_pool3d(image, 2) for image in (fixed, moving)]
+        if self.early_fusion:
+            coarse = self.coarse_both(torch.cat(images, dim=1))
+        else:
+            coarse = torch.cat([self.coarse_fixed(images[0]), self.coarse_moving(images[1])], dim=1)
+        return [fine, self.coarse_merged(coarse)]
 
     def forward(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Predict displacements.
@@ -91,8 +117,11 @@ class RegNet(nn.Module):
         Tensor, shape (batch, 3, Gz, Gy, Gx)
             Displacements x, y, z in mm, at input voxels 27, 29, 31, ...
         """
-        merged = self.merged(torch.cat(self.features(fixed, moving), dim=1))
-        hidden = self.dense(merged)
+        return self.from_features(self.features(fixed, moving))
+
+    def from_features(self, features: list[Tensor]) -> Tensor:
+        """Return the displacements (batch, 3, Gz, Gy, Gx) in mm that :meth:`features` tell."""
+        hidden = self.dense(self.merged(torch.cat(features, dim=1)))
         with torch.autocast(hidden.device.type, enabled=False):  # 8 mm would be rounded to 0.03 mm in bfloat16
             return self.displacement(hidden.float())
 

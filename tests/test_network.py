@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,29 @@ def test_an_output_sees_the_54_voxels_around_it_and_no_more(regnet: RegNet) -> N
     for axes in ((1, 2), (0, 2), (0, 1)):
         touched = torch.nonzero(seen.any(dim=axes[1]).any(dim=axes[0])).ravel()
         assert (int(touched[0]), int(touched[-1])) == (29 - 27, 29 + 26)
+
+
+@pytest.mark.parametrize(("design", "reach"), [({"early_fusion": True}, (27, 26)), ({"scales": 1}, (14, 13))])
+def test_the_designs_that_the_paper_compares_with(design: dict[str, Any], reach: tuple[int, int]) -> None:
+    """A block is its patches for them too; one scale sees the small patch only; early fusion mixes from the start."""
+    network = RegNet(**design)
+    randomised(network)
+    fixed, moving = (noise(1, 1, 58, 58, 58, seed=s) for s in (1, 2))
+    block = network(fixed, moving)
+    assert block.shape == (1, 3, 3, 3, 3)
+    for g in ((0, 0, 0), (2, 0, 1)):
+        patch = (..., *(slice(2 * i, 2 * i + 54) for i in g))
+        single = network(fixed[patch], moving[patch])[0, :, 0, 0, 0]
+        scale = float(block.abs().max())
+        np.testing.assert_allclose(single / scale, block[(0, slice(None), *g)] / scale, atol=1e-5)
+    for image in (fixed.requires_grad_(), moving.requires_grad_()):
+        image.grad = None
+        network(fixed, moving)[0, :, 1, 1, 1].square().sum().backward()  # voxel 29
+        assert image.grad is not None
+        touched = torch.nonzero(image.grad[0, 0].abs().amax(dim=(0, 1))).ravel()
+        assert (29 - int(touched[0]), int(touched[-1]) - 29) == reach
+    first = next(m for m in network.modules() if isinstance(m, nn.Conv3d))
+    assert first.in_channels == (2 if design.get("early_fusion") else 1)
 
 
 @pytest.mark.parametrize("shape", [(53, 54, 54), (52, 52, 52), (54, 54, 57)])

@@ -382,7 +382,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(network: str, **changes: Any) -> TrainingConfig:
     first = Phase(
-        steps=2, blocks=1, block_size=2 if network == "regnet" else 16, texture_share=0.5,
+        steps=2, blocks=1, block_size=16 if network == "coarse_to_fine" else 2, texture_share=0.5,
         fields=FieldRecipe(sigma=(8.0, 12.0), theta=(2.0, 3.0)), learning_rate=(1e-3, 5e-4),
     )  # fmt: skip
     second = dataclasses.replace(first, steps=2, appearance=AppearanceRecipe(noise=(1.0, 4.0), density=0.1))
@@ -466,6 +466,15 @@ def test_training_continues_to_the_bit(
     assert sorted(f.name for f in (tmp_path / "cut").iterdir()) == sorted(
         f.name for f in (tmp_path / "whole").iterdir()
     )
+
+
+@pytest.mark.parametrize("network", ["regnet_early", "regnet_1scale"])
+def test_the_designs_of_the_paper_s_table_are_trained_alike(network: str, images: Path, tmp_path: Path) -> None:
+    phase = dataclasses.replace(tiny(network).phases[0], steps=1)
+    model = load_model(Trainer(tiny(network, phases=(phase,)), images, tmp_path, CPU).run())
+    assert model.description.architecture == network
+    assert isinstance(model.network, RegNet)
+    assert (model.network.early_fusion, model.network.scales) == ((True, 2) if "early" in network else (False, 1))
 
 
 def test_steps_after_the_last_checkpoint_are_done_and_logged_again(

@@ -109,7 +109,7 @@ class Judge:
 class TrainingConfig:
     """A whole training run."""
 
-    network: Literal["regnet", "coarse_to_fine"]
+    network: Literal["regnet", "regnet_early", "regnet_1scale", "coarse_to_fine"]
     train: tuple[str, ...] = ()
     """Names of the image files, without suffix, to train on; if none are named, a folder's images are divided."""
     validation: tuple[str, ...] = ()

@@ -31,8 +31,7 @@ from regnet_itk.training.sources import Source, find_images, load_source
 from regnet_itk.training.stopping import Stop, stopping_between_steps
 
 INTENSITY_RANGE = (-1000.0, 200.0)
-VOXEL_SIZE = {"regnet": 1.0, "coarse_to_fine": 2.0}
-_REGION = {"regnet": "lungs", "coarse_to_fine": "body"}  # RegNet's small blocks hold little else than lungs
+VOXEL_SIZE = {"regnet": 1.0, "regnet_early": 1.0, "regnet_1scale": 1.0, "coarse_to_fine": 2.0}
 _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
@@ -405,7 +404,8 @@ class Trainer:
 
 
 def _bare_description(network: str) -> ModelDescription:
-    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, region=_REGION[network])
+    region = "body" if network == "coarse_to_fine" else "lungs"  # RegNet's small blocks hold little else than lungs
+    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, region=region)
 
 
 def _effort(description: ModelDescription) -> dict[str, Any]:

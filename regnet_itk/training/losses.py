@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,9 +10,12 @@ from regnet_itk.network import RegNet
 _LEVEL_SHARES = (0.25, 0.5, 1.0, 1.0)
 """Of the coarse-to-fine network's levels, the finest last."""
 
+_AUXILIARY_SHARES = (0.2, 0.3)
+"""Of RegNet's auxiliary outputs, of the original and of the low resolution."""
+
 
 class DeepSupervision(nn.Module):
-    """RegNet with two auxiliary outputs, from the merged features of either resolution, for training only.
+    """RegNet with auxiliary outputs, from the merged features of each resolution, for training only.
 
     They bring the error straight to the layers that must learn to match, which otherwise stay on a plateau.
     """
@@ -21,22 +23,22 @@ class DeepSupervision(nn.Module):
     def __init__(self, network: RegNet) -> None:
         super().__init__()
         self.network = network
-        self.fine_head = nn.Conv3d(30, 3, 1)
-        self.coarse_head = nn.Conv3d(30, 3, 1)
+        self.heads = nn.ModuleList(nn.Conv3d(30, 3, 1) for _ in range(network.scales))
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
-        """Return the displacements of the network and of both auxiliary outputs, the network's own last."""
-        fine, coarse = self.network.features(fixed, moving)
-        merged = self.network.merged(torch.cat([fine, coarse], dim=1))
+        """Return the displacements of the auxiliary outputs, and the network's own last."""
+        features = self.network.features(fixed, moving)
         inside = (..., *(slice(4, -4),) * 3)
-        own = self.network.displacement(self.network.dense(merged))
-        return [self.fine_head(fine[inside]), self.coarse_head(coarse[inside]), own]
+        auxiliary = [head(part[inside]) for head, part in zip(self.heads, features, strict=True)]
+        return [*auxiliary, self.network.from_features(features)]
 
 
 def regnet_loss(outputs: list[Tensor], u: Tensor) -> Tensor:
     """Return the mean absolute error, with a part of that of the auxiliary outputs."""
-    fine, coarse, own = ((output.float() - u).abs().mean() for output in outputs)
-    return own + 0.3 * coarse + 0.2 * fine
+    *auxiliary, total = ((output.float() - u).abs().mean() for output in outputs)
+    for share, error in zip(_AUXILIARY_SHARES, auxiliary, strict=False):
+        total = total + share * error
+    return total
 
 
 def coarse_to_fine_loss(levels: list[Tensor], u: Tensor, weight: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ class RegistrationResult:
             self.write_stages(stage, final)
             last = len(self.stages) - 1
             self.chain.write_itk(stage / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
-            (stage / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+            (stage / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
             registration_figure(
                 self.pair.fixed,
                 self.pair.moving,
@@ -207,7 +207,7 @@ class RegistrationResult:
                 mask=self.pair.fixed_mask,
                 landmarks=self.landmarks,
             )
-            (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []))
+            (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []), encoding="utf-8")
 
     def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:
         """Write what elastix itself writes for each stage: transform, result image, tables of the iterations.
@@ -225,7 +225,7 @@ class RegistrationResult:
                 compress = report.parameters.get_bool("CompressResultImage", True)
                 write_image(report.warped, folder / f"result.{number}.{suffix}", compress)
             for resolution, text in report.iteration_info.items():
-                (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text)
+                (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
         """Write the chain's elastix files, so that the folder has all that they need.

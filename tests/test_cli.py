@@ -92,7 +92,7 @@ def test_all_that_a_run_prints_and_writes(here, phantom, capfd):
         "deformationField.1.mha", "result.0.mha", "result.1.mha", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt",
         "registration.json", "registration.png", "regnet-itk.log",
     }  # fmt: skip
-    summary = json.loads((folder / "registration.json").read_text())
+    summary = json.loads((folder / "registration.json").read_text(encoding="utf-8"))
     assert summary["settings"] == {"threads": 1, "seed": 7, "device": "cpu", "priority": "belownormal"}
     assert summary["stages"][0]["random_seed"] == 7
     errors = [np.linalg.norm(phantom.fixed_landmarks - phantom.moving_landmarks, axis=1)]
@@ -110,7 +110,7 @@ def test_all_that_a_run_prints_and_writes(here, phantom, capfd):
     assert re.match(rf"stage 0 AffineTransform: \d+\.\d s, TRE {re.escape(told[1])}", lines[1])
     assert re.match(rf"stage 1 RegNet \w+: \d+\.\d s, TRE {re.escape(told[2])}", lines[2])
     assert lines[-1].startswith("written to new/out in ")
-    log = (folder / "regnet-itk.log").read_text()
+    log = (folder / "regnet-itk.log").read_text(encoding="utf-8")
     assert "ELASTIX version" in log
     assert all(re.match(r"\[ *\d+\.\d\d\] ", line) for line in log.splitlines())
 
@@ -166,10 +166,12 @@ def test_images_of_every_format_and_type(here, phantom):
 
 def test_where_to_start(here):
     assert run("-p", "../in/affine.txt", *POINTS, "-loglevel", "off", out="first") == 0
-    before = json.loads((here / "first/registration.json").read_text())["stages"][0]["landmarks"]["mean"]
+    before = json.loads((here / "first/registration.json").read_text(encoding="utf-8"))["stages"][0]["landmarks"][
+        "mean"
+    ]
     for number, start in enumerate(("TransformParameters.0.txt", "TransformParameters.0-Composite.h5")):
         assert run("-p", "../in/regnet.txt", "-t0", f"first/{start}", *POINTS, "-loglevel", "off", out=number) == 0
-        summary = json.loads((here / str(number) / "registration.json").read_text())
+        summary = json.loads((here / str(number) / "registration.json").read_text(encoding="utf-8"))
         assert summary["landmarks_before"]["mean"] == pytest.approx(before, abs=1e-3)
         assert {"InitialTransform.0.txt", "TransformParameters.0.txt"} <= set(os.listdir(here / str(number)))
 
@@ -241,7 +243,7 @@ class TestBadInput:
         write_image(Image(np.full(grid.shape, 40, np.int16), grid), "constant.nii.gz")
         sitk.WriteImage(sitk.Image([9, 9], sitk.sitkInt16), "flat.mha")
         sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkVectorFloat32, 3), "vectors.mha")
-        Path("text.nrrd").write_text("hello")
+        Path("text.nrrd").write_text("hello", encoding="utf-8")
         Path("folder").mkdir()
         for suffix in ("mha", "nii", "nii.gz", "nrrd"):
             write_image(phantom.fixed, f"whole.{suffix}")
@@ -322,7 +324,7 @@ class TestBadInput:
         other = {**metadata, "description": metadata["description"].replace('"coarse_to_fine"', '"regnet"')}
         save_file(tensors, "other.safetensors", metadata=other)
         save_file(tensors, "foreign.safetensors")
-        Path("stage.txt").write_text(REGNET.with_(change).to_text())
+        Path("stage.txt").write_text(REGNET.with_(change).to_text(), encoding="utf-8")
         fails(capfd, message, "-p", "../in/affine.txt", "-p", "stage.txt")
 
     @pytest.mark.parametrize(
@@ -339,31 +341,31 @@ class TestBadInput:
         ],
     )
     def test_elastix_stages(self, text, message, capfd):
-        Path("stage.txt").write_text(text)
+        Path("stage.txt").write_text(text, encoding="utf-8")
         fails(capfd, message, "-p", "../in/affine.txt", "-p", "stage.txt")
 
     def test_stages_that_do_not_exist(self, capfd):
         fails(capfd, "'afine' does not exist; did you mean 'affine'", "-p", "afine")
         fails(capfd, "'none.txt' does not exist", "-p", "none.txt")
-        Path("bad.toml").write_text("Transform = \n")
+        Path("bad.toml").write_text("Transform = \n", encoding="utf-8")
         fails(capfd, "bad.toml is not valid TOML", "-p", "bad.toml")
 
     def test_landmarks(self, capfd, phantom):
         good, bad = "../in/fixed_points.txt", "../in/moving_points.txt"
         fails(capfd, "both images .-fp and -mp.", "-fp", good)
         fails(capfd, "both images .-fp and -mp.", "-mp", bad)
-        Path("short.txt").write_text("point\n1\n0 0 0\n")
+        Path("short.txt").write_text("point\n1\n0 0 0\n", encoding="utf-8")
         fails(capfd, "and 1 moving landmarks; they must correspond", "-fp", good, "-mp", "short.txt")
-        Path("far.txt").write_text("point\n1\n900 0 0\n")
+        Path("far.txt").write_text("point\n1\n900 0 0\n", encoding="utf-8")
         fails(capfd, "1 of 1 moving landmarks lie outside", "-fp", "short.txt", "-mp", "far.txt")
-        Path("broken.txt").write_text("point\n2\n0 0 0\n")
+        Path("broken.txt").write_text("point\n2\n0 0 0\n", encoding="utf-8")
         fails(capfd, "2 points are announced and 1 follow", "-fp", "broken.txt", "-mp", bad)
         fails(capfd, "'none.csv' does not exist", "-fp", "none.csv", "-mp", bad)
 
     def test_where_to_start(self, capfd):
         fails(capfd, "'none.txt' does not exist", "-t0", "none.txt")
         Path("cut.txt").write_text(
-            '(Transform "AffineTransform")\n(NumberOfParameters 12)\n(TransformParameters 1 2)\n'
+            '(Transform "AffineTransform")\n(NumberOfParameters 12)\n(TransformParameters 1 2)\n', encoding="utf-8"
         )
         fails(capfd, "has 12 parameters here.*may be cut off", "-t0", "cut.txt")
         Path("bad.h5").write_bytes(b"no HDF5")
@@ -378,7 +380,7 @@ class TestBadInput:
         fails(capfd, f"no CUDA device '{device}' here; use --device auto or cpu", "--device", device)
 
     def test_output_folders(self, capfd, tmp_path):
-        Path("file").write_text("")
+        Path("file").write_text("", encoding="utf-8")
         for out in ("file", "file/below"):
             assert run(out=out) == 1
             assert re.fullmatch(r"regnet-itk: error: cannot write .*/file' is a file\n", capfd.readouterr().err)
@@ -399,7 +401,7 @@ def test_images_that_do_not_overlap(here, phantom, capfd):
     shifted.SetOrigin((3000.0, 0.0, 0.0))
     sitk.WriteImage(shifted, "far.mha")
     images = ("-f", "../in/fixed.mha", "-m", "far.mha")
-    Path("local.txt").write_text(AFFINE.with_(AutomaticTransformInitialization=False).to_text())
+    Path("local.txt").write_text(AFFINE.with_(AutomaticTransformInitialization=False).to_text(), encoding="utf-8")
     fails(capfd, "do not overlap", "-p", "local.txt", images=images)
     fails(capfd, "do not overlap", "-p", "../in/regnet.txt", images=images)
 
@@ -429,12 +431,12 @@ def test_a_mistake_of_ours_is_one_line_too(capfd, monkeypatch):
 
 
 def children_of(process):
-    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
 
 
 def runs(number):
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

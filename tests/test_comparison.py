@@ -25,7 +25,7 @@ from regnet_itk.evaluation import comparison as comparison_module
 from regnet_itk.evaluation.comparison import Method, compare, read_methods
 from regnet_itk.evaluation.comparison_figures import write_figures
 from regnet_itk.evaluation.comparison_outputs import write_comparison
-from regnet_itk.evaluation.comparison_step import StepSettings, _run
+from regnet_itk.evaluation.comparison_step import StepSettings, _run, peak_memory
 from regnet_itk.evaluation.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.evaluation.tables import (
     difference_rows,
@@ -60,7 +60,7 @@ class Shift:
 
     def run(self, pair, initial, options):
         values = self.parameters
-        with Path(values.get_str("Log")).open("a") as file:
+        with Path(values.get_str("Log")).open("a", encoding="utf-8") as file:
             file.write(f"{self.name} {'masked' if pair.fixed_mask else 'unmasked'}\n")
         what = values.get_str("What", "")
         if what == "fail":
@@ -90,7 +90,7 @@ def method(name, *stages):
 
 
 def runs(log):
-    return len(log.read_text().splitlines()) if log.exists() else 0
+    return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
 
 
 def make_pairs(folder):
@@ -201,7 +201,7 @@ def test_the_other_measures(pairs, log, tmp_path, here):
     assert measures["right"].log_jacobian_sd == pytest.approx(0.0, abs=1e-4)
     outcome = found.outcome(labelled, right)
     assert outcome.seconds == 1.25
-    assert 20 < outcome.last.peak_mb < 2000
+    assert 20 < outcome.last.peak_mb <= max(2000, peak_memory())
     assert outcome.last.details == {"of": "a test"}
     cells = {row[0]: row for row in quality_table(found).rows}
     assert cells["right"][6].text == "1.2"
@@ -275,7 +275,7 @@ def test_other_versions_are_not_the_same(pairs, log, tmp_path, here, monkeypatch
 def test_masks_guide_unless_they_only_measure(pairs, log, tmp_path, here):
     compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
     compare(pairs[:1], [method("a", shift(log))], tmp_path / "out", StepSettings(masks_guide=False))
-    assert log.read_text().split() == ["Shift", "masked", "Shift", "unmasked"]
+    assert log.read_text(encoding="utf-8").split() == ["Shift", "masked", "Shift", "unmasked"]
 
 
 def test_names_of_files_do_not_get_into_each_others_way(pairs, log, tmp_path, here):
@@ -388,13 +388,13 @@ def test_the_files(written):
     assert each["p1", "b&c"]["seconds_of_stages"] == "s0 1.25 + s1 1.25"
     assert Path(each["p0", "b&c"]["transform"]).is_file()
     assert each["p0", "before"]["transform"] == ""
-    facts = json.loads((out / "comparison.json").read_text())
+    facts = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert facts["methods"]["b&c"] == "s0, then s1"
     assert facts["settings"]["capture_range_mm"] == 8.0
     for figure in figures:
         assert (out / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
-        assert "<svg" in (out / f"{figure}.svg").read_text()[:2000]
-    assert "A &lt;title&gt;" in (out / "report.html").read_text()
+        assert "<svg" in (out / f"{figure}.svg").read_text(encoding="utf-8")[:2000]
+    assert "A &lt;title&gt;" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_figures_of_what_is_hardly_there(written, tmp_path):
@@ -417,7 +417,7 @@ def test_the_layout_of_table_1(written):
     found, out = written
     table = error_table(found)
     assert [column.name for column in table.columns[:7]] == ["Evaluation", "Method", "Data", "Measure", "x", "y", "z"]
-    lines = (out / "table.md").read_text().splitlines()
+    lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
     spreads = " | ".join(f"{value} ± 0.00" for value in ("1.00", "0.00", "0.00", "1.00"))
     assert f"| TRE | b&c | near | {spreads} | 1.00 | 1.00 | 0.0 | 0.0 | 12 | 1 |" in lines
     latex = table_latex(table)
@@ -441,7 +441,7 @@ def write_csv(path, *lines):
 def test_pairs_are_written_and_read(pairs, tmp_path):
     path = tmp_path / "data" / "PAIRS.csv"
     write_pairs(pairs, path)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.splitlines()[0] == (
         "name,fixed,moving,fixed_mask,fixed_landmarks,moving_landmarks,displacement,group"
     )  # fmt: skip
@@ -598,9 +598,9 @@ def test_the_command(compared):
     assert 0.8 < float(deep["dice"]) <= 1
     assert int(deep["landmarks_in_capture_range"]) < int(deep["landmarks"])
     assert all("constant" in row["error"] for row in rows if row["pair"] == "flat")
-    report = (out / "report.html").read_text()
+    report = (out / "report.html").read_text(encoding="utf-8")
     assert "Ours" in report and "the fixed image is constant" in report
-    assert "the fixed image is constant" in (out / "table.md").read_text()
+    assert "the fixed image is constant" in (out / "table.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(shutil.which("transformix") is None, reason="needs the program transformix")
@@ -612,7 +612,7 @@ def test_the_error_is_that_of_transformix(compared, phantom_folder, tmp_path, me
     )
     command = ["transformix", "-tp", row["transform"], "-def", phantom_folder / "fixed_points.txt", "-out", tmp_path]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-    text = (tmp_path / "outputpoints.txt").read_text()
+    text = (tmp_path / "outputpoints.txt").read_text(encoding="utf-8")
     mapped = np.array([m.split() for m in re.findall(r"OutputPoint = \[ (.*?) \]", text)], dtype=float)
     moving = np.loadtxt(phantom_folder / "moving_points.txt", skiprows=2)
     distances = np.linalg.norm(mapped - moving, axis=1)

@@ -103,9 +103,9 @@ def transformix(file, *arguments):
 
 def transformix_points(file, points=POINTS):
     Path("points.txt").write_text(
-        f"point\n{len(points)}\n" + "\n".join(" ".join(map(repr, p)) for p in points.tolist())
+        f"point\n{len(points)}\n" + "\n".join(" ".join(map(repr, p)) for p in points.tolist()), encoding="utf-8"
     )
-    lines = (transformix(file, "-def", "points.txt") / "outputpoints.txt").read_text().splitlines()
+    lines = (transformix(file, "-def", "points.txt") / "outputpoints.txt").read_text(encoding="utf-8").splitlines()
     return np.array([[float(v) for v in line.split("OutputPoint = [")[1].split("]")[0].split()] for line in lines])
 
 
@@ -253,12 +253,12 @@ def test_a_fitted_bspline_keeps_the_affine_outside(here):
 @program
 def test_transformix_computes_the_jacobian_of_a_fitted_bspline(here, capsys):
     source = write(REGNET)
-    source.write_text(source.read_text().replace("(DefaultPixelValue -1000)", "(DefaultPixelValue 7)"))
+    source.write_text(source.read_text(encoding="utf-8").replace("(DefaultPixelValue -1000)", "(DefaultPixelValue 7)"))
     assert call("convert", source, "spline.txt", "--bspline-spacing", 10) == 0
     said = capsys.readouterr().out
     assert "approximation: off by" in said
     assert "BSplineTransform of order 3" in said
-    assert "(DefaultPixelValue 7)" in Path("spline.txt").read_text()
+    assert "(DefaultPixelValue 7)" in Path("spline.txt").read_text(encoding="utf-8")
     np.testing.assert_allclose(transformix_points("spline.txt"), read_chain("spline.txt").map_points(POINTS), atol=1e-3)
     off = np.linalg.norm(read_chain("spline.txt").map_points(POINTS) - REGNET.map_points(POINTS), axis=1)
     assert 0 < off.mean() < 0.1
@@ -289,7 +289,8 @@ def test_elastix_goes_on_from_a_fitted_bspline_with_bending_energy(here):
         '(Optimizer "AdaptiveStochasticGradientDescent")\n(Transform "BSplineTransform")\n'
         '(Metric "AdvancedNormalizedCorrelation" "TransformBendingEnergyPenalty")\n(NumberOfResolutions 1)\n'
         '(MaximumNumberOfIterations 4)\n(FinalGridSpacingInPhysicalUnits 20)\n(ImageSampler "RandomCoordinate")\n'
-        '(NumberOfSpatialSamples 500)\n(NewSamplesEveryIteration "true")\n(HowToCombineTransforms "Compose")\n'
+        '(NumberOfSpatialSamples 500)\n(NewSamplesEveryIteration "true")\n(HowToCombineTransforms "Compose")\n',
+        encoding="utf-8",
     )
     Path("out").mkdir()
     command = [
@@ -384,12 +385,13 @@ def test_bad_input(here, capfd):
     CHAINS["affine, field"].write_itk("whole.h5")
     CHAINS["affine"].write_itk("affine.h5")
     Path("cut.h5").write_bytes(Path("whole.h5").read_bytes()[:3000])
-    Path("parameters.txt").write_text('(Registration "MultiResolutionRegistration")\n')
-    Path("words.txt").write_text("hello\n")
-    Path("empty.tfm").write_text("")
+    Path("parameters.txt").write_text('(Registration "MultiResolutionRegistration")\n', encoding="utf-8")
+    Path("words.txt").write_text("hello\n", encoding="utf-8")
+    Path("empty.tfm").write_text("", encoding="utf-8")
     Path("other.tfm").write_text(
         "#Insight Transform File V1.0\n#Transform 0\nTransform: ThinPlateSplineKernelTransform_double_3_3\n"
-        "Parameters: 0 0 0\nFixedParameters: 0 0 0\n"
+        "Parameters: 0 0 0\nFixedParameters: 0 0 0\n",
+        encoding="utf-8",
     )
     sitk.WriteTransform(sitk.TranslationTransform(2, (1, 2)), "flat.tfm")
     sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkVectorFloat32, 2), "two.mha")
@@ -424,7 +426,7 @@ def test_bad_input(here, capfd):
     fails(capfd, "give a larger spacing", "field.mha", "out.txt", "--bspline-spacing", "5")
     fails(capfd, "no option '--bspline-spacin'; did you mean '--bspline-spacing'", "a", "b", "--bspline-spacin", "1",
           status=2)  # fmt: skip
-    Path("file").write_text("")
+    Path("file").write_text("", encoding="utf-8")
     fails(capfd, "cannot write", "field.mha", "file/out.h5")
     (here / "taken.h5").mkdir()
     fails(capfd, "cannot write .*taken.h5", "field.mha", "taken.h5")
@@ -432,10 +434,10 @@ def test_bad_input(here, capfd):
 
 
 def test_chains_that_cannot_be_followed(here, capsys):
-    text = CHAINS["affine"].write_elastix(".")[0].read_text()
+    text = CHAINS["affine"].write_elastix(".")[0].read_text(encoding="utf-8")
     for name, initial in (("a", "b"), ("b", "a"), ("c", "gone")):
         changed = text.replace('FileName "NoInitialTransform"', f'FileName "{initial}.txt"')
-        Path(f"{name}.txt").write_text(changed)
+        Path(f"{name}.txt").write_text(changed, encoding="utf-8")
     fails(capsys, "has itself as initial transform", "a.txt", "out.h5")
     fails(capsys, "its initial transform 'gone.txt' does not exist; correct the path", "c.txt", "out.h5")
 
@@ -453,6 +455,6 @@ def test_the_grid_of_an_image_takes_the_place_of_the_files_own(here):
     source = write(REGNET)
     assert call("convert", source, "out.txt", "--like", "other.mha") == 0
     assert call("convert", source, "out.mha", "--like", "other.mha") == 0
-    assert "(Size 11 12 13)" in Path("out.txt").read_text()
-    assert '(ResultImagePixelType "short")' in Path("out.txt").read_text()
+    assert "(Size 11 12 13)" in Path("out.txt").read_text(encoding="utf-8")
+    assert '(ResultImagePixelType "short")' in Path("out.txt").read_text(encoding="utf-8")
     assert sitk.ReadImage("out.mha").GetSize() == other.size

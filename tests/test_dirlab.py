@@ -72,7 +72,7 @@ def test_each_landmark_lies_on_its_voxel(tmp_path, head_at_end, fixed):
         for number, point in enumerate(read_landmarks(points).points):
             index = image.TransformPhysicalPointToIndex(point.tolist())
             assert image[index] == BRIGHT + number - 1024
-        lines = points.read_text().splitlines()
+        lines = points.read_text(encoding="utf-8").splitlines()
         assert lines[:2] == ["point", "4"]
 
 

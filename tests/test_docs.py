@@ -66,4 +66,4 @@ def test_the_commands_in_the_document_run(document, material, tmp_path, monkeypa
 def test_blocks_are_found_and_continued_lines_joined():
     text = "```sh\nregnet-itk run -f a.mha \\\n    -m b.mha  # done\ncd there\n```\n```sh no-test\nregnet-itk x\n```\n"
     assert commands(text) == [["run", "-f", "a.mha", "-m", "b.mha"]]
-    assert len(commands((DOCS / "warp_and_invert.md").read_text())) > 8
+    assert len(commands((DOCS / "warp_and_invert.md").read_text(encoding="utf-8"))) > 8

@@ -153,7 +153,7 @@ def test_shipped_files_run_without_complaint(name, pair, affine):
         replace(pair, fixed_mask=everywhere), START if name == "affine" else affine.chain, RunOptions(log=log.append)
     )
     assert [line for line in log if "unused parameter" in line.lower()] == []
-    assert shipped_parameter_files()[name].read_text().startswith("//")
+    assert shipped_parameter_files()[name].read_text(encoding="utf-8").startswith("//")
 
 
 @pytest.mark.skipif(shutil.which("elastix") is None, reason="the program elastix is not installed")
@@ -162,7 +162,7 @@ def test_shipped_files_run_in_the_program(name, pair, tmp_path):
     for file, image in (("fixed", pair.fixed), ("moving", pair.moving)):
         sitk.WriteImage(image.to_sitk(), str(tmp_path / f"{file}.mha"))
     sitk.WriteImage(Image(np.ones(pair.fixed.grid.shape, np.uint8), pair.fixed.grid).to_sitk(), f"{tmp_path}/mask.mha")
-    text = shipped_parameter_files()[name].read_text()
+    text = shipped_parameter_files()[name].read_text(encoding="utf-8")
     iterations = read_parameter_map(name)["MaximumNumberOfIterations"][0]
     (tmp_path / "p.txt").write_text(
         text.replace(f"(MaximumNumberOfIterations {iterations})", "(MaximumNumberOfIterations 2)")
@@ -420,7 +420,7 @@ def test_the_child_ends_with_a_caller_that_is_killed(pair, tmp_path):
     )  # fmt: skip
     try:
         assert caller.stdout.readline()
-        (child,) = Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text().split()
+        (child,) = Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text(encoding="utf-8").split()
     finally:
         caller.kill()
         caller.wait()
@@ -433,7 +433,7 @@ def test_the_child_ends_with_a_caller_that_is_killed(pair, tmp_path):
 
 def _runs(process: str) -> bool:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -441,8 +441,8 @@ def _runs(process: str) -> bool:
 @pytest.mark.slow
 def test_all_of_itk_is_loaded_where_the_short_way_fails(pair, affine, tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
-    source = module._WORKER.read_text()
+    source = module._WORKER.read_text(encoding="utf-8")
     worker.write_text(source.replace('"itk.support.helpers"', '"itk.no_such_module"'))
-    assert worker.read_text() != source
+    assert worker.read_text(encoding="utf-8") != source
     monkeypatch.setattr(module, "_WORKER", worker)
     np.testing.assert_array_equal(ElastixStage(AFFINE).run(pair, START, RunOptions()).warped.array, affine.warped.array)

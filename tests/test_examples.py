@@ -64,5 +64,5 @@ def test_elastix_style(folder, tmp_path):
 
 
 def test_every_example_is_tested():
-    tested = Path(__file__).read_text()
+    tested = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{script.name}"' in tested for script in EXAMPLES.glob("*.py"))

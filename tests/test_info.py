@@ -206,8 +206,8 @@ def test_paths_that_elastix_would_not_find(capsys, here):
     assert text.count("does not exist, but lies beside it; try: regnet-itk repair moved") == 2
     assert "displacement" in found["facts"]
     file = here / "moved" / file.name
-    file.write_text(re.sub(r"(?m)^\(InitialTransformParametersFileName.*\n", "", file.read_text()))
-    file.write_text(file.read_text().replace(f"{here}/made/", ""))
+    file.write_text(re.sub(r"(?m)^\(InitialTransformParametersFileName.*\n", "", file.read_text(encoding="utf-8")))
+    file.write_text(file.read_text(encoding="utf-8").replace(f"{here}/made/", ""))
     text, _ = told(capsys, file)
     assert "elastix up to 5.1 does not know InitialTransformParameterFileName" in text
     assert text.count("is a relative path") == 2
@@ -257,22 +257,24 @@ def test_landmarks(capsys):
     write_landmarks(Landmarks(points * [-1, -1, 1]), "ras.txt")
     text, found = told(capsys, "ras.txt", "--like", "fixed.mha")
     assert "they look like RAS: change the sign of x and y" in text
-    Path("voxels.txt").write_text("point\n2\n10 20 30\n1 2 3\n")
+    Path("voxels.txt").write_text("point\n2\n10 20 30\n1 2 3\n", encoding="utf-8")
     assert "they look like voxel indices" in told(capsys, "voxels.txt")[0]
-    Path("index.txt").write_text("index\n1\n3 4 5\n")
+    Path("index.txt").write_text("index\n1\n3 4 5\n", encoding="utf-8")
     assert "give their image with --like" in told(capsys, "index.txt")[0]
     _, found = told(capsys, "index.txt", "--like", "fixed.mha")
     assert found["facts"]["lowest"] == pytest.approx(GRID.index_to_point([3, 4, 5]).tolist())
 
 
 def test_parameter_files_and_models(capsys):
-    Path("affine.txt").write_text(read_parameter_map("affine").to_text())
-    Path("regnet.toml").write_text(read_parameter_map("regnet_multistage").to_toml())
+    Path("affine.txt").write_text(read_parameter_map("affine").to_text(), encoding="utf-8")
+    Path("regnet.toml").write_text(read_parameter_map("regnet_multistage").to_toml(), encoding="utf-8")
     _, found = told(capsys, "affine.txt")
     assert (found["kind"], found["facts"]["Transform"]) == ("elastix parameter file", "AffineTransform")
     _, found = told(capsys, "regnet.toml")
     assert (found["kind"], found["facts"]["RegNetModel"]) == ("RegNet parameter file", "regnet_multistage")
-    Path("odd.txt").write_text(read_parameter_map("regnet").with_(RegNetRegion="lung", MyOwn=3).to_text())
+    Path("odd.txt").write_text(
+        read_parameter_map("regnet").with_(RegNetRegion="lung", MyOwn=3).to_text(), encoding="utf-8"
+    )
     assert "it would be refused: odd.txt: 'RegNetRegion' must be" in told(capsys, "odd.txt")[1]["warnings"][0]
     text, found = told(capsys, shipped_models()["regnet_multistage"])
     assert found["kind"] == "RegNet model"
@@ -292,9 +294,9 @@ def test_other_images(capsys):
 
 def test_what_is_refused(capfd):
     chain = TransformChain(CHAIN.links[:1])
-    text = chain.write_elastix(".")[0].read_text()
+    text = chain.write_elastix(".")[0].read_text(encoding="utf-8")
     for name, initial in (("a", "b"), ("b", "a")):
-        Path(f"{name}.txt").write_text(text.replace('"NoInitialTransform"', f'"{initial}.txt"'))
+        Path(f"{name}.txt").write_text(text.replace('"NoInitialTransform"', f'"{initial}.txt"'), encoding="utf-8")
     CHAIN.write_itk("whole.h5")
     Path("cut.h5").write_bytes(Path("whole.h5").read_bytes()[:3000])
     broken = field().vectors.copy()
@@ -302,10 +304,10 @@ def test_what_is_refused(capfd):
     DisplacementField(broken, GRID).write("nan.mha")
     write_image(Image(np.random.default_rng(0).integers(0, 99, GRID.shape).astype(np.int16), GRID), "whole.mha")
     Path("cut.mha").write_bytes(Path("whole.mha").read_bytes()[:2000])
-    Path("words.txt").write_text("hello\n")
-    Path("cut.txt").write_text(text[: text.index("CenterOf") + 12])
+    Path("words.txt").write_text("hello\n", encoding="utf-8")
+    Path("cut.txt").write_text(text[: text.index("CenterOf") + 12], encoding="utf-8")
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
-    Path("file.mhx").write_text("")
+    Path("file.mhx").write_text("", encoding="utf-8")
     Path("cut.safetensors").write_bytes(shipped_models()["regnet"].read_bytes()[:5000])
     Path("folder").mkdir()
     for name, message in {
@@ -328,7 +330,7 @@ def test_what_is_refused(capfd):
 
 def test_a_transform_that_is_not_supported_is_still_described(capsys):
     Path("odd.txt").write_text(
-        '(Transform "SplineKernelTransform")\n(NumberOfParameters 3)\n(TransformParameters 1 2 3)\n'
+        '(Transform "SplineKernelTransform")\n(NumberOfParameters 3)\n(TransformParameters 1 2 3)\n', encoding="utf-8"
     )
     text, found = told(capsys, "odd.txt")
     assert found["parts"][0]["type"] == "SplineKernelTransform"

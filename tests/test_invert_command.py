@@ -48,7 +48,7 @@ def test_an_affine_is_inverted_exactly(tmp_path, capfd):
     assert call("invert", "-tp", path, "-out", tmp_path / "i") == 0
     names = {file.name for file in (tmp_path / "i").iterdir()}
     assert names == {"TransformParameters.0.txt", "TransformParameters.0-Composite.h5", "inverse.json"}
-    report = json.loads((tmp_path / "i" / "inverse.json").read_text())
+    report = json.loads((tmp_path / "i" / "inverse.json").read_text(encoding="utf-8"))
     assert report["exact"]
     assert report["residual_mm"]["max"] < 1e-10
     x = fixed_points()
@@ -69,7 +69,7 @@ def test_every_chain_goes_there_and_back(name, like, tmp_path, moving_file, capf
     if like:
         inside = MOVING.crop((1, 1, 1), [n - 2 for n in MOVING.size]).contains(y)
         x, y = x[inside], y[inside]
-    report = json.loads((tmp_path / "i" / "inverse.json").read_text())
+    report = json.loads((tmp_path / "i" / "inverse.json").read_text(encoding="utf-8"))
     assert not report["failed"]
     last = "TransformParameters.1" if "affine" in name else "TransformParameters.0"
     judge = sitk.ReadTransform(str(tmp_path / "i" / f"{last}-Composite.h5"))
@@ -139,7 +139,7 @@ def test_a_folding_field_is_told_by_words_and_status(tmp_path, capfd):
     printed = capfd.readouterr().err
     assert re.search(r"warning: the transform folds \(det J <= 0\) at \d+\.\d+% of them", printed)
     assert re.search(r"warning: \d+\.\d+% of the points have no inverse to within half a voxel", printed)
-    report = json.loads((tmp_path / "i" / "inverse.json").read_text())
+    report = json.loads((tmp_path / "i" / "inverse.json").read_text(encoding="utf-8"))
     assert report["failed"]
     assert report["residual_mm"]["folding"] > 0.01
     where = np.array(report["residual_mm"]["where"])
@@ -165,7 +165,7 @@ def test_a_folding_field_is_told_by_words_and_status(tmp_path, capfd):
 )
 def test_errors_are_one_line_and_leave_nothing(arguments, status, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    text = write(CHAINS["affine"], tmp_path / "t").read_text()
+    text = write(CHAINS["affine"], tmp_path / "t").read_text(encoding="utf-8")
     write(TransformChain((field_link(smooth_field(), SETTINGS),)), tmp_path / "f")
     zeros = "(TransformParameters " + " ".join(["0"] * 12) + ")"
     (tmp_path / "singular.txt").write_text(re.sub(r"\(TransformParameters .*\)", zeros, text))

@@ -48,7 +48,7 @@ def test_a_failing_writer_leaves_the_old_file(failure, raised, tmp_path):
     with pytest.raises(raised):
         write_whole(tmp_path / "file.txt", write)
     assert names(tmp_path) == ["file.txt"]
-    assert (tmp_path / "file.txt").read_text() == "old"
+    assert (tmp_path / "file.txt").read_text(encoding="utf-8") == "old"
 
 
 @pytest.mark.parametrize("write", [lambda part: None, lambda part: part.write_text("")], ids=["nothing", "empty"])
@@ -85,7 +85,7 @@ def test_a_staged_folder_adds_to_what_is_there(tmp_path):
     (tmp_path / "kept").write_text("old")
     with staged_folder(tmp_path) as stage:
         (stage / "one").write_text("new")
-    assert (tmp_path / "one").read_text() == "new"
+    assert (tmp_path / "one").read_text(encoding="utf-8") == "new"
     assert names(tmp_path) == ["kept", "one"]
 
 
@@ -106,7 +106,7 @@ def test_a_failing_block_leaves_nothing(failure, raised, tmp_path):
             (stage / "file").write_text("new")
             raise failure
     assert names(tmp_path) == ["there", "there/file"]
-    assert (tmp_path / "there" / "file").read_text() == "old"
+    assert (tmp_path / "there" / "file").read_text(encoding="utf-8") == "old"
 
 
 def test_the_message_names_the_file_that_the_user_asked_for(tmp_path):

@@ -35,7 +35,7 @@ def files(clean: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_points(path: Path) -> np.ndarray:
-    kind, count, *lines = path.read_text().splitlines()
+    kind, count, *lines = path.read_text(encoding="utf-8").splitlines()
     assert kind == "point"
     points = np.array([[float(word) for word in line.split()] for line in lines])
     assert points.shape == (int(count), 3)

@@ -211,12 +211,12 @@ def test_what_is_written(result, tmp_path):
         "deformationField.1.mha", "result.0.mha", "result.1.mha", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt",
         "registration.json", "registration.png", "regnet-itk.log",
     }  # fmt: skip
-    summary = json.loads((tmp_path / "out" / "registration.json").read_text())
+    summary = json.loads((tmp_path / "out" / "registration.json").read_text(encoding="utf-8"))
     assert summary["stages"][1]["model_sha256"] == result.stages[1].details["model_sha256"]
     assert summary["stages"][1]["landmarks"]["mean"] == result.stages[1].tre.mean
     assert summary["folding"]["share_det_jacobian_not_positive"] == result.folding
     assert {"python", "itk-elastix", "torch", "regnet-itk"} <= set(summary["versions"])
-    assert (tmp_path / "out" / "regnet-itk.log").read_text() == "a line\nanother\n"
+    assert (tmp_path / "out" / "regnet-itk.log").read_text(encoding="utf-8") == "a line\nanother\n"
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "result.1.mha").array, result.warped.array)
     points = result.landmarks
     for number in (0, 1):

@@ -48,7 +48,7 @@ def snapshot(folder):
 
 
 def keys_of(file):
-    return parse_parameter_text(file.read_text())
+    return parse_parameter_text(file.read_text(encoding="utf-8"))
 
 
 def test_a_moved_folder_is_mended(moved, tmp_path, capsys):
@@ -69,7 +69,7 @@ def test_a_moved_folder_is_mended(moved, tmp_path, capsys):
     )
     changed = [file for file, content in snapshot(moved).items() if before[file] != content]
     assert [file.name for file in changed] == ["TransformParameters.1.txt"]
-    lines = (moved / "TransformParameters.1.txt").read_text().splitlines()
+    lines = (moved / "TransformParameters.1.txt").read_text(encoding="utf-8").splitlines()
     old = before[moved / "TransformParameters.1.txt"][0].decode().splitlines()
     assert sum(a != b for a, b in zip(lines, old, strict=True)) == 3
 
@@ -82,7 +82,9 @@ def test_transformix_can_use_a_mended_folder(moved, tmp_path):
     assert subprocess.run(command, check=False, capture_output=True).returncode != 0
     repair_folder(moved)
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
-    found = re.search(r"OutputPoint = \[ (.*?) \]", (tmp_path / "out" / "outputpoints.txt").read_text())[1]
+    found = re.search(
+        r"OutputPoint = \[ (.*?) \]", (tmp_path / "out" / "outputpoints.txt").read_text(encoding="utf-8")
+    )[1]
     np.testing.assert_allclose(np.array(found.split(), float), CHAIN.map_points(POINTS[0]), atol=1e-3)
 
 
@@ -98,7 +100,7 @@ def test_what_is_right_is_not_touched(moved, tmp_path, capsys):
 
 def test_names_of_other_systems_and_relative_ones(moved):
     file = moved / "TransformParameters.1.txt"
-    text = file.read_text().replace("\n", "\r\n")
+    text = file.read_text(encoding="utf-8").replace("\n", "\r\n")
     text = re.sub(r'\(DeformationFieldFileName ".*"\)', r"(DeformationFieldFileName "
                   r'"C:\\Users\\x y\\run\\deformationField.1.mha")', text)  # fmt: skip
     text = re.sub(r'\(InitialTransformParameterFileName ".*"\)', r"(InitialTransformParameterFileName "
@@ -116,9 +118,9 @@ def test_names_of_other_systems_and_relative_ones(moved):
 def test_toml(moved):
     (moved / "a b.toml").write_text('Transform = "File"\nTransformFileName = "C:\\\\x\\\\deformationField.1.mha"\n')
     repair_folder(moved)
-    assert (
-        moved / "a b.toml"
-    ).read_text() == f'Transform = "File"\nTransformFileName = "{moved}/deformationField.1.mha"\n'
+    assert (moved / "a b.toml").read_text(
+        encoding="utf-8"
+    ) == f'Transform = "File"\nTransformFileName = "{moved}/deformationField.1.mha"\n'
 
 
 def test_folders_in_the_folder_and_files_of_equal_names(tmp_path, capsys):
@@ -147,7 +149,9 @@ def test_stages_in_folders_of_their_own(tmp_path, capsys):
         (tmp_path / "run" / stage).mkdir(parents=True)
     first = TransformChain(CHAIN.links[:1]).write_elastix(tmp_path / "run" / "affine")[0]
     last = CHAIN.write_elastix(tmp_path / "run" / "field")[-1]
-    last.write_text(last.read_text().replace("/field/TransformParameters.0", "/affine/TransformParameters.0"))
+    last.write_text(
+        last.read_text(encoding="utf-8").replace("/field/TransformParameters.0", "/affine/TransformParameters.0")
+    )
     (tmp_path / "run").rename(tmp_path / "new")
     fails(capsys, "names files of two folders", tmp_path / "new" / "field")
     repair_folder(tmp_path / "new")

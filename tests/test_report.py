@@ -732,7 +732,7 @@ def home(finished, tmp_path, monkeypatch):
     """A copy of it, which is where the record says."""
     shutil.copytree(finished, tmp_path / "home")
     record = tmp_path / "home/run/registration.json"
-    record.write_text(record.read_text().replace(str(finished), str(tmp_path / "home")))
+    record.write_text(record.read_text(encoding="utf-8").replace(str(finished), str(tmp_path / "home")))
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
 
@@ -755,7 +755,7 @@ def test_the_report_of_a_run_says_how_good_each_stage_is(home, capsys):
     fixed, mask = read_image(home / "fixed.mha"), read_image(home / "fixed_mask.mha").array > 0
     x, y = (np.loadtxt(home / f"{role}_points.txt", skiprows=2) for role in ("fixed", "moving"))
     files = [None, "InitialTransform.0.txt", "TransformParameters.0.txt", "TransformParameters.1.txt"]
-    record = json.loads((home / "run/registration.json").read_text())
+    record = json.loads((home / "run/registration.json").read_text(encoding="utf-8"))
     moving = sitk.ReadImage(str(home / "moving.mha"))
     outside = sitk.GetArrayViewFromImage(moving).min()
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
@@ -819,7 +819,7 @@ def test_images_that_moved_are_found_beside_the_run_or_given(home, tmp_path, cap
 
 def test_a_run_whose_record_names_no_files(home, capsys):
     path = home / "run/registration.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     del record["inputs"], record["landmarks_before"]
     for stage in record["stages"]:
         del stage["landmarks"]
@@ -835,7 +835,7 @@ def test_what_report_refuses(home, capsys):
     (home / "damaged").mkdir()
     (home / "damaged/registration.json").write_text('{"stages": 3}')
     (home / "odd").mkdir()
-    record = json.loads((home / "run/registration.json").read_text())
+    record = json.loads((home / "run/registration.json").read_text(encoding="utf-8"))
     (home / "odd/registration.json").write_text(json.dumps({**record, "landmarks_before": {"mean": 1}}))
     (home / "few.txt").write_text("point\n1\n0 0 0\n")
     write_image(Image(np.ones((4, 5, 6), np.int16), Grid((6, 5, 4))), home / "other.mha")

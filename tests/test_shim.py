@@ -81,7 +81,7 @@ def here(tmp_path, monkeypatch):
     write_image(fixed, "f.mha")
     moved = fixed.resampled(grid, sitk.TranslationTransform(3, (2, -1, 1.5)))
     write_image(Image(moved.array.astype(np.int16), grid), "m.mha")
-    Path("p.txt").write_text(TRANSLATION)
+    Path("p.txt").write_text(TRANSLATION, encoding="utf-8")
     Path("out").mkdir()
     return tmp_path
 
@@ -120,12 +120,14 @@ def test_the_command_lines_of_slicer_elastix(slicer):
     ])  # fmt: skip
     first = process.stdout.readline()
     assert first.startswith("elastix is started at")
-    assert len((transforms / "elastix.log").read_text()) < 2000  # the line came at once, not with the next 8 kB
+    assert (
+        len((transforms / "elastix.log").read_text(encoding="utf-8")) < 2000
+    )  # the line came at once, not with the next 8 kB
     rest = process.stdout.read()
     assert process.wait() == 0, rest
     assert "Resolution: 0\n" in rest
     assert "RegNet" in rest
-    assert first + rest == (transforms / "elastix.log").read_text()
+    assert first + rest == (transforms / "elastix.log").read_text(encoding="utf-8")
     assert {file.name for file in transforms.iterdir()} == {
         "elastix.log", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt", "deformationField.1.mha",
         *(f"TransformParameters.{n}.txt" for n in "01"), *(f"TransformParameters.{n}-Composite.h5" for n in "01"),
@@ -164,7 +166,8 @@ def test_where_slicer_starts_from(here):
     sitk.WriteTransform(sitk.TranslationTransform(3, (-1.5, 0.5, -1.0)), "initial.h5")
     Path("initial.txt").write_text(
         '(InitialTransformParametersFileName "NoInitialTransform")\n(HowToCombineTransforms "Compose")\n'
-        f'(Transform "File")\n(TransformFileName "{here}/initial.h5")\n'
+        f'(Transform "File")\n(TransformFileName "{here}/initial.h5")\n',
+        encoding="utf-8",
     )
     assert registered("-t0 initial.txt -p p.txt") == 0
     chain = read_chain("out/TransformParameters.0.txt")
@@ -176,7 +179,8 @@ def test_where_slicer_starts_from(here):
 @pytest.mark.parametrize("suffix", ["h5", "tfm"])
 def test_the_composite_is_written_where_it_is_asked_for(suffix, here):
     Path("c.txt").write_text(
-        f'{TRANSLATION}(WriteITKCompositeTransform "true")\n(ITKTransformOutputFileNameExtension "{suffix}")\n'
+        f'{TRANSLATION}(WriteITKCompositeTransform "true")\n(ITKTransformOutputFileNameExtension "{suffix}")\n',
+        encoding="utf-8",
     )
     assert registered("-p p.txt -p c.txt") == 0
     assert [file.name for file in Path("out").glob("*Composite*")] == [f"TransformParameters.1-Composite.{suffix}"]
@@ -310,10 +314,10 @@ ERRORS = {
 @real_programs
 @pytest.mark.parametrize(("program", "line"), [(program, line) for program, lines in ERRORS.items() for line in lines])
 def test_the_same_exit_status_as_the_real_programs_on_errors(program, line, here, capfd):
-    Path("odd.txt").write_text(TRANSLATION.replace("TranslationTransform", "OddTransform"))
-    Path("words.txt").write_text("hello\n")
+    Path("odd.txt").write_text(TRANSLATION.replace("TranslationTransform", "OddTransform"), encoding="utf-8")
+    Path("words.txt").write_text("hello\n", encoding="utf-8")
     Path("t.txt").write_text(
-        '(Transform "TranslationTransform")\n(NumberOfParameters 3)\n(TransformParameters 1 2 3)\n'
+        '(Transform "TranslationTransform")\n(NumberOfParameters 3)\n(TransformParameters 1 2 3)\n', encoding="utf-8"
     )
     theirs = subprocess.run([REAL[program], *line.split()], check=False, capture_output=True)
     status = stand_in([program, *line.split()])
@@ -323,7 +327,7 @@ def test_the_same_exit_status_as_the_real_programs_on_errors(program, line, here
     assert ERRORS[program][line] in printed.out  # Slicer shows only this one
     assert re.search(r"^ERROR: ", printed.out, re.MULTILINE)
     if status == 1 and expected == theirs.returncode and "-out out" in line and "unspecified" not in printed.out:
-        assert ERRORS[program][line] in Path(f"out/{program}.log").read_text()
+        assert ERRORS[program][line] in Path(f"out/{program}.log").read_text(encoding="utf-8")
     assert not [file for file in os.listdir("out") if not file.endswith(".log")]
 
 
@@ -385,7 +389,11 @@ def test_folders_that_cannot_be_written(tmp_path, capsys):
 def test_the_variables_of_the_writer_are_kept(tmp_path):
     odd = "it's $HOME"
     elastix, _ = write_launchers(tmp_path, environment={"LD_LIBRARY_PATH": odd})
-    script = elastix.read_text().replace(sys.executable, "env").replace('-P -m regnet_itk.shim elastix "$@"', "")
+    script = (
+        elastix.read_text(encoding="utf-8")
+        .replace(sys.executable, "env")
+        .replace('-P -m regnet_itk.shim elastix "$@"', "")
+    )
     found = subprocess.run(
         ["sh", "-c", script], env={**os.environ, **SLICER}, check=True, capture_output=True, text=True
     )

@@ -52,7 +52,7 @@ def here(tmp_path, monkeypatch):
 
 
 def configuration(steps=4):
-    Path("tiny.toml").write_text(TINY.replace("STEPS", str(steps)))
+    Path("tiny.toml").write_text(TINY.replace("STEPS", str(steps)), encoding="utf-8")
     return "tiny.toml"
 
 
@@ -146,7 +146,7 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
     assert "there is no image in 'empty'" in error_of(capsys, "empty", "-out", "run", "-c", config)
     assert "there is no image in 'missing'" in error_of(capsys, "missing", "-out", "run", "-c", config)
     assert "did you mean 'regnet'?" in error_of(capsys, images, "-out", "run", "-c", "regnett")
-    Path("wrong.toml").write_text(TINY.replace("STEPS", "1").replace("recurrence", "recurence"))
+    Path("wrong.toml").write_text(TINY.replace("STEPS", "1").replace("recurrence", "recurence"), encoding="utf-8")
     assert "did you mean 'recurrence'?" in error_of(capsys, images, "-out", "run", "-c", "wrong.toml")
     line = error_of(capsys, images, "-out", "run", "-c", config, "--validation", "patient9")
     assert "'patient9' is not in" in line
@@ -156,7 +156,7 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
         capsys, images, "-out", "run", "-c", config, "--from", "regnet"
     )
     assert "did you mean '--validation'?" in error_of(capsys, images, "-out", "r", "--validations", "a", status=2)
-    Path("file").write_text("")
+    Path("file").write_text("", encoding="utf-8")
     assert "is a file" in error_of(capsys, images, "-out", "file", "-c", config)
     assert not list(Path("run").glob("*.safetensors"))
 

@@ -88,9 +88,11 @@ def test_all_files_are_those_of_transformix(chain, transform, inputs, tmp_path, 
     _assert_same_image(ours / "result.mha", theirs / "result.mha")
     for name in ("InputIndex", "InputPoint", "OutputIndexFixed", "OutputPoint", "Deformation", "OutputIndexMoving"):
         np.testing.assert_allclose(read_output(ours, name), read_output(theirs, name), atol=2e-5, err_msg=name)
-    line = (theirs / "outputpoints.txt").read_text().splitlines()[0]
+    line = (theirs / "outputpoints.txt").read_text(encoding="utf-8").splitlines()[0]
     number = re.compile(r"-?\d+(\.\d+)?")
-    assert number.sub("#", (ours / "outputpoints.txt").read_text().splitlines()[0]) == number.sub("#", line)
+    assert number.sub("#", (ours / "outputpoints.txt").read_text(encoding="utf-8").splitlines()[0]) == number.sub(
+        "#", line
+    )
     np.testing.assert_allclose(
         read(ours / "deformationField.mha"), read(tmp_path / "all" / "deformationField.mha"), atol=1e-4
     )
@@ -134,7 +136,7 @@ def test_the_transform_file_says_how_to_resample(changed, suffix, inputs, tmp_pa
 
 
 def test_elastix_s_defaults_and_compression(inputs, tmp_path):
-    text = path_of(inputs, "affine").read_text()
+    text = path_of(inputs, "affine").read_text(encoding="utf-8")
     keys = "ResultImageFormat|CompressResultImage|ResultImagePixelType|DefaultPixelValue|FinalBSplineInterp.*Order"
     (tmp_path / "t.txt").write_text(re.sub(rf"\(({keys}) .*\)\n", "", text))
     assert call("transform", "-tp", tmp_path / "t.txt", "-in", inputs / "moving.mha", "-out", tmp_path / "plain") == 0
@@ -175,7 +177,7 @@ def test_jacobian_of_chains_that_transformix_refuses(name, transform, inputs, tm
         ends = [[composite.TransformPoint((point + s * axis).tolist()) for axis in axes.T] for s in (0.5, -0.5)]
         expected = (np.array(ends[0]) - np.array(ends[1])).T @ np.linalg.inv(axes)
         np.testing.assert_allclose(matrices[z, y, x], expected, atol=0.08)
-    summary = json.loads((tmp_path / "out" / "spatialJacobian.json").read_text())
+    summary = json.loads((tmp_path / "out" / "spatialJacobian.json").read_text(encoding="utf-8"))
     assert summary["share_not_positive"] == 0
     assert summary["min"] == pytest.approx(np.linalg.det(matrices).min(), abs=1e-4)
 
@@ -187,7 +189,7 @@ def test_summary_of_folding_inside_a_mask(transform, inputs, tmp_path, capfd):
     write_image(Image(mask, FIXED), tmp_path / "mask.mha")
     assert call("transform", "-tp", folded, "-jac", "all", "-out", tmp_path / "o", "--mask", tmp_path / "mask.mha") == 0
     values = read(tmp_path / "o" / "spatialJacobian.mha")[mask > 0]
-    summary = json.loads((tmp_path / "o" / "spatialJacobian.json").read_text())
+    summary = json.loads((tmp_path / "o" / "spatialJacobian.json").read_text(encoding="utf-8"))
     assert summary["voxels"] == mask.sum()
     assert summary["share_not_positive"] == pytest.approx((values <= 0).mean())
     assert summary["share_not_positive"] > 0.01
@@ -321,14 +323,14 @@ def test_points_outside_the_fixed_image_are_mapped_with_a_warning(transform, tmp
     np.testing.assert_allclose(read_output(tmp_path / "out")[1], affine().map_points(far[1]), atol=1e-5)
     assert transform("affine, field", "-def", tmp_path / "far.txt", "-loglevel", "off") == 0
     assert capfd.readouterr().err == ""
-    assert "warning: 1 of 2" in (tmp_path / "out" / "transformix.log").read_text()
+    assert "warning: 1 of 2" in (tmp_path / "out" / "transformix.log").read_text(encoding="utf-8")
 
 
 # Errors
 
 
 def _without(folder, key, value=""):
-    text = path_of(folder, "affine").read_text()
+    text = path_of(folder, "affine").read_text(encoding="utf-8")
     return re.sub(rf"\({key} .*\)\n", value, text)
 
 
@@ -386,7 +388,7 @@ def test_the_output_folder_is_created_and_other_files_in_it_stay(transform, inpu
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.0.mha").write_text("from a run")
     assert transform("affine", "-in", inputs / "moving.mha", out="a") == 0
-    assert (tmp_path / "a" / "result.0.mha").read_text() == "from a run"
+    assert (tmp_path / "a" / "result.0.mha").read_text(encoding="utf-8") == "from a run"
     assert transform("affine", "-in", inputs / "moving.mha", out="new/deeper") == 0
     assert (tmp_path / "new" / "deeper" / "result.mha").is_file()
 

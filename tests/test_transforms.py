@@ -140,7 +140,7 @@ def test_a_regnet_link_is_written_as_elastix_needs_it(tmp_path):
     stage = tmp_path / "stage"
     stage.mkdir()
     chain.write_elastix(stage, final)
-    values = parse_parameter_text((stage / "TransformParameters.1.txt").read_text())
+    values = parse_parameter_text((stage / "TransformParameters.1.txt").read_text(encoding="utf-8"))
     assert values["Transform"] == ("DeformationFieldTransform",)
     assert values["HowToCombineTransforms"] == ("Add",)
     assert values["DeformationFieldInterpolationOrder"] == ("1",)
@@ -151,7 +151,7 @@ def test_a_regnet_link_is_written_as_elastix_needs_it(tmp_path):
     assert (values["DefaultPixelValue"], values["ResultImageFormat"]) == (("-1024",), ("nii.gz",))
     v = read_displacement_field(stage / "deformationField.1.mha")
     np.testing.assert_allclose(v.vectors, _field().vectors @ AFFINE.matrix.T, atol=1e-5)
-    first = parse_parameter_text((stage / "TransformParameters.0.txt").read_text())
+    first = parse_parameter_text((stage / "TransformParameters.0.txt").read_text(encoding="utf-8"))
     assert first["InitialTransformParameterFileName"] == ("NoInitialTransform",)
     stage.rename(final)
     expected = chain.map_points(POINTS)
@@ -165,7 +165,7 @@ def test_all_files_of_a_chain_name_each_other_where_they_will_lie(tmp_path):
     stage = tmp_path / "stage"
     stage.mkdir()
     CHAINS["affine, field, field"].write_elastix(stage, tmp_path / "final")
-    texts = [file.read_text() for file in stage.glob("*.txt")]
+    texts = [file.read_text(encoding="utf-8") for file in stage.glob("*.txt")]
     assert len(texts) == 5  # the last link takes three
     assert not any(str(stage) in text for text in texts)
     assert sum(f"{tmp_path}/final/TransformParameters" in text for text in texts) == 3
@@ -183,7 +183,7 @@ def test_initial_transforms_are_found_relative_to_the_working_directory_and_to_t
     (tmp_path / "there").mkdir()
     path = CHAINS["affine, field"].write_elastix(tmp_path / "there")[-1]
     expected = CHAINS["affine, field"].map_points(POINTS)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f"{(tmp_path / 'there').resolve()}/", ""))
     monkeypatch.chdir(tmp_path)
     np.testing.assert_allclose(read_chain("there/TransformParameters.1.txt").map_points(POINTS), expected, atol=1e-5)
@@ -193,7 +193,7 @@ def test_initial_transforms_are_found_relative_to_the_working_directory_and_to_t
 
 def test_both_spellings_of_the_initial_transform_are_read_and_the_newer_one_wins(tmp_path):
     path = _chain(AFFINE, AFFINE).write_elastix(tmp_path)[-1]
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     expected = _chain(AFFINE, AFFINE).map_points(POINTS)
     new, old = (next(li for li in text.splitlines() if li.startswith(f"(InitialTransformParameter{s}")) for s in "Fs")
     for removed in (new, old):
@@ -205,7 +205,7 @@ def test_both_spellings_of_the_initial_transform_are_read_and_the_newer_one_wins
 
 def test_maps_of_one_parameter_object_are_chained_in_order(tmp_path):
     files = CHAINS["affine, field"].write_elastix(tmp_path)
-    maps = [parse_parameter_text(file.read_text(), str(file)) for file in files]
+    maps = [parse_parameter_text(file.read_text(encoding="utf-8"), str(file)) for file in files]
     expected = CHAINS["affine, field"].map_points(POINTS)
     np.testing.assert_allclose(chain_from_maps(maps).map_points(POINTS), expected, atol=1e-5)
     np.testing.assert_allclose(chain_from_maps(maps[1:]).map_points(POINTS), expected, atol=1e-5)

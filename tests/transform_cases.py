@@ -78,7 +78,7 @@ def write_points(path, points, kind="point"):
 
 
 def read_output(folder, name="OutputPoint"):
-    found = re.findall(rf"{name} = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text())
+    found = re.findall(rf"{name} = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text(encoding="utf-8"))
     return np.array([line.split() for line in found], dtype=float)
 
 

@@ -74,7 +74,7 @@ def invert(
         _write(_with_settings(inverse, chain, wanted), stage, out.resolve())
         report = {"transform": transform, "exact": chain.as_matrix() is not None, "failed": failed,
                   "residual_mm": asdict(residual)}  # fmt: skip
-        (stage / "inverse.json").write_text(json.dumps(report, indent=2) + "\n")
+        (stage / "inverse.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _tell(log, residual)
     log.say(f"written to {out} in {log.seconds():.1f} s")
     if failed:

@@ -131,7 +131,7 @@ def transform(asked: Request) -> int:
     with staged_folder(asked.out) as stage:
         work = _Work(asked, chain, settings, fixed_grid, stage, log)
         status = work.run()
-        (stage / "transformix.log").write_text("".join(line + "\n" for line in log.lines))
+        (stage / "transformix.log").write_text("".join(line + "\n" for line in log.lines), encoding="utf-8")
     log.say(f"written to {asked.out} in {log.seconds():.1f} s")
     return status
 
@@ -243,7 +243,7 @@ class _Work:
         summary = summarise_folding(determinants, read_image(self.asked.mask, "mask") if self.asked.mask else None)
         self._write(determinants.to_sitk, f"spatialJacobian.{self.settings.format}")
         values = {key: None if math.isnan(value) else value for key, value in asdict(summary).items()}
-        (self.stage / "spatialJacobian.json").write_text(json.dumps(values, indent=2) + "\n")
+        (self.stage / "spatialJacobian.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         self.log.say(
             f"det J <= 0 at {summary.share_not_positive:.3%} of {summary.voxels} voxels"
             f"{' in the mask' if self.asked.mask else ''}; from {summary.min:.3f} to {summary.max:.3f}, standard "
@@ -283,7 +283,9 @@ class _Work:
         path, back = str(self.asked.points), self.asked.back
         given = read_landmarks(path, moving if back else self.fixed_grid)
         mapped = map_landmarks(self.chain, given, back, self.fixed_grid)
-        (self.stage / "outputpoints.txt").write_text(output_points_text(mapped, self.fixed_grid, moving))
+        (self.stage / "outputpoints.txt").write_text(
+            output_points_text(mapped, self.fixed_grid, moving), encoding="utf-8"
+        )
         suffix = ".mrk.json" if path.lower().endswith(".json") else Path(path).suffix.lower()
         if suffix not in (".txt", ".pts"):
             write_landmarks(mapped.landmarks(), self.stage / f"outputpoints{suffix}")

@@ -230,7 +230,7 @@ def peak_memory() -> float:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     status = Path("/proc/self/status")
     if status.is_file():
-        lines = (line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        lines = (line.split() for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         own = next((float(words[1]) / 1024 for words in lines), own)
     return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
 

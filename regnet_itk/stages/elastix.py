@@ -171,7 +171,10 @@ class ElastixStage:
             _run_worker(job, log, self.parameters.source)
             link = self._read_link(job)
             warped = self._read_warped(job)
-            tables = {file.stem.split(".")[-1]: file.read_text() for file in sorted(job.glob("output/IterationInfo.*"))}
+            tables = {
+                file.stem.split(".")[-1]: file.read_text(encoding="utf-8")
+                for file in sorted(job.glob("output/IterationInfo.*"))
+            }
         options.progress(1.0, "done")
         seconds = time.perf_counter() - began
         return StageResult(initial.then(link), seconds, warped, log.details(), tables)

@@ -51,7 +51,7 @@ class TrainingLog:
     def append(self, row: LogRow) -> None:
         """Add a row."""
         new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow([f.name for f in fields(LogRow)])
@@ -61,7 +61,7 @@ class TrainingLog:
         """Read all rows."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))[1:]
         return [LogRow(int(step), int(phase), *map(float, rest)) for step, phase, *rest in lines]
 

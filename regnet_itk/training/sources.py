@@ -225,7 +225,7 @@ def load_source(path: Path, smoothing: float, cache: Path) -> Source:
         with staged_folder(folder) as part:
             np.save(part / "values.npy", source.values.numpy())
             np.save(part / "lungs.npy", source.lungs.numpy())
-            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": spacing}))
+            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": spacing}), encoding="utf-8")
     return _from_cache(folder)
 
 
@@ -241,7 +241,7 @@ def _prepared(path: Path, smoothing: float) -> tuple[Source, list[float]]:
 def _from_cache(folder: Path) -> Source:
     try:
         values, lungs = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("values", "lungs"))
-        spacing = torch.tensor(json.loads((folder / "source.json").read_text())["spacing"])
+        spacing = torch.tensor(json.loads((folder / "source.json").read_text(encoding="utf-8"))["spacing"])
     except (OSError, ValueError, KeyError, EOFError):
         shutil.rmtree(folder, ignore_errors=True)
         raise ImageError(f"the prepared image in '{folder}' was damaged and has been removed; start again") from None

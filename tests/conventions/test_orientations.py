@@ -148,7 +148,7 @@ def _point_file(folder, points):
 
 
 def _output_points(folder):
-    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text())
+    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text(encoding="utf-8"))
     return np.array([line.split() for line in found], dtype=float)
 
 

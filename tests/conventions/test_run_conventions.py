@@ -105,7 +105,7 @@ def point_file(folder, points):
 
 
 def output_points(folder):
-    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text())
+    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text(encoding="utf-8"))
     return np.array([line.split() for line in found], dtype=float)
 
 
@@ -193,7 +193,9 @@ def test_all_transform_files_lie_in_the_folder_and_the_stages_count_from_0(chain
     mentioned = set()
     for file in folder.glob("*.txt"):
         if not file.name.startswith("IterationInfo"):
-            mentioned |= set(re.findall(r'FileName "([^"]*)"', file.read_text())) - {"NoInitialTransform"}
+            mentioned |= set(re.findall(r'FileName "([^"]*)"', file.read_text(encoding="utf-8"))) - {
+                "NoInitialTransform"
+            }
     assert all(name.startswith(f"{folder}/") for name in mentioned)
     assert all((folder / name).is_file() for name in mentioned)
     assert bool(list(folder.glob("InitialTransform.*.txt"))) == (chain in START)

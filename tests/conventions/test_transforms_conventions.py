@@ -173,7 +173,7 @@ def _point_file(folder, points):
 
 
 def _output_points(folder):
-    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text())
+    found = re.findall(r"OutputPoint = \[ ([^]]*) \]", (folder / "outputpoints.txt").read_text(encoding="utf-8"))
     return np.array([line.split() for line in found], dtype=float)
 
 
@@ -247,7 +247,7 @@ def test_a_file_of_elastix_is_written_back_as_the_same_transform(name, tmp_path,
     chain = read_chain(_write_file(tmp_path, name))
     (tmp_path / "again").mkdir()
     path = chain.write_elastix(tmp_path / "again")[-1]
-    assert f'(Transform "{name.split()[0]}")' in path.read_text()
+    assert f'(Transform "{name.split()[0]}")' in path.read_text(encoding="utf-8")
     np.testing.assert_allclose(read_chain(path).map_points(points), chain.map_points(points), atol=1e-9)
 
 
@@ -308,7 +308,7 @@ def test_the_chain_of_a_real_registration_is_understood(tmp_path, points, moving
 def test_a_control_grid_may_start_at_another_index(tmp_path, points, moving, moving_itk):
     """Not the recursive one: for it elastix, which itself always writes index 0, gives other numbers at every run."""
     path = _write_file(tmp_path, "BSplineTransform")
-    path.write_text(path.read_text().replace("(GridIndex 0 0 0)", "(GridIndex 1 -1 2)"))
+    path.write_text(path.read_text(encoding="utf-8").replace("(GridIndex 0 0 0)", "(GridIndex 1 -1 2)"))
     theirs, image = _library(path, points, moving_itk, tmp_path)
     _assert_same_points(read_chain(path).map_points(points), theirs, points)
     _assert_same_image(read_chain(path), image, moving)
@@ -321,6 +321,6 @@ def test_outside_the_field_the_initial_transform_still_applies(tmp_path, moving_
     theirs, _ = _library(chain.write_elastix(tmp_path)[-1], far, moving_itk, tmp_path)
     assert np.abs(theirs - _affine().map_points(far)).max() < 1e-3
     assert np.abs(theirs - chain.map_points(far)).max() < 1e-3
-    assert parse_parameter_text((tmp_path / "TransformParameters.1.txt").read_text())["HowToCombineTransforms"] == (
-        "Add",
-    )
+    assert parse_parameter_text((tmp_path / "TransformParameters.1.txt").read_text(encoding="utf-8"))[
+        "HowToCombineTransforms"
+    ] == ("Add",)

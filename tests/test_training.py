@@ -90,13 +90,13 @@ def test_the_configurations_of_the_project_are_read() -> None:
         ('"regnet"', '"regnett"', "network = 'regnett' is not of the kind"),
         ('["a", "b"]', '"a"', "train = 'a' is not of the kind"),
         ('["a", "b"]', '["a", 3]', r"train\[1\] = 3 is not of the kind str"),
-        ("[[phases]]\nsteps = 10", "[[phases]]", r"phases\[0\]: key 'steps' is missing"),
+        ("[[phases]]\nsteps = 10", "[[phases]]", r"phases\[0\]: .*either 'steps' or 'epochs'"),
         ('network = "regnet"', "", "key 'network' is missing"),
         ('["d"]', '["b", "d"]', r"c.toml: .*disjoint; given twice: \['b'\]"),
         ('["c"]', '["a"]', r"given twice: \['a'\]"),
         ('["a", "b"]', '["a", "a"]', r"given twice: \['a'\]"),
         ('["c"]', "[]", "in 'train' and in 'validation', or in neither"),
-        ("steps = 10", "steps = 0", r"phases\[0\]: .*steps of at least 1"),
+        ("steps = 10", "steps = 0", r"phases\[0\]: .*either 'steps' or 'epochs'"),
         ('network = "regnet"', 'network = "regnet"\ncheckpoint_every = 0', "at least 1"),
         ("steps = 10", "steps = 10 10", "not TOML"),
         ('network = "regnet"\n', 'network = "coarse_to_fine"\n', None),  # 96 is a multiple of 8
@@ -540,6 +540,6 @@ def test_learning_reduces_the_error(images: Path, tmp_path: Path) -> None:
         steps=12, block_size=16, learning_rate=(1e-3, 1e-3), fields=FieldRecipe(theta=(0.0, 0.0), translation=4.0)
     )
     trainer = Trainer(tiny("coarse_to_fine", phases=(phase,), validate_every=100), images, tmp_path, CPU)
-    block = trainer._maker(trainer.train_sources, phase).make(phase.fields, phase.appearance)
+    block = trainer._maker(phase, trainer.train_images, trainer.random).make(phase.fields, phase.appearance)
     losses = [trainer._learn([block], 1e-3, phase)[0] for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]

@@ -70,10 +70,30 @@ class AppearanceRecipe:
 
 
 @dataclass(frozen=True)
+class PairRecipe:
+    """Whole pairs made beforehand as in the paper, six for an image, from which blocks are cut."""
+
+    positions: int = 2100
+    """Voxels of the lungs to train at, of every pair, balanced over the magnitude of the displacement."""
+    noise: float = 5.0
+    """Standard deviation in HU of the noise that is added every time."""
+    flips: bool = True
+    """Flip along x, y and z, each in half of the blocks."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """One part of a curriculum."""
 
-    steps: int
+    steps: int = 0
+    """Steps of the phase, if it is not measured in epochs."""
+    epochs: int = 0
+    """Passes over the positions of all pairs, counting a block's outputs."""
+    decay: float = 1.0
+    """The learning rate is divided by it after each epoch."""
+    pairs: PairRecipe | None = None
+    """Cut the blocks from whole pairs made beforehand, in place of pairs made on the fly; `fields` and `appearance`
+    then say nothing."""
     blocks: int = 1
     """Blocks (pairs of subvolumes) in one step."""
     block_size: int = 96
@@ -92,9 +112,19 @@ class Phase:
     appearance: AppearanceRecipe = field(default_factory=AppearanceRecipe)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "blocks", "block_size"):
+        for name in ("blocks", "block_size"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"a training phase needs {name} of at least 1, not {getattr(self, name)}")
+        if (self.steps < 1) == (self.epochs < 1):
+            raise ParameterError(
+                f"a training phase needs either 'steps' or 'epochs' of at least 1, not {self.steps} and {self.epochs}"
+            )
+        if self.epochs and self.pairs is None:
+            raise ParameterError("a training phase in 'epochs' needs a table 'pairs': other blocks are never the same")
+        if self.decay != 1.0 and not self.epochs:
+            raise ParameterError("'decay' divides the learning rate after each epoch; the phase has no 'epochs'")
+        if self.pairs is not None and self.texture_share:
+            raise ParameterError("a training phase has either 'pairs' or a 'texture_share', not both")
 
 
 @dataclass(frozen=True)

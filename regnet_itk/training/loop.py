@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regnet_itk.errors import ImageError, InterruptedRunError, ModelError
+from regnet_itk.errors import InterruptedRunError, ModelError
 from regnet_itk.geometry import FloatArray
 from regnet_itk.inference import find_device, find_precision
 from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
@@ -25,10 +25,12 @@ from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.config import Judge, Phase, TrainingConfig
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.losses import DeepSupervision, coarse_to_fine_loss, regnet_loss
+from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.processes import Processes, own_device
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images, load_source
 from regnet_itk.training.stopping import Stop, stopping_between_steps
+from regnet_itk.training.synthesis import FREQUENCIES
 
 INTENSITY_RANGE = (-1000.0, 200.0)
 VOXEL_SIZE = {"regnet": 1.0, "regnet_early": 1.0, "regnet_1scale": 1.0, "coarse_to_fine": 2.0}
@@ -36,7 +38,6 @@ _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
-_SMALLEST_IMAGE = 54.0  # mm: a patch of the paper's network
 _SEED_STEP = 7919  # between the seeds of processes
 
 
@@ -87,6 +88,14 @@ class Validation:
     displacement: float
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Images made ready to train or to judge by."""
+
+    sources: list[Source]
+    pairs: list[WholePair]
+
+
 class Trainer:
     """Train one network as its configuration says.
 
@@ -123,8 +132,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = self._first_network()
         paths = find_images(images, (*config.train, *config.validation))
-        self.train_sources = self._sources(paths, config.train)
-        self.validation_sources = self._sources(paths, config.validation)
+        self.train_images = self._prepared([paths[name] for name in config.train])
+        self.validation_images = self._prepared([paths[name] for name in config.validation])
+        self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         inner = self.network
         self.module: nn.Module = DeepSupervision(inner) if isinstance(inner, RegNet) else inner
@@ -150,25 +160,31 @@ class Trainer:
             )
         return model.network.requires_grad_(True)
 
-    def _sources(self, paths: dict[str, Path], names: tuple[str, ...]) -> list[Source]:
+    def _prepared(self, paths: list[Path]) -> Prepared:
+        """Prepare images as the phases need them: to cut blocks from, or as whole pairs, or both."""
         cache = self.options.cache or self.folder / "cache"
-        found = []
-        for number, name in enumerate(names, start=1):
+        recipe = next((phase.pairs for phase in self.config.phases if phase.pairs), None)
+        found = Prepared([], [])
+        for number, path in enumerate(paths, start=1):
             if not self.processes.first:
                 self.processes.wait()  # the first process prepares, the others read
             else:
-                self.options.say(f"preparing image {number} of {len(names)}: {name}")
-            found.append(load_source(paths[name], self.config.source_smoothing, cache))
+                self.options.say(f"preparing image {number} of {len(paths)}: {path.name}")
+            if self.config.judged_by or any(phase.pairs is None for phase in self.config.phases):
+                found.sources.append(load_source(path, self.config.source_smoothing, cache))
+            if recipe:
+                found.pairs.extend(load_pairs(path, recipe, self.voxel_size, self.config.seed, cache))
             if self.processes.first:
                 self.processes.wait()
-            extent = torch.tensor(found[-1].values.shape).flip(0) * found[-1].spacing
-            if float(extent.min()) < _SMALLEST_IMAGE:
-                size = " x ".join(f"{mm:.0f}" for mm in extent.tolist())
-                raise ImageError(
-                    f"training image '{paths[name]}' is {size} mm; it must measure at least {_SMALLEST_IMAGE:.0f} mm "
-                    "along each axis"
-                )
         return found
+
+    def _steps_of(self, phase: Phase) -> int:
+        """Return the steps of a phase; an epoch shows as many outputs as there are positions."""
+        if phase.steps:
+            return phase.steps
+        positions = sum(len(pair.positions) for pair in self.train_images.pairs)
+        outputs = phase.blocks * phase.block_size**3 * self.processes.count
+        return phase.epochs * math.ceil(positions / outputs)
 
     @property
     def continues(self) -> bool:
@@ -196,10 +212,10 @@ class Trainer:
             self.log.forget_after(self.step)
         with stopping_between_steps() as self._stop:
             first = 0
-            for number, phase in enumerate(self.config.phases):
-                if self.step < first + phase.steps:
-                    self._run_phase(number, phase, first)
-                first += phase.steps
+            for number, steps in enumerate(self.phase_steps):
+                if self.step < first + steps:
+                    self._run_phase(number, first)
+                first += steps
         if self._norms() and not self.config.phases[-1].frozen_statistics:
             self._calibrate(self.config.phases[-1])
         path = self.folder / f"{self._model_name}.safetensors"
@@ -209,16 +225,17 @@ class Trainer:
         self.processes.wait()
         return path
 
-    def _run_phase(self, number: int, phase: Phase, first: int) -> None:
-        images = self._maker(self.train_sources, phase)
-        textures = self._maker(self.textures, phase)
+    def _run_phase(self, number: int, first: int) -> None:
+        phase, steps = self.config.phases[number], self.phase_steps[number]
+        images = self._maker(phase, self.train_images, self.random)
+        textures = BlockMaker(self.textures, self._block_shape(phase), self.voxel_size, self.random)
         if phase.frozen_statistics and self.step == first:
             self._calibrate(phase)
         started, losses = time.perf_counter(), []
-        while self.step < first + phase.steps:
+        while self.step < first + steps:
             if phase.texture_share and (not self.textures or self.step % _TEXTURE_STEPS == 0):
                 self._new_texture()
-            rate = self._learning_rate(phase, (self.step - first) / phase.steps)
+            rate = self._learning_rate(phase, (self.step - first) / steps)
             blocks = [
                 (textures if self.random.happens(phase.texture_share) else images).make(phase.fields, phase.appearance)
                 for _ in range(phase.blocks)
@@ -247,21 +264,29 @@ class Trainer:
         self.textures[:] = [Source.texture(_TEXTURE_SIZE, Random(seed, self.device))]
 
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
-        steps = sum(phase.steps for phase in self.config.phases)
+        steps = sum(self.phase_steps)
         mean = self.seconds / self.step if self.step else seconds
         self.options.watch(
             TrainingProgress(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
         )
 
-    def _maker(self, sources: list[Source], phase: Phase, random: Random | None = None) -> BlockMaker:
+    def _block_shape(self, phase: Phase) -> tuple[int, int, int]:
         overhead = BLOCK_OVERHEAD if isinstance(self.network, RegNet) else 0
         edge = overhead + phase.block_size * (2 if overhead else 1)
-        return BlockMaker(sources, (edge, edge, edge), self.voxel_size, random or self.random)
+        return edge, edge, edge
+
+    def _maker(
+        self, phase: Phase, images: Prepared, random: Random, on_the_fly: bool = False
+    ) -> BlockMaker | PairBlocks:
+        if phase.pairs and not on_the_fly:
+            return PairBlocks(images.pairs, self._block_shape(phase), random, phase.pairs)
+        return BlockMaker(images.sources, self._block_shape(phase), self.voxel_size, random)
 
     @staticmethod
     def _learning_rate(phase: Phase, progress: float) -> float:
         start, end = phase.learning_rate
-        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+        return rate / phase.decay ** int(progress * phase.epochs)
 
     def _predict(self, network: nn.Module, blocks: list[Block]) -> Any:
         fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
@@ -315,8 +340,10 @@ class Trainer:
 
     def validate(self) -> Validation:
         """Measure the network on pairs of the validation images, always the same ones."""
-        judge = self.config.judged_by or Judge(self.config.phases[-1].fields, self.config.phases[-1].appearance)
-        maker = self._maker(self.validation_sources, self.config.phases[-1], Random(self.config.seed + 1, self.device))
+        last, judge = self.config.phases[-1], self.config.judged_by
+        random = Random(self.config.seed + 1, self.device)
+        maker = self._maker(last, self.validation_images, random, on_the_fly=judge is not None)
+        judge = judge or Judge(last.fields, last.appearance)
         sums = torch.zeros(5, dtype=torch.float64)
         total = 0.0
         self.network.eval()
@@ -342,7 +369,7 @@ class Trainer:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
         self.network.train()
-        maker = self._maker(self.train_sources, phase)
+        maker = self._maker(phase, self.train_images, self.random)
         for _ in range(_CALIBRATION_STEPS):
             with torch.no_grad():
                 self._predict(self.network, [maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)])
@@ -400,6 +427,8 @@ class Trainer:
         error, magnitude = validation.error, validation.displacement
         accuracy = {"validation": {"mean_error_mm": round(error, 3), "mean_displacement_mm": round(magnitude, 3)}}
         capture = max(last.theta[1], last.breathing)
+        if self.config.phases[-1].pairs:
+            capture = max(frequency.theta for frequency in FREQUENCIES.values())
         return dataclasses.replace(bare, capture_range=capture, training=training, accuracy=accuracy)
 
 

@@ -28,6 +28,7 @@ _MARGIN = 80.0
 """mm kept around the lungs: half a block, its rotation, and a displacement."""
 
 _CACHE_VERSION = 1
+_SMALLEST_IMAGE = 54.0  # mm: a patch of the paper's network
 _MOST = 4000.0  # HU above air
 
 
@@ -230,12 +231,37 @@ def load_source(path: Path, smoothing: float, cache: Path) -> Source:
 
 
 def _prepared(path: Path, smoothing: float) -> tuple[Source, list[float]]:
+    image, lungs = read_with_lungs(path)
+    return Source.from_image(image, lungs, smoothing), list(image.grid.spacing)
+
+
+def read_with_lungs(path: Path, voxel_size: float | None = None) -> tuple[Image, Image]:
+    """Read a CT to train on, and find its lungs.
+
+    Parameters
+    ----------
+    path : Path
+    voxel_size : float, optional
+        Resample it to such voxels (mm) on its own axes.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, is not 3D, is smaller than a patch of the paper's network, or has no lungs.
+    """
     image = read_image(path, "training image")
+    extent = np.multiply(image.grid.size, image.grid.spacing)
+    if extent.min() < _SMALLEST_IMAGE:
+        raise ImageError(
+            f"training image '{path}' is {' x '.join(f'{mm:.0f}' for mm in extent)} mm; it must measure at least "
+            f"{_SMALLEST_IMAGE:.0f} mm along each axis"
+        )
+    if voxel_size is not None:
+        image = image.resampled(image.grid.isotropic(voxel_size), default=AIR)
     try:
-        lungs = lung_mask(image)
+        return image, lung_mask(image)
     except ImageError as error:
         raise ImageError(f"training image '{path}': {error}") from None
-    return Source.from_image(image, lungs, smoothing), list(image.grid.spacing)
 
 
 def _from_cache(folder: Path) -> Source:

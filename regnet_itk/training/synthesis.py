@@ -5,7 +5,8 @@ The undeformed image is the moving one; the fixed image is I_M(x + u(x)), so u i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +15,7 @@ from regnet_itk.displacement import DisplacementField
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
 
+_AIR = -1000.0
 _FIELD_SPACING = 4.0
 """mm. Gaussians of 20 mm and more lose nothing on such a grid, which is then interpolated."""
 
@@ -35,13 +37,66 @@ FREQUENCIES = {
 """Low, medium and high frequency deformations of the paper."""
 
 
+NEW_MOVING = Frequency(35.0, 100)
+"""The deformation that makes a new moving image, and the noise that is added to it, in HU."""
+NEW_MOVING_NOISE = 3.0
+PAIR_NOISE = 5.0
+
+
 @dataclass(frozen=True)
 class SyntheticPair:
-    """Two images of one patient with the exact displacement between them."""
+    """Two images of one patient with the exact displacement between them.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+    displacement : DisplacementField
+        T(x) = x + u(x) maps the fixed to the moving image.
+    name : str
+        Of the deformation.
+    fixed_mask : Image, optional
+        The patient's mask, deformed like the fixed image.
+    """
 
     fixed: Image
     moving: Image
     displacement: DisplacementField
+    name: str = ""
+    fixed_mask: Image | None = None
+
+
+def paper_pairs(image: Image, rng: np.random.Generator, mask: Image | None = None) -> Iterator[SyntheticPair]:
+    """Make the six pairs of an image: three deformations of it, and three of a deformed version of it.
+
+    With the image as the only moving image, all pairs would share it. So a new moving image is made by a deformation
+    of low frequency, which stretches little, with a noise of 3 HU of its own. Noise of 5 HU is added to both images of
+    every pair (Sect. 2.2 of the paper).
+
+    Parameters
+    ----------
+    image : Image
+        A patient.
+    rng : numpy.random.Generator
+        The same state gives the same pairs.
+    mask : Image, optional
+        Deformed along with the image.
+
+    Yields
+    ------
+    SyntheticPair
+        ``low``, ``medium``, ``high``, and ``deformed-low``, ``deformed-medium``, ``deformed-high``.
+    """
+    bend = random_displacement(image.grid, NEW_MOVING, rng).to_sitk_transform()
+    for prefix in ("", "deformed-"):
+        if prefix:
+            image = image.resampled(image.grid, bend, order=3, default=_AIR)
+            image = _with_noise(image, NEW_MOVING_NOISE, rng)
+            mask = mask.resampled(mask.grid, bend, order=0) if mask else None
+        for name, frequency in FREQUENCIES.items():
+            u = random_displacement(image.grid, frequency, rng)
+            pair = deformed_pair(image, u, PAIR_NOISE, rng)
+            fixed_mask = mask.resampled(mask.grid, u.to_sitk_transform(), order=0) if mask else None
+            yield replace(pair, name=prefix + name, fixed_mask=fixed_mask)
 
 
 def random_displacement(grid: Grid, frequency: Frequency, rng: np.random.Generator) -> DisplacementField:
@@ -120,8 +175,9 @@ def deformed_pair(image: Image, u: DisplacementField, noise: float, rng: np.rand
         Standard deviation in HU; the paper has 5.
     rng : numpy.random.Generator
     """
-    warped = image.resampled(image.grid, u.to_sitk_transform(), order=3, default=-1000.0)
-    fixed, moving = (
-        Image((i.array + rng.normal(0.0, noise, i.array.shape)).astype(np.float32), i.grid) for i in (warped, image)
-    )
-    return SyntheticPair(fixed, moving, u)
+    warped = image.resampled(image.grid, u.to_sitk_transform(), order=3, default=_AIR)
+    return SyntheticPair(_with_noise(warped, noise, rng), _with_noise(image, noise, rng), u)
+
+
+def _with_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
+    return Image((image.array + rng.normal(0.0, sigma, image.array.shape)).astype(np.float32), image.grid)

@@ -1,0 +1,167 @@
+"""The paper's training pairs (Sect. 2.2): whole images deformed beforehand, and blocks cut from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regnet_itk.errors import ImageError
+from regnet_itk.images import Image
+from regnet_itk.outputs import staged_folder
+from regnet_itk.training.appearance import AIR
+from regnet_itk.training.blocks import Block
+from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
+from regnet_itk.training.random import Random
+from regnet_itk.training.sampling import balanced_positions
+from regnet_itk.training.sources import read_with_lungs
+from regnet_itk.training.synthesis import SyntheticPair, paper_pairs
+
+_VERSION = 1
+_MARGIN = 45.0
+"""mm kept around the lungs: half a block of ordinary size, and a displacement."""
+
+
+@dataclass(frozen=True)
+class WholePair:
+    """A synthetic pair on voxels of the network's size, on the image's own axes.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor, shape (z, y, x), int16
+        Intensities above air (HU + 1000); read from disk where they are needed.
+    lungs : Tensor, shape (z, y, x), uint8
+        Of the fixed image.
+    displacement : Tensor, shape (3, z, y, x), float16
+        u in mm along the image's axes x, y, z.
+    positions : int array, shape (n, 3)
+        Voxels (z, y, x) to train at.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    lungs: Tensor
+    displacement: Tensor
+    positions: npt.NDArray[np.int_]
+
+
+class PairBlocks:
+    """Cut blocks from whole pairs, at their positions in random order, flipped and noisy.
+
+    Parameters
+    ----------
+    pairs : list of WholePair
+    shape : tuple of int
+        Voxels z, y, x of a block.
+    random : Random
+    recipe : PairRecipe
+    """
+
+    def __init__(self, pairs: list[WholePair], shape: tuple[int, int, int], random: Random, recipe: PairRecipe) -> None:
+        self.pairs, self.shape, self.random, self.recipe = pairs, shape, random, recipe
+
+    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
+        """Return one block; the recipes of blocks made on the fly say nothing about these."""
+        random = self.random
+        pair = self.pairs[random.integer(len(self.pairs))]
+        centre = pair.positions[random.integer(len(pair.positions))]
+        first = [int(c) - n // 2 for c, n in zip(centre, self.shape, strict=True)]
+        fixed, moving, lungs, u = (
+            _cut(part, first, self.shape, random.device)
+            for part in (pair.fixed[None], pair.moving[None], pair.lungs[None], pair.displacement)
+        )
+        flipped = [axis for axis in range(3) if self.recipe.flips and random.integer(2)]  # z, y, x
+        if flipped:
+            dims = [axis + 2 for axis in flipped]
+            fixed, moving, lungs, u = (torch.flip(t, dims) for t in (fixed, moving, lungs, u))
+            sign = torch.ones(3, device=u.device)
+            sign[[2 - axis for axis in flipped]] = -1.0
+            u = u * sign.view(1, 3, 1, 1, 1)
+        fixed, moving = (i + AIR + self.recipe.noise * random.normal(*i.shape) for i in (fixed, moving))
+        return Block(fixed, moving, u, lungs)
+
+
+def _cut(part: Tensor, first: list[int], shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return a box (1, channel, *shape) of an array (channel, z, y, x); 0 outside of it."""
+    spans = [(max(f, 0), min(f + n, size)) for f, n, size in zip(first, shape, part.shape[1:], strict=True)]
+    inner = part[(slice(None), *(slice(*span) for span in spans))].to(device, torch.float32)
+    padding = [
+        amount
+        for f, n, (low, high) in reversed(list(zip(first, shape, spans, strict=True)))
+        for amount in (low - f, f + n - high)
+    ]
+    return functional.pad(inner, padding)[None]
+
+
+def load_pairs(path: Path, recipe: PairRecipe, voxel_size: float, seed: int, cache: Path) -> list[WholePair]:
+    """Return the six pairs of an image: from the cache, or made and put there.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read, is not 3D, or no lungs are found.
+    OutputError
+        If the cache cannot be written.
+    """
+    status = path.stat()
+    key = json.dumps([_VERSION, path.name, status.st_size, status.st_mtime_ns, voxel_size, seed, recipe.positions])
+    folder = cache / ("pairs-" + hashlib.sha256(key.encode()).hexdigest()[:16])
+    if not (folder / "done").exists():
+        _make(path, recipe, voxel_size, seed, folder)
+    found = []
+    for number in range(len(list(folder.glob("*-fixed.npy")))):
+        try:
+            fixed, moving, lungs, displacement, positions = (
+                np.load(folder / f"{number}-{name}.npy", mmap_mode="c")
+                for name in ("fixed", "moving", "lungs", "displacement", "positions")
+            )
+        except (OSError, ValueError, EOFError):
+            (folder / "done").unlink()
+            raise ImageError(f"the prepared pairs in '{folder}' are damaged; start again to make them anew") from None
+        fixed, moving, lungs, displacement = map(torch.from_numpy, (fixed, moving, lungs, displacement))
+        found.append(WholePair(fixed, moving, lungs, displacement, positions))
+    return found
+
+
+def _make(path: Path, recipe: PairRecipe, voxel_size: float, seed: int, folder: Path) -> None:
+    image, lungs = read_with_lungs(path, voxel_size)
+    image, lungs = _around(lungs, image, lungs)
+    # the same pairs whatever other images there are
+    rng = np.random.default_rng([seed, int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16)])
+    with staged_folder(folder) as stage:
+        for number, pair in enumerate(paper_pairs(image, rng, lungs)):
+            _save(stage, number, pair, recipe, rng)
+        (stage / "done").write_text(path.name, encoding="utf-8")
+
+
+def _around(lungs: Image, *images: Image) -> tuple[Image, ...]:
+    where = np.argwhere(lungs.array > 0)
+    margin = int(np.ceil(_MARGIN / lungs.grid.spacing[0]))
+    low = np.maximum(where.min(axis=0) - margin, 0)
+    high = np.minimum(where.max(axis=0) + margin + 1, lungs.array.shape)
+    grid = lungs.grid.crop(tuple(low[::-1]), tuple((high - low)[::-1]))
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return tuple(Image(np.ascontiguousarray(image.array[box]), grid) for image in images)
+
+
+def _save(stage: Path, number: int, pair: SyntheticPair, recipe: PairRecipe, rng: np.random.Generator) -> None:
+    assert pair.fixed_mask is not None
+    grid, lungs = pair.fixed.grid, pair.fixed_mask.array > 0
+    u = pair.displacement.at(grid.points())
+    along = np.moveaxis(u @ grid.direction_matrix, -1, 0)
+    positions = balanced_positions(np.linalg.norm(u, axis=-1), lungs, recipe.positions, rng)
+    arrays = {
+        "lungs": lungs.astype(np.uint8),
+        "displacement": along.astype(np.float16),
+        "positions": positions,
+        **{n: np.clip(getattr(pair, n).array - AIR, 0, 4000).astype(np.int16) for n in ("fixed", "moving")},
+    }
+    for name, array in arrays.items():
+        np.save(stage / f"{number}-{name}.npy", array)

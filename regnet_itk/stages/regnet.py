@@ -13,9 +13,11 @@ import numpy as np
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.images import Image
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
+from regnet_itk.suitability import capture_range_reached, coarse_voxels, unlike_intensities
 from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
 
 if TYPE_CHECKING:
+    from regnet_itk.displacement import DisplacementField
     from regnet_itk.model import Model
     from regnet_itk.parameters import ParameterMap
 
@@ -163,13 +165,26 @@ class RegNetStage:
             "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,
             "max_displacement_mm": float(lengths.max()),
         }
-        capture_range = model.description.capture_range
-        if lengths.max() > capture_range > 0:
-            options.log(
-                f"warning: {self.name}: displacements reach {lengths.max():.1f} mm, past the {capture_range} mm that "
-                "the model was trained on; check the stages before it"
-            )
+        warnings = self._warnings(pair, (fixed, moving), inside, u)
+        for warning in warnings:
+            options.log(f"warning: {self.name}: {warning}")
+        if warnings:
+            details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
+
+    def _warnings(self, pair: ImagePair, seen: tuple[Image, Image], region: Image, u: DisplacementField) -> list[str]:
+        """Return how the images, as given and as the network saw them, and u are unlike the model's training."""
+        description = self._model().description
+        found: list[str | None] = []
+        for role, given, resampled in zip(
+            ("fixed image", "moving image"), (pair.fixed, pair.moving), seen, strict=True
+        ):
+            found.append(unlike_intensities(resampled, region.array.astype(bool), description, role))
+            found.append(coarse_voxels(given.grid, description, role))
+        lengths = np.linalg.norm(u.vectors, axis=-1)
+        inside = region.resampled(u.grid, order=0).array > 0
+        found.append(capture_range_reached(lengths[inside], float(lengths.max()), description))
+        return [warning for warning in found if warning is not None]
 
     def _model(self) -> Model:
         from regnet_itk.model import find_model

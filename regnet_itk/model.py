@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _FORMAT = "regnet-itk model 1"
+_LONGEST_HEADER = 100_000_000  # bytes, of the format
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,32 @@ def load_model(path: str | Path) -> Model:
         ) from None
     network.requires_grad_(False)
     return Model(network.eval().to(memory_format=torch.channels_last_3d), description, digest)  # type: ignore[call-overload]
+
+
+def read_model_header(path: str | Path) -> tuple[ModelDescription, str]:
+    """Read what a model says of itself, and the hash of its weights, without reading the weights or loading torch.
+
+    :func:`load_model` checks the hash, this does not.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, or does not begin as a model's file does.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"model file '{path}' does not exist")
+    try:
+        with path.open("rb") as file:  # of a safetensors file: the length of its header, then the header as JSON
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < min(path.stat().st_size, _LONGEST_HEADER):
+                raise ValueError("its header is cut off")
+            metadata = dict(json.loads(file.read(length)).get("__metadata__") or {})
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
+    return _description(metadata.get("description", ""), path), str(metadata.get("sha256", ""))
 
 
 def shipped_models() -> dict[str, Path]:

@@ -17,6 +17,8 @@ from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
     "train": "Train a network on a folder of images.",
+    "synthesize": "Make pairs of images with a known displacement, as in the paper.",
+    "models": "List the models that ship, and explain one.",
     "example": "Write a digital chest phantom and register it.",
     "compare": "Compare several methods on a set of pairs: the paper's table and figures.",
     "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",

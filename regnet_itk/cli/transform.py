@@ -40,8 +40,8 @@ _NAMED = 10  # points that a message lists
     "-def", "points", metavar="FILE|all",
     help="Points to map (.txt .vtk .csv .fcsv .mrk.json); 'all' writes the displacement field.",
 )  # fmt: skip
-@click.option("-jac", "determinant", type=click.Choice(["all"]), help="Write the determinant of the Jacobian.")
-@click.option("-jacmat", "matrices", type=click.Choice(["all"]), help="Write the Jacobian matrices.")
+@click.option("-jac", "determinant", type=click.Choice(["all"]), help="Write the Jacobian determinant: -jac all.")
+@click.option("-jacmat", "matrices", type=click.Choice(["all"]), help="Write the Jacobian matrices: -jacmat all.")
 @click.option(
     "--label", is_flag=False, flag_value="nearest", type=click.Choice(["nearest", "linear"]),
     help="The images are segmentations: take the nearest voxel's label, or with 'linear' the label with the greatest "

@@ -93,7 +93,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Drawn]:
         drawn.append(_write(figure, folder / "fig4_capture_range", "Fig. 4: landmarks in the capture range", caption))
     if examples:
         caption = (
-            "Results (upper rows) and their differences from the fixed image (lower rows) on a coronal slice; r is the "
+            "Results (upper rows) and the differences fixed - result (lower rows) on a coronal slice; r is the "
             "correlation with the fixed image on this slice, inside the mask if there is one."
         )
         drawn.append(_write(_images(examples), folder / "fig5_images", "Fig. 5: results and differences", caption))
@@ -412,7 +412,7 @@ def _images(examples: Sequence[_Example]) -> Figure:
             upper.set_title(_heading(name), fontsize=_SIZE - 1)
             if name in results:
                 draw_slice(upper, example.plane, results[name], grey, letters=False)
-                shown = draw_slice(lower, example.plane, results[name] - fixed, difference, letters=False)
+                shown = draw_slice(lower, example.plane, fixed - results[name], difference, letters=False)
                 lower.set_title(f"r = {example.correlation(results[name]):.3f}", fontsize=_SIZE - 1)
         if shown is not None:
             _bar(part, shown, panels[1], difference.unit)

@@ -189,7 +189,7 @@ def registration_figure(
     """Draw a registration: three planes of the images, their differences and the length of the displacement.
 
     Rows are the axial, coronal and sagittal plane, as radiologists see them; columns are fixed, moving, warped,
-    the differences from the fixed image before and after, and |u|.
+    the differences fixed - moving and fixed - warped, and |u|.
 
     Parameters
     ----------
@@ -249,12 +249,12 @@ def _columns(images: _Images, planes: tuple[Plane, ...]) -> list[_Column]:
     shade, contrast = grey_shade(fixed), difference_shade(fixed, before or after)
     shown = [_Column("fixed", _cut(planes, fixed.array), shade, bar=True, landmarks=True)]
     differences = []
-    for name, when, image in (("moving", "before", before), ("warped", "after", after)):
+    for name, image in (("moving", before), ("warped", after)):
         if image is None:
             continue
-        heading = f"difference {when}\ncorrelation {normalised_correlation(image, fixed, images.mask):.3f}"
+        heading = f"fixed - {name}\ncorrelation {normalised_correlation(image, fixed, images.mask):.3f}"
         pairs = zip(_cut(planes, image.array), _cut(planes, fixed.array), strict=True)
-        pictures = tuple(a.astype(float) - b.astype(float) for a, b in pairs)
+        pictures = tuple(b.astype(float) - a.astype(float) for a, b in pairs)
         shown.append(_Column(name, _cut(planes, image.array), shade, landmarks=name == "warped"))
         differences.append(_Column(heading, pictures, contrast, bar=True))
     return [*shown, *differences]

@@ -696,12 +696,13 @@ def test_it_fits_windows_of_any_width(viewer, width):
     viewer.browser.resize(width, 800)
     try:
         viewer.browser.wait(f"document.documentElement.scrollWidth <= {width}", 20)
-        edges = viewer.browser.value(
-            "[...document.querySelectorAll('.stage')].map((s) => s.getBoundingClientRect().width)"
-        )
+        edges_now = "[...document.querySelectorAll('.stage')].map((s) => s.getBoundingClientRect().width)"
         sizes = viewer.decoded.pair()["size"]
-        scales = [edge / size for edge, size in zip(edges, (sizes[0], sizes[0], sizes[1]), strict=True)]
-        assert max(scales) - min(scales) < 0.1  # one scale in all planes
+        extents = [sizes[0], sizes[0], sizes[1]]
+        scales = f"{edges_now}.map((edge, i) => edge / {extents}[i])"
+        # one scale in all planes; the page fits them once it has been laid out anew
+        viewer.browser.wait(f"Math.max(...{scales}) - Math.min(...{scales}) < 0.1", 20)
+        edges = viewer.browser.value(edges_now)
         assert min(edges) > 120
     finally:
         viewer.browser.resize(1280, 900)

@@ -24,7 +24,13 @@ from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.training.loop import find_images
-from regnet_itk.training.synthesis import FREQUENCIES, breathing_displacement, deformed_pair, random_displacement
+from regnet_itk.training.synthesis import (
+    FREQUENCIES,
+    SyntheticPair,
+    breathing_displacement,
+    deformed_pair,
+    random_displacement,
+)
 from regnet_itk.transforms import TransformChain
 
 BREATHING = (-20.0, 20.0)
@@ -44,19 +50,28 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {"theta 8 mm": [row for row in rows if row not in breathing], "breathing to 20 mm": breathing, "all": rows}
 
 
-def measure(image: Image, models: list[str], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the mean error inside the lungs of every model, for each test deformation of an image."""
+def test_pairs(image: Image, seed: int) -> Iterator[SyntheticPair]:
+    """Yield the pairs of an image with the true displacement at every voxel, and the lungs as the fixed mask."""
     lungs = lung_mask(image)
     for kind, u in fields(image, lungs, seed).items():
         pair = deformed_pair(image, u, 5.0, np.random.default_rng(seed))
         mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
         truth = DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid)
-        row = {"field": kind, "before": float(np.linalg.norm(truth.vectors[mask.array > 0], axis=1).mean())}
+        yield dataclasses.replace(pair, displacement=truth, name=kind, fixed_mask=mask)
+
+
+def measure(image: Image, models: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the mean error inside the lungs of every model, for each test deformation of an image."""
+    for pair in test_pairs(image, seed):
+        mask = pair.fixed_mask
+        assert mask is not None
+        before = np.linalg.norm(pair.displacement.vectors[mask.array > 0], axis=1).mean()
+        row = {"field": pair.name, "before": float(before)}
         for model in models:
             values = {"Registration": "RegNetRegistration", "RegNetModel": model, "WriteResultImage": "false"}
             stage = RegNetStage(ParameterMap({key: (value,) for key, value in values.items()}))
             found = stage.run(ImagePair(pair.fixed, pair.moving, mask), TransformChain(), RunOptions())
-            error = displacement_error(found.chain.displacement_on(image.grid), truth, mask)
+            error = displacement_error(found.chain.displacement_on(image.grid), pair.displacement, mask)
             row[model] = error.mean
             row[f"{model} x, y, z"] = [round(e, 3) for e in error.mean_absolute]
         yield row

@@ -69,7 +69,7 @@ class BlockMaker:
         body_axis = body_axis / body_axis.norm()
         u = self._fields.field(fields, body_axis)
         w = self._fields.wave(random.log_uniform((25.0, 40.0)), random.uniform((0.0, 6.0)))
-        volume = jacobian_determinant(u, self.voxel_size).clamp(0.3, 3.0)
+        breathed = u  # the volume changes with the lungs' motion, not with what slides past them
 
         def sampled(displacement: Tensor) -> tuple[Tensor, Tensor]:
             there = positions + displacement + warp(w, displacement / self.voxel_size)
@@ -86,6 +86,7 @@ class BlockMaker:
         moving, _ = source.sampled(matrix, centre, positions + w)
         growth = random.uniform((0.0, appearance.mass_conservation))
         if growth > 0:
+            volume = jacobian_determinant(breathed, self.voxel_size).clamp(0.3, 3.0)
             fixed = with_lung_density(fixed, volume**growth)
         slice_axis = 2 - int(body_axis.abs().argmax())
         fixed, moving = (dressed(image, appearance, self._fields, slice_axis) for image in (fixed, moving))

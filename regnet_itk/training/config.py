@@ -153,6 +153,8 @@ class TrainingConfig:
     """Standard deviation in mm of a Gaussian that takes the scans' own noise away, which both images would share."""
     judged_by: Judge | None = None
     """What the validation pairs are made with; the last phase's recipes by default."""
+    auxiliary_outputs: bool = True
+    """Whether RegNet learns from an output of each resolution too; the paper's has its own output only."""
     seed: int = 2017
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -172,6 +174,10 @@ class TrainingConfig:
         odd = [phase.block_size for phase in self.phases if phase.block_size % 8]
         if self.network != "coarse_to_fine" and any(phase.recurrence for phase in self.phases):
             raise ParameterError("'recurrence' is of the coarse-to-fine network only")
+        if self.network == "coarse_to_fine" and not self.auxiliary_outputs:
+            raise ParameterError(
+                "the coarse-to-fine network always learns from every level: 'auxiliary_outputs' is RegNet's"
+            )
         if self.network == "coarse_to_fine" and odd:
             raise ParameterError(f"the coarse-to-fine network needs a block_size that is a multiple of 8, not {odd[0]}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regnet_itk.training.config import FieldRecipe
-from regnet_itk.training.filters import along_axes, smoothed
+from regnet_itk.training.filters import along_axes, gaussian, smoothed
 from regnet_itk.training.random import Random
 
 _WALL = 8.0
@@ -76,7 +76,7 @@ class FieldMaker:
             count = math.ceil(n * self.voxel_size / step) + 12
             nodes = (torch.arange(count, device=self.random.device) - (count - 1) / 2) * step
             voxels = (torch.arange(n, device=self.random.device) - (n - 1) / 2) * self.voxel_size
-            kernels.append(torch.exp(-0.5 * ((voxels[:, None] - nodes) / sigma) ** 2))
+            kernels.append(gaussian((voxels[:, None] - nodes) / sigma))
         return along_axes(self.random.normal(1, channels, *(k.shape[1] for k in kernels)), kernels)
 
     def wave(self, sigma: float, theta: float) -> Tensor:
@@ -114,6 +114,6 @@ def slid(u: Tensor, lungs: Tensor, loss: float, voxel_size: float) -> Tensor:
     """
     wall = smoothed(lungs, (_WALL / voxel_size,) * 3)
     normal = torch.cat([torch.gradient(wall, spacing=voxel_size, dim=dim)[0] for dim in (4, 3, 2)], dim=1)
-    normal = normal / (normal.norm(dim=1, keepdim=True) + 1e-3)
+    normal = normal / (normal.square().sum(dim=1, keepdim=True).sqrt() + 1e-3)
     along_normal = (u * normal).sum(dim=1, keepdim=True) * normal
     return torch.where(lungs > 0.5, u, u - loss * (u - along_normal))

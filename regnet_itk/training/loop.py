@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import platform
@@ -38,6 +39,7 @@ _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
+_QUICK_CALIBRATION_STEPS = 6  # for a validation in between
 _SEED_STEP = 7919  # between the seeds of processes
 
 
@@ -137,7 +139,9 @@ class Trainer:
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         inner = self.network
-        self.module: nn.Module = DeepSupervision(inner) if isinstance(inner, RegNet) else inner
+        self.module: nn.Module = (
+            DeepSupervision(inner, config.auxiliary_outputs) if isinstance(inner, RegNet) else inner
+        )
         self.module.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.trained = self.processes.wrapped(self.module)
         self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=1e-5)
@@ -246,7 +250,7 @@ class Trainer:
             self.seconds += seconds
             self._tell(losses[-1][0], phase.blocks / seconds, seconds)
             started = time.perf_counter()
-            if self.step % self.config.validate_every == 0:
+            if self.step % self.config.validate_every == 0 or self.step == sum(self.phase_steps):
                 self._log(number, rate, np.mean(losses, axis=0))
                 losses.clear()
             if self.step % self.config.checkpoint_every == 0:
@@ -338,8 +342,22 @@ class Trainer:
                 v = block.displacement - warp(p, v / self.voxel_size)
             return Block(block.fixed, warp(block.moving, p / self.voxel_size), v, block.weight)
 
-    def validate(self) -> Validation:
-        """Measure the network on pairs of the validation images, always the same ones."""
+    def validate(self, during: Phase | None = None) -> Validation:
+        """Measure the network on pairs of the validation images, always the same ones.
+
+        While batch normalisation learns, its running statistics lag behind the weights; `during` is the phase whose
+        blocks then give the statistics to measure with. Training goes on with its own.
+        """
+        if during is not None and self._norms() and not during.frozen_statistics:
+            own = [copy.deepcopy(norm.state_dict()) for norm in self._norms()]
+            self._gather_statistics(during, _QUICK_CALIBRATION_STEPS, Random(self.config.seed + 2, self.device))
+            found = self._validated()
+            for norm, state in zip(self._norms(), own, strict=True):
+                norm.load_state_dict(state)
+            return found
+        return self._validated()
+
+    def _validated(self) -> Validation:
         last, judge = self.config.phases[-1], self.config.judged_by
         random = Random(self.config.seed + 1, self.device)
         maker = self._maker(last, self.validation_images, random, on_the_fly=judge is not None)
@@ -364,24 +382,27 @@ class Trainer:
 
     def _calibrate(self, phase: Phase) -> None:
         """Average the statistics of batch normalisation over fresh blocks: the running ones lag behind."""
+        self._gather_statistics(phase, _CALIBRATION_STEPS, self.random)
+        self.processes.same_weights(self.network)
+
+    def _gather_statistics(self, phase: Phase, steps: int, random: Random) -> None:
         norms = self._norms()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
         self.network.train()
-        maker = self._maker(phase, self.train_images, self.random)
-        for _ in range(_CALIBRATION_STEPS):
+        maker = self._maker(phase, self.train_images, random)
+        for _ in range(steps):
             with torch.no_grad():
                 self._predict(self.network, [maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)])
         for norm in norms:
             norm.momentum = 0.1
         self.network.eval()
-        self.processes.same_weights(self.network)
 
     def _log(self, phase: int, rate: float, training: FloatArray) -> None:
         if not self.processes.first:
             return
-        found = self.validate()
+        found = self.validate(during=self.config.phases[phase])
         self._last_error = found.error
         loss, left = (float(v) for v in training)
         row = LogRow(self.step, phase, self.seconds, rate, loss, left, found.error, *found.per_axis, found.displacement)

@@ -18,18 +18,24 @@ class DeepSupervision(nn.Module):
     """RegNet with auxiliary outputs, from the merged features of each resolution, for training only.
 
     They bring the error straight to the layers that must learn to match, which otherwise stay on a plateau.
+
+    Parameters
+    ----------
+    network : RegNet
+    auxiliary : bool
+        False leaves them out.
     """
 
-    def __init__(self, network: RegNet) -> None:
+    def __init__(self, network: RegNet, auxiliary: bool = True) -> None:
         super().__init__()
         self.network = network
-        self.heads = nn.ModuleList(nn.Conv3d(30, 3, 1) for _ in range(network.scales))
+        self.heads = nn.ModuleList(nn.Conv3d(30, 3, 1) for _ in range(network.scales if auxiliary else 0))
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         """Return the displacements of the auxiliary outputs, and the network's own last."""
         features = self.network.features(fixed, moving)
         inside = (..., *(slice(4, -4),) * 3)
-        auxiliary = [head(part[inside]) for head, part in zip(self.heads, features, strict=True)]
+        auxiliary = [head(part[inside]) for head, part in zip(self.heads, features, strict=False)]
         return [*auxiliary, self.network.from_features(features)]
 
 

@@ -104,21 +104,20 @@ class Source:
         tuple of Tensor, shape (1, 1, z, y, x)
         """
         device = positions.device
-        matrix = matrix / self.spacing[:, None]
-        index = torch.einsum("ij,bjzyx->bzyxi", matrix.to(device), positions) + (centre / self.spacing).to(device)
-        flat = index.reshape(-1, 3)
+        matrix = (matrix / self.spacing[:, None]).to(device)
+        index = torch.einsum("ij,bjzyx->bizyx", matrix, positions) + (centre / self.spacing).to(device).view(3, 1, 1, 1)
+        lowest, highest = (torch.stack(ends) for ends in zip(*(i.aminmax() for i in index[0]), strict=True))
         shape = torch.tensor(self.values.shape).flip(0)
-        low = torch.minimum(flat.amin(dim=0).floor().long().cpu().clamp(min=0), shape - 2)
-        high = torch.maximum(torch.minimum(flat.amax(dim=0).ceil().long().cpu() + 1, shape), low + 2)
+        low = torch.minimum(lowest.floor().long().cpu().clamp(min=0), shape - 2)
+        high = torch.maximum(torch.minimum(highest.ceil().long().cpu() + 1, shape), low + 2)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low.flip(0), high.flip(0), strict=True))
-        where = (index - low.to(device)) / (high - low - 1).to(device) * 2 - 1
-        values, lungs = (
-            functional.grid_sample(
-                part[box].to(device, torch.float32)[None, None], where, padding_mode="zeros", align_corners=True
-            )
-            for part in (self.values, self.lungs)
+        both = torch.stack([part[box].to(device, torch.float32) for part in (self.values, self.lungs)])
+        scale = (2 / (high - low - 1)).to(device).view(3, 1, 1, 1)
+        where = (index - low.to(device).view(3, 1, 1, 1)) * scale - 1
+        found = functional.grid_sample(
+            both[None], where.permute(0, 2, 3, 4, 1), padding_mode="zeros", align_corners=True
         )
-        return values, lungs
+        return found[:, :1], found[:, 1:]
 
 
 def _cropped(image: Image, lungs: Image) -> tuple[np.ndarray, np.ndarray]:

@@ -399,7 +399,7 @@ CPU = TrainingOptions("cpu")
 @pytest.fixture(autouse=True)
 def quick_loop(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     prepared = tmp_path_factory.getbasetemp() / "prepared"  # one cache for all tests
-    monkeypatch.setattr("regnet_itk.training.loop.load_source", lambda path, by, _: load_source(path, by, prepared))
+    monkeypatch.setattr("regnet_itk.training.prepared.load_source", lambda path, by, _: load_source(path, by, prepared))
     monkeypatch.setattr("regnet_itk.training.loop._TEXTURE_SIZE", 48)
     monkeypatch.setattr("regnet_itk.training.loop._VALIDATION_BLOCKS", 2)
     monkeypatch.setattr("regnet_itk.training.loop._CALIBRATION_STEPS", 2)
@@ -415,14 +415,14 @@ class PowerCut(Exception):
 
 
 def interrupt_at(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = trainer._learn
+    learn = trainer.learn
 
     def until(*arguments: Any) -> Any:
         if trainer.step == step:
             raise PowerCut
         return learn(*arguments)
 
-    monkeypatch.setattr(trainer, "_learn", until)
+    monkeypatch.setattr(trainer, "learn", until)
 
 
 @pytest.mark.parametrize("network", ["regnet", "coarse_to_fine"])
@@ -500,7 +500,7 @@ def test_frozen_statistics_stay_as_they_were_measured(images: Path, tmp_path: Pa
     phase = dataclasses.replace(tiny("regnet").phases[0], steps=1, texture_share=0.0, frozen_statistics=True)
     trainer = Trainer(tiny("regnet", phases=(phase,)), images, tmp_path, CPU)
     seen = []
-    learn = trainer._learn
+    learn = trainer.learn
 
     def watched(*arguments: Any) -> Any:
         norm = trainer.network.fine_fixed[1]
@@ -509,7 +509,7 @@ def test_frozen_statistics_stay_as_they_were_measured(images: Path, tmp_path: Pa
         seen.append((before, norm.running_mean.clone()))
         return found
 
-    trainer._learn = watched  # type: ignore[method-assign]
+    trainer.learn = watched  # type: ignore[method-assign]
     trainer.run()
     ((before, after),) = seen
     assert torch.equal(before, after)
@@ -540,6 +540,6 @@ def test_learning_reduces_the_error(images: Path, tmp_path: Path) -> None:
         steps=12, block_size=16, learning_rate=(1e-3, 1e-3), fields=FieldRecipe(theta=(0.0, 0.0), translation=4.0)
     )
     trainer = Trainer(tiny("coarse_to_fine", phases=(phase,), validate_every=100), images, tmp_path, CPU)
-    block = trainer._maker(phase, trainer.train_images, trainer.random).make(phase.fields, phase.appearance)
-    losses = [trainer._learn([block], 1e-3, phase)[0] for _ in range(12)]
+    block = trainer._maker(phase, trainer.random).make(phase.fields, phase.appearance)
+    losses = [trainer.learn([block], 1e-3, phase)[0] for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]

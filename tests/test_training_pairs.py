@@ -17,7 +17,15 @@ from regnet_itk.images import Image, write_image
 from regnet_itk.model import load_model
 from regnet_itk.phantom import make_phantom
 from regnet_itk.training import loop
-from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe, Phase, TrainingConfig, find_recipe
+from regnet_itk.training.config import (
+    VOXEL_SIZE,
+    AppearanceRecipe,
+    FieldRecipe,
+    PairRecipe,
+    Phase,
+    TrainingConfig,
+    find_recipe,
+)
 from regnet_itk.training.loop import Trainer, TrainingOptions
 from regnet_itk.training.pairs import PairBlocks, load_pairs
 from regnet_itk.training.random import Random
@@ -163,7 +171,7 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
 def test_epochs_are_counted_in_positions_and_the_rate_falls_after_each(
     chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loop.VOXEL_SIZE, "regnet", 4.0)  # quick to prepare
+    monkeypatch.setitem(VOXEL_SIZE, "regnet", 4.0)  # quick to prepare
     monkeypatch.setattr(loop, "_VALIDATION_BLOCKS", 1)
     phase = Phase(epochs=2, decay=1.25, blocks=2, block_size=4, pairs=PairRecipe(positions=40))
     config = TrainingConfig("regnet", ("one",), ("two",), phases=(phase,), validate_every=1, checkpoint_every=10)

@@ -13,6 +13,9 @@ from regnet_itk.errors import ParameterError, did_you_mean
 
 Range = tuple[float, float]
 
+VOXEL_SIZE = {"regnet": 1.0, "regnet_early": 1.0, "regnet_1scale": 1.0, "coarse_to_fine": 2.0}
+"""mm, of the images that each network is trained on."""
+
 
 @dataclass(frozen=True)
 class FieldRecipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import platform
@@ -14,27 +13,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regnet_itk.errors import InterruptedRunError, ModelError
 from regnet_itk.geometry import FloatArray
 from regnet_itk.inference import find_device, find_precision
 from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
-from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet, warp
+from regnet_itk.network import RegNet, warp
+from regnet_itk.training.batch_statistics import gather_statistics, norms_of, own_statistics_kept
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint
-from regnet_itk.training.config import Judge, Phase, TrainingConfig
+from regnet_itk.training.config import VOXEL_SIZE, Judge, Phase, TrainingConfig
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.losses import DeepSupervision, coarse_to_fine_loss, regnet_loss
-from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
+from regnet_itk.training.pairs import PairBlocks
+from regnet_itk.training.prepared import prepare
 from regnet_itk.training.processes import Processes, own_device
 from regnet_itk.training.random import Random
-from regnet_itk.training.sources import Source, find_images, load_source
+from regnet_itk.training.sources import Source, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
 from regnet_itk.training.synthesis import FREQUENCIES
+from regnet_itk.training.validation import (
+    Validation,
+    ValidationBlocks,
+    block_shape,
+    predict_blocks,
+    truth_at_outputs,
+)
 
 INTENSITY_RANGE = (-1000.0, 200.0)
-VOXEL_SIZE = {"regnet": 1.0, "regnet_early": 1.0, "regnet_1scale": 1.0, "coarse_to_fine": 2.0}
 _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
@@ -81,23 +88,6 @@ class TrainingProgress:
     seconds_left: float
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Means inside the lungs of the validation images, mm."""
-
-    error: float
-    per_axis: tuple[float, float, float]
-    displacement: float
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Images made ready to train or to judge by."""
-
-    sources: list[Source]
-    pairs: list[WholePair]
-
-
 class Trainer:
     """Train one network as its configuration says.
 
@@ -134,8 +124,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = self._first_network()
         paths = find_images(images, (*config.train, *config.validation))
-        self.train_images = self._prepared([paths[name] for name in config.train])
-        self.validation_images = self._prepared([paths[name] for name in config.validation])
+        cache = options.cache or self.folder / "cache"
+        self.train_images, self.validation_images = (
+            prepare([paths[name] for name in names], config, cache, self.processes, options.say)
+            for names in (config.train, config.validation)
+        )
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         inner = self.network
@@ -163,24 +156,6 @@ class Trainer:
                 f"configuration trains '{self.config.network}'"
             )
         return model.network.requires_grad_(True)
-
-    def _prepared(self, paths: list[Path]) -> Prepared:
-        """Prepare images as the phases need them: to cut blocks from, or as whole pairs, or both."""
-        cache = self.options.cache or self.folder / "cache"
-        recipe = next((phase.pairs for phase in self.config.phases if phase.pairs), None)
-        found = Prepared([], [])
-        for number, path in enumerate(paths, start=1):
-            if not self.processes.first:
-                self.processes.wait()  # the first process prepares, the others read
-            else:
-                self.options.say(f"preparing image {number} of {len(paths)}: {path.name}")
-            if self.config.judged_by or any(phase.pairs is None for phase in self.config.phases):
-                found.sources.append(load_source(path, self.config.source_smoothing, cache))
-            if recipe:
-                found.pairs.extend(load_pairs(path, recipe, self.voxel_size, self.config.seed, cache))
-            if self.processes.first:
-                self.processes.wait()
-        return found
 
     def _steps_of(self, phase: Phase) -> int:
         """Return the steps of a phase; an epoch shows as many outputs as there are positions."""
@@ -220,7 +195,7 @@ class Trainer:
                 if self.step < first + steps:
                     self._run_phase(number, first)
                 first += steps
-        if self._norms() and not self.config.phases[-1].frozen_statistics:
+        if norms_of(self.network) and not self.config.phases[-1].frozen_statistics:
             self._calibrate(self.config.phases[-1])
         path = self.folder / f"{self._model_name}.safetensors"
         if self.processes.first:
@@ -231,8 +206,8 @@ class Trainer:
 
     def _run_phase(self, number: int, first: int) -> None:
         phase, steps = self.config.phases[number], self.phase_steps[number]
-        images = self._maker(phase, self.train_images, self.random)
-        textures = BlockMaker(self.textures, self._block_shape(phase), self.voxel_size, self.random)
+        images = self._maker(phase, self.random)
+        textures = BlockMaker(self.textures, block_shape(self.network, phase.block_size), self.voxel_size, self.random)
         if phase.frozen_statistics and self.step == first:
             self._calibrate(phase)
         started, losses = time.perf_counter(), []
@@ -244,7 +219,7 @@ class Trainer:
                 (textures if self.random.happens(phase.texture_share) else images).make(phase.fields, phase.appearance)
                 for _ in range(phase.blocks)
             ]
-            losses.append(self._learn(blocks, rate, phase))
+            losses.append(self.learn(blocks, rate, phase))
             self.step += 1
             seconds = time.perf_counter() - started
             self.seconds += seconds
@@ -274,17 +249,9 @@ class Trainer:
             TrainingProgress(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
         )
 
-    def _block_shape(self, phase: Phase) -> tuple[int, int, int]:
-        overhead = BLOCK_OVERHEAD if isinstance(self.network, RegNet) else 0
-        edge = overhead + phase.block_size * (2 if overhead else 1)
-        return edge, edge, edge
-
-    def _maker(
-        self, phase: Phase, images: Prepared, random: Random, on_the_fly: bool = False
-    ) -> BlockMaker | PairBlocks:
-        if phase.pairs and not on_the_fly:
-            return PairBlocks(images.pairs, self._block_shape(phase), random, phase.pairs)
-        return BlockMaker(images.sources, self._block_shape(phase), self.voxel_size, random)
+    def _maker(self, phase: Phase, random: Random) -> BlockMaker | PairBlocks:
+        shape = block_shape(self.network, phase.block_size)
+        return self.train_images.maker(shape, self.voxel_size, random, phase.pairs)
 
     @staticmethod
     def _learning_rate(phase: Phase, progress: float) -> float:
@@ -292,32 +259,36 @@ class Trainer:
         rate = end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
         return rate / phase.decay ** int(progress * phase.epochs)
 
-    def _predict(self, network: nn.Module, blocks: list[Block]) -> Any:
-        fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
-        normalise = Model(network, _bare_description(self.config.network), "").normalise
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return network(normalise(fixed), normalise(moving))
+    def _model(self, network: nn.Module) -> Model:
+        return Model(network, _bare_description(self.config.network), "")
 
-    def _truth(self, blocks: list[Block]) -> tuple[Tensor, Tensor]:
-        """Return u and the lungs' weight at the finest outputs."""
-        u = torch.cat([b.displacement for b in blocks])
-        weight = torch.cat([b.weight for b in blocks])
-        if isinstance(self.network, RegNet):
-            at = (..., *(slice(PATCH_MARGIN, -PATCH_MARGIN + 1, 2),) * 3)
-            return u[at], weight[at]
-        return u, weight
+    def learn(self, blocks: list[Block], rate: float, phase: Phase) -> tuple[float, float]:
+        """Do one step of the optimiser.
 
-    def _learn(self, blocks: list[Block], rate: float, phase: Phase) -> tuple[float, float]:
+        Parameters
+        ----------
+        blocks : list of Block
+            On the trainer's device.
+        rate : float
+            Learning rate.
+        phase : Phase
+            Says what the step is like besides.
+
+        Returns
+        -------
+        tuple of float
+            The loss, and the mean error against the mean displacement.
+        """
         if self.random.happens(phase.recurrence):
             blocks = [self._once_registered(block) for block in blocks]
         self.trained.train()
         if phase.frozen_statistics:
-            for norm in self._norms():
+            for norm in norms_of(self.network):
                 norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        predicted = self._predict(self.trained, blocks)
-        u, weight = self._truth(blocks)
+        predicted = predict_blocks(self._model(self.trained), blocks, self.precision)
+        u, weight = truth_at_outputs(self.network, blocks)
         if isinstance(self.network, RegNet):
             loss = regnet_loss(predicted, u)
         else:
@@ -336,7 +307,7 @@ class Trainer:
         """
         with torch.no_grad():
             self.network.eval()
-            p = self._predict(self.network, [block])[-1].float()
+            p = predict_blocks(self._model(self.network), [block], self.precision)[-1].float()
             v = block.displacement - p
             for _ in range(4):  # p changes by far less than 1 mm a mm: this converges
                 v = block.displacement - warp(p, v / self.voxel_size)
@@ -348,37 +319,24 @@ class Trainer:
         While batch normalisation learns, its running statistics lag behind the weights; `during` is the phase whose
         blocks then give the statistics to measure with. Training goes on with its own.
         """
-        if during is not None and self._norms() and not during.frozen_statistics:
-            own = [copy.deepcopy(norm.state_dict()) for norm in self._norms()]
+        if during is None or not norms_of(self.network) or during.frozen_statistics:
+            return self._validated()
+        with own_statistics_kept(self.network):
             self._gather_statistics(during, _QUICK_CALIBRATION_STEPS, Random(self.config.seed + 2, self.device))
-            found = self._validated()
-            for norm, state in zip(self._norms(), own, strict=True):
-                norm.load_state_dict(state)
-            return found
-        return self._validated()
+            return self._validated()
 
     def _validated(self) -> Validation:
         last, judge = self.config.phases[-1], self.config.judged_by
-        random = Random(self.config.seed + 1, self.device)
-        maker = self._maker(last, self.validation_images, random, on_the_fly=judge is not None)
-        judge = judge or Judge(last.fields, last.appearance)
-        sums = torch.zeros(5, dtype=torch.float64)
-        total = 0.0
-        self.network.eval()
-        for _ in range(_VALIDATION_BLOCKS):
-            block = [maker.make(judge.fields, judge.appearance)]
-            with torch.no_grad():
-                predicted = self._predict(self.network, block)
-            u, weight = self._truth(block)
-            left = (predicted if isinstance(predicted, Tensor) else predicted[-1]).float() - u
-            each = torch.cat([left.norm(dim=1, keepdim=True), left.abs(), u.norm(dim=1, keepdim=True)], dim=1)
-            sums += (each * weight).sum(dim=(0, 2, 3, 4)).double().cpu()
-            total += float(weight.sum())
-        error, x, y, z, displacement = (sums / max(total, 1e-6)).tolist()
-        return Validation(error, (x, y, z), displacement)
-
-    def _norms(self) -> list[nn.BatchNorm3d]:
-        return [m for m in self.network.modules() if isinstance(m, nn.BatchNorm3d)]
+        blocks = ValidationBlocks(
+            self.validation_images,
+            judge or Judge(last.fields, last.appearance),
+            block_shape(self.network, last.block_size),
+            _VALIDATION_BLOCKS,
+            self.config.seed + 1,
+            self.device,
+            pairs=None if judge else last.pairs,
+        )
+        return blocks.measure(self._model(self.network), self.precision)
 
     def _calibrate(self, phase: Phase) -> None:
         """Average the statistics of batch normalisation over fresh blocks: the running ones lag behind."""
@@ -386,18 +344,9 @@ class Trainer:
         self.processes.same_weights(self.network)
 
     def _gather_statistics(self, phase: Phase, steps: int, random: Random) -> None:
-        norms = self._norms()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-        self.network.train()
-        maker = self._maker(phase, self.train_images, random)
-        for _ in range(steps):
-            with torch.no_grad():
-                self._predict(self.network, [maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)])
-        for norm in norms:
-            norm.momentum = 0.1
-        self.network.eval()
+        maker = self._maker(phase, random)
+        batches = ([maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)] for _ in range(steps))
+        gather_statistics(self._model(self.network), batches, self.precision)
 
     def _log(self, phase: int, rate: float, training: FloatArray) -> None:
         if not self.processes.first:

@@ -1,0 +1,106 @@
+"""What a network predicts on blocks, and its error on blocks of given images that are the same ones every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regnet_itk.model import Model
+from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet
+from regnet_itk.training.blocks import Block
+from regnet_itk.training.config import Judge, PairRecipe
+from regnet_itk.training.prepared import Prepared, Shape
+from regnet_itk.training.random import Random
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means inside the lungs, mm."""
+
+    error: float
+    per_axis: tuple[float, float, float]
+    """Of the error's absolute components x, y, z."""
+    displacement: float
+
+
+@dataclass(frozen=True)
+class ValidationBlocks:
+    """Synthetic pairs that are the same ones every time.
+
+    Parameters
+    ----------
+    images : Prepared
+    judge : Judge
+        What blocks made on the fly are made with.
+    shape : tuple of int
+        Voxels z, y, x of a block.
+    count : int
+        How many blocks.
+    seed : int
+    device : torch.device
+        Where the blocks are made; random numbers differ from one kind of device to another.
+    pairs : PairRecipe, optional
+        Cut the blocks from whole pairs; `judge` then says nothing.
+    """
+
+    images: Prepared
+    judge: Judge
+    shape: Shape
+    count: int
+    seed: int
+    device: torch.device
+    pairs: PairRecipe | None = None
+
+    def measure(self, model: Model, precision: torch.dtype) -> Validation:
+        """Measure a model, on whose device the blocks must be; its network is left in the mode of use."""
+        random = Random(self.seed, self.device)
+        maker = self.images.maker(self.shape, model.description.voxel_size, random, self.pairs)
+        sums = torch.zeros(5, dtype=torch.float64)
+        total = 0.0
+        model.network.eval()
+        for _ in range(self.count):
+            block = [maker.make(self.judge.fields, self.judge.appearance)]
+            with torch.no_grad():
+                predicted = predict_blocks(model, block, precision)
+            u, weight = truth_at_outputs(model.network, block)
+            left = (predicted if isinstance(predicted, Tensor) else predicted[-1]).float() - u
+            each = torch.cat([left.norm(dim=1, keepdim=True), left.abs(), u.norm(dim=1, keepdim=True)], dim=1)
+            sums += (each * weight).sum(dim=(0, 2, 3, 4)).double().cpu()
+            total += float(weight.sum())
+        error, x, y, z, displacement = (sums / max(total, 1e-6)).tolist()
+        return Validation(error, (x, y, z), displacement)
+
+
+def block_shape(network: nn.Module, size: int) -> Shape:
+    """Return the voxels z, y, x of a block with `size` outputs of RegNet, or input voxels of another, an axis."""
+    edge = BLOCK_OVERHEAD + 2 * size if isinstance(network, RegNet) else size
+    return edge, edge, edge
+
+
+def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) -> Any:
+    """Return what the network says of blocks in Hounsfield units, all at once.
+
+    Parameters
+    ----------
+    model : Model
+    blocks : list of Block
+        Of one shape, on the network's device.
+    precision : torch.dtype
+        Of the convolutions.
+    """
+    fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
+    with torch.autocast(fixed.device.type, precision, enabled=precision != torch.float32):
+        return model.network(model.normalise(fixed), model.normalise(moving))
+
+
+def truth_at_outputs(network: nn.Module, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """Return u (batch, 3, z, y, x) in mm and the lungs' weight (batch, 1, z, y, x) at the network's finest outputs."""
+    u = torch.cat([b.displacement for b in blocks])
+    weight = torch.cat([b.weight for b in blocks])
+    if isinstance(network, RegNet):
+        at = (..., *(slice(PATCH_MARGIN, -PATCH_MARGIN + 1, 2),) * 3)
+        return u[at], weight[at]
+    return u, weight

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from regnet_itk.displacement import DisplacementField
-from regnet_itk.errors import ImageError, ParameterError, did_you_mean
+from regnet_itk.errors import ImageError, ParameterError, TransformError, did_you_mean
+from regnet_itk.evaluation.inverse_consistency import inverse_consistency
 from regnet_itk.evaluation.metrics import ErrorSummary, summarise_errors
 from regnet_itk.geometry import Grid
 from regnet_itk.images import INTERPOLATION_ORDERS, Image, as_image, check_mask, check_registrable, read_image
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
 from regnet_itk.points import Landmarks, check_landmarks, read_landmarks
-from regnet_itk.results import RegistrationResult, StageReport, describe_error
+from regnet_itk.results import RegistrationResult, StageReport, describe_error, overview_grid
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
@@ -27,10 +29,12 @@ DEFAULT_STAGES = ("affine", "regnet_multistage")
 _RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
 
 Progress = Callable[[int, str, float, str], None]
-"""Is given the number and the name of the stage, the fraction of it that is done, and a short text."""
+"""Is given the number and the name of the stage, the fraction of it that is done, and a short text.
+
+The stages of the way back are numbered on, and their names begin with "backward"."""
 
 Report = Callable[[int, StageReport], None]
-"""Is given each stage's number and report when it has ended."""
+"""Is given each stage's number and report when it has ended; the stages of the way back are numbered on."""
 
 
 def register(
@@ -43,6 +47,7 @@ def register(
     initial: str | Path | TransformChain | None = None,
     fixed_landmarks: Any = None,
     moving_landmarks: Any = None,
+    both_ways: bool = False,
     threads: int | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -66,6 +71,10 @@ def register(
         Where to start: an elastix transform file (``-t0``), an ITK transform file, or a chain.
     fixed_landmarks, moving_landmarks : ndarray (n, 3), Landmarks or path, optional
         Corresponding points in mm, LPS; their errors are reported, they do not guide the registration.
+    both_ways : bool
+        Register `fixed` to `moving` as well, by the same stages, with masks and landmarks swapped, from the inverse of
+        `initial` (exact for matrices; else on voxels of 2 mm or more, and refused if parts of it have none). The
+        result then has `backward` and `inverse_consistency`.
     threads : int, optional
         CPU threads; all by default.
     seed : int, optional
@@ -87,43 +96,121 @@ def register(
     ImageError, PointsError, ParameterError, TransformError, ModelError, RegistrationError
         Each with one line that says what was given and what to do.
     """
-    say = log or (lambda line: None)
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
     maps = _read_maps(stages)
     chain = _initial_chain(initial)
     pair = image_pair(fixed, moving, fixed_mask, moving_mask)
     error = _LandmarkError.of(fixed_landmarks, moving_landmarks, pair)
-    planned = plan_stages(maps, chain, say)
-    _check_what_networks_need(planned, pair, device)
-    first_error, given = error.under(chain), len(chain.links)
-    if first_error is not None:
-        say(f"before: TRE {describe_error(first_error)}")
-    reports: list[StageReport] = []
-    for number, stage in enumerate(planned):
-
-        def stage_progress(fraction: float, text: str, number: int = number, name: str = stage.name) -> None:
-            if progress is not None:
-                progress(number, name, fraction, text)
-
-        options = RunOptions(threads, seed, device, priority, say, stage_progress)
-        say(f"stage {number}: {stage.name} ({stage.parameters.source})")
-        found = stage.run(pair, chain, options)
-        chain = found.chain
-        done = StageReport(
-            stage.name, stage.parameters, found.seconds, len(chain.links), found.warped, error.under(chain),
-            found.details, found.iteration_info,
-        )  # fmt: skip
-        say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {describe_error(done.tre)}" if done.tre else ""))
-        reports.append(done)
-        if report is not None:
-            report(number, done)
-    settings = {"threads": threads, "seed": seed, "device": device, "priority": priority}
     inputs = _input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
     )  # fmt: skip
-    return RegistrationResult(pair, chain, tuple(reports), given, first_error, error.fixed, settings, inputs)
+    options = RunOptions(threads, seed, device, priority, log or (lambda line: None))
+    task = _Task(pair, chain, plan_stages(maps, chain, options.log), error, inputs)
+    _check_what_networks_need(task.stages, pair, device)
+    way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
+    result = task.run(options, progress, report)
+    return result if way_back is None else _with_way_back(result, way_back, options, progress, report)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A registration whose inputs and stages have been checked."""
+
+    pair: ImagePair
+    initial: TransformChain
+    stages: list[ElastixStage | RegNetStage]
+    error: _LandmarkError
+    inputs: Mapping[str, str]
+
+    def reversed(self) -> _Task:
+        """Return the registration of the fixed to the moving image by the same stages."""
+        pair = ImagePair(self.pair.moving, self.pair.fixed, self.pair.moving_mask, self.pair.fixed_mask)
+        initial = _inverted(self.initial, self.pair)
+        try:
+            stages = plan_stages([stage.parameters for stage in self.stages], initial)
+        except ParameterError as error:  # what was a B-spline on the way there is a displacement field now
+            raise ParameterError(f"the way back, from the inverse of the initial transform: {error}") from None
+        swapped = {"fixed": "moving", "moving": "fixed"}
+        inputs = {}
+        for name, path in self.inputs.items():
+            role, dash, what = name.partition("_")
+            inputs[f"{swapped[role]}{dash}{what}"] = path
+        return _Task(pair, initial, stages, _LandmarkError(self.error.moving, self.error.fixed), inputs)
+
+    def run(self, options: RunOptions, progress: Progress | None, report: Report | None) -> RegistrationResult:
+        """Run the stages one after the other."""
+        chain, say = self.initial, options.log
+        first_error = self.error.under(chain)
+        if first_error is not None:
+            say(f"before: TRE {describe_error(first_error)}")
+        reports: list[StageReport] = []
+        for number, stage in enumerate(self.stages):
+
+            def stage_progress(fraction: float, text: str, number: int = number, name: str = stage.name) -> None:
+                if progress is not None:
+                    progress(number, name, fraction, text)
+
+            say(f"stage {number}: {stage.name} ({stage.parameters.source})")
+            found = stage.run(self.pair, chain, replace(options, progress=stage_progress))
+            chain = found.chain
+            done = StageReport(
+                stage.name, stage.parameters, found.seconds, len(chain.links), found.warped, self.error.under(chain),
+                found.details, found.iteration_info,
+            )  # fmt: skip
+            say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {describe_error(done.tre)}" if done.tre else ""))
+            reports.append(done)
+            if report is not None:
+                report(number, done)
+        settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
+        return RegistrationResult(
+            self.pair, chain, tuple(reports), len(self.initial.links), first_error, self.error.fixed, settings,
+            self.inputs,
+        )  # fmt: skip
+
+
+def _with_way_back(
+    result: RegistrationResult, way_back: _Task, options: RunOptions, progress: Progress | None, report: Report | None
+) -> RegistrationResult:
+    """Register the other way, and return the result with it and with the residual of both ways together."""
+    count = len(result.stages)
+
+    def log(line: str) -> None:
+        kind, colon, rest = line.partition("warning: ")
+        options.log(f"warning: backward: {rest}" if colon and not kind else f"backward: {line}")
+
+    def on_progress(number: int, name: str, fraction: float, text: str) -> None:
+        if progress is not None:
+            progress(count + number, f"backward {name}", fraction, text)
+
+    def on_report(number: int, done: StageReport) -> None:
+        if report is not None:
+            report(count + number, done)
+
+    backward = way_back.run(replace(options, log=log), on_progress, on_report)
+    pair = result.pair
+    consistency = inverse_consistency(result.chain, backward.chain, pair.fixed, pair.moving.grid, pair.fixed_mask)
+    options.log(f"both ways: {consistency.describe()}")
+    return replace(result, backward=backward, inverse_consistency=consistency)
+
+
+def _inverted(initial: TransformChain, pair: ImagePair) -> TransformChain:
+    """Return the inverse of the transform to start from, for the way back."""
+    if not initial.links:
+        return initial
+    from regnet_itk.inverse import FAILED_SHARE, inverse_residual, invert_chain
+
+    grid = overview_grid(pair.moving.grid)
+    inverse = invert_chain(initial, pair.fixed.grid, grid)
+    if inverse.as_matrix() is None:
+        failed = inverse_residual(initial, inverse, pair.fixed.grid, grid=grid).failed
+        if failed > FAILED_SHARE:
+            raise TransformError(
+                f"the initial transform has no inverse at {failed:.2%} of the points, from which the way back could "
+                "start: give a matrix, or register one way only"
+            )
+    return inverse
 
 
 def _input_paths(**given: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +20,15 @@ from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms import MatrixTransform, TransformChain, rename_elastix_files, resampling_parameters
 
 if TYPE_CHECKING:
+    from regnet_itk.evaluation.inverse_consistency import InverseConsistency
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.stages.base import Detail, ImagePair
 
 FOLDING_SPACING = 2.0
 """The Jacobian is looked at on voxels of this size in mm, or on the fixed image's if they are larger."""
+
+BACKWARD_FOLDER = "backward"
+"""Where, in the folder of a registration both ways, the one of the fixed to the moving image lies."""
 
 _PACKAGES = ("regnet-itk", "itk", "itk-elastix", "SimpleITK", "torch", "numpy", "scipy", "scikit-image")
 
@@ -87,6 +92,10 @@ class RegistrationResult:
     inputs : mapping
         Where the images, masks and landmarks lie that were given as files; by name: "fixed", "moving", "fixed_mask",
         "moving_mask", "fixed_landmarks", "moving_landmarks".
+    backward : RegistrationResult or None
+        The registration of the fixed to the moving image, if both ways were asked for.
+    inverse_consistency : InverseConsistency or None
+        The residual of both ways together, if both were asked for.
     """
 
     pair: ImagePair
@@ -97,6 +106,8 @@ class RegistrationResult:
     landmarks: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    backward: RegistrationResult | None = None
+    inverse_consistency: InverseConsistency | None = None
 
     @cached_property
     def warped(self) -> Image:
@@ -168,6 +179,7 @@ class RegistrationResult:
                 "spacing_mm": list(overview_grid(self.pair.fixed.grid).spacing),
                 "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
             },
+            **({"inverse_consistency": asdict(self.inverse_consistency)} if self.inverse_consistency else {}),
         }
 
     def write(self, folder: str | Path, log: list[str] | None = None) -> None:
@@ -176,7 +188,7 @@ class RegistrationResult:
         ``TransformParameters.N.txt`` (with ``deformationField.N.mha`` for RegNet) and ``result.N.<format>`` for each
         stage, ``InitialTransform.N.txt`` for the transforms that were given to start from,
         ``TransformParameters.N-Composite.h5`` for the last stage, ``registration.json``, ``registration.png``, and
-        ``regnet-itk.log``.
+        ``regnet-itk.log``. If both ways were asked for, the same of the way back, but for the log, in ``backward``.
 
         Parameters
         ----------
@@ -190,24 +202,32 @@ class RegistrationResult:
         OutputError
             If it cannot be written.
         """
+        final = Path(folder).resolve()
+        with ExitStack() as stack:  # all is written beside before the first file is put in its place
+            stage = stack.enter_context(staged_folder(final))
+            self._write_all(stage, final)
+            (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []), encoding="utf-8")
+            if self.backward is not None:
+                final = final / BACKWARD_FOLDER
+                self.backward._write_all(stack.enter_context(staged_folder(final)), final)
+
+    def _write_all(self, folder: Path, final: Path) -> None:
+        """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
         from regnet_itk.evaluation.figures import registration_figure
 
-        final = Path(folder).resolve()
-        with staged_folder(final) as stage:
-            self.write_stages(stage, final)
-            last = len(self.stages) - 1
-            self.chain.write_itk(stage / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
-            (stage / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
-            registration_figure(
-                self.pair.fixed,
-                self.pair.moving,
-                self.warped,
-                self.beyond_affine(),
-                stage / "registration.png",
-                mask=self.pair.fixed_mask,
-                landmarks=self.landmarks,
-            )
-            (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []), encoding="utf-8")
+        self.write_stages(folder, final)
+        last = len(self.stages) - 1
+        self.chain.write_itk(folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
+        (folder / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+        registration_figure(
+            self.pair.fixed,
+            self.pair.moving,
+            self.warped,
+            self.beyond_affine(),
+            folder / "registration.png",
+            mask=self.pair.fixed_mask,
+            landmarks=self.landmarks,
+        )
 
     def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:
         """Write what elastix itself writes for each stage: transform, result image, tables of the iterations.

@@ -40,6 +40,10 @@ LOG_LEVELS = ["info", "warning", "error", "off"]
 @click.option("-t0", "initial", metavar="FILE", help="Transform file (elastix or ITK) to start from.")
 @click.option("-fp", "fixed_points", metavar="FILE", help="Landmarks of the fixed image, to report the error with -mp.")
 @click.option("-mp", "moving_points", metavar="FILE", help="Landmarks of the moving image.")
+@click.option(
+    "--both-ways", "both_ways", is_flag=True,
+    help="Register the fixed to the moving image as well, into DIR/backward, and say how well both ways agree.",
+)  # fmt: skip
 @click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
 @click.option("-priority", "priority", type=click.Choice(PRIORITIES), help="Priority of elastix's process.")
 @click.option(
@@ -52,7 +56,7 @@ def command(**given: Any) -> None:
 
     Writes to DIR, for each stage N: TransformParameters.N.txt, result.N.<format>, and for RegNet
     deformationField.N.mha; at the end TransformParameters.N-Composite.h5 (ITK, SimpleITK), registration.json,
-    registration.png and regnet-itk.log.
+    registration.png and regnet-itk.log. With --both-ways, the same of the way back to DIR/backward.
     """
     run(**given)
 
@@ -68,6 +72,7 @@ def run(
     initial: str | None = None,
     fixed_points: str | None = None,
     moving_points: str | None = None,
+    both_ways: bool = False,
     threads: int | None = None,
     priority: str | None = None,
     loglevel: str = "info",
@@ -78,8 +83,11 @@ def run(
     from regnet_itk.cli.progress import StageProgress
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import DEFAULT_STAGES, register
+    from regnet_itk.results import BACKWARD_FOLDER
 
     check_writable(out)
+    if both_ways:
+        check_writable(out / BACKWARD_FOLDER)
     if threads:
         import SimpleITK as sitk
 
@@ -91,18 +99,20 @@ def run(
         lines.add(line)
         if line.startswith("warning"):
             shown.warn(line)
-        elif line.startswith("before"):
+        elif line.startswith(("before", "both ways")):
             shown.say(line)
 
+    planned = stages or DEFAULT_STAGES
     with shown, _warnings_to(log, loglevel):
 
         def report(number: int, done: StageReport) -> None:
-            shown.say(f"stage {number} {done.name}: {done.seconds:.1f} s{_tre(done.tre)}")
+            way = "backward " if number >= len(planned) else ""
+            shown.say(f"stage {number} {way}{done.name}: {done.seconds:.1f} s{_tre(done.tre)}")
 
         result = register(
-            fixed, moving, stages or DEFAULT_STAGES,
+            fixed, moving, planned,
             fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial,
-            fixed_landmarks=fixed_points, moving_landmarks=moving_points,
+            fixed_landmarks=fixed_points, moving_landmarks=moving_points, both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority,
             progress=shown.show, report=report, log=log,
         )  # fmt: skip

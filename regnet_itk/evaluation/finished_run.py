@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError
+from regnet_itk.evaluation.inverse_consistency import InverseConsistency
 from regnet_itk.evaluation.metrics import folding_share, normalised_correlation, summarise_errors
 from regnet_itk.evaluation.report import (
     Cell,
@@ -143,6 +144,7 @@ def _check_record(record: Any) -> None:
     for stage in record["stages"]:
         str(stage["name"]), float(stage["seconds"]), dict(stage["parameters"])
     _recorded_errors(record)
+    _both_ways(record)
 
 
 def _find_inputs(
@@ -306,8 +308,16 @@ def _summary(run: FinishedRun) -> str:
     names = ", ".join(str(stage["name"]) for stage in record["stages"])
     count = len(record["stages"])
     parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
+    parts += _both_ways(record)
     parts += [f"Warning: {warning}." for warning in run.warnings]
     return " ".join(parts)
+
+
+def _both_ways(record: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the inverse consistency, if the images were registered both ways."""
+    if "inverse_consistency" not in record:
+        return []
+    return [f"Registered both ways: {InverseConsistency(**record['inverse_consistency']).describe()}."]
 
 
 def _notes(run: FinishedRun) -> list[Note]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.displacement import DisplacementField
-from regnet_itk.errors import ImageError, ParameterError, TransformError, did_you_mean
+from regnet_itk.errors import ImageError, ParameterError, RegNetItkError, TransformError, did_you_mean
 from regnet_itk.evaluation.inverse_consistency import inverse_consistency
 from regnet_itk.evaluation.metrics import ErrorSummary, summarise_errors
 from regnet_itk.geometry import Grid
@@ -188,7 +188,10 @@ def _with_way_back(
         if report is not None:
             report(count + number, done)
 
-    backward = way_back.run(replace(options, log=log), on_progress, on_report)
+    try:
+        backward = way_back.run(replace(options, log=log), on_progress, on_report)
+    except RegNetItkError as error:
+        raise type(error)(f"the way back: {error}") from None
     pair = result.pair
     consistency = inverse_consistency(result.chain, backward.chain, pair.fixed, pair.moving.grid, pair.fixed_mask)
     options.log(f"both ways: {consistency.describe()}")

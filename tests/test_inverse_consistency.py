@@ -24,6 +24,7 @@ from regnet_itk.parameters import read_parameter_map
 from regnet_itk.phantom import make_phantom, write_phantom
 from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms import Link, MatrixTransform, TransformChain, field_link, read_chain
 
 GREY = Image(np.random.default_rng(0).integers(0, 200, FIXED.shape).astype(np.int16), FIXED)
@@ -327,6 +328,20 @@ def test_what_is_refused_before_anything_runs(phantom, here, capfd, monkeypatch)
     assert "out/backward': '" in capfd.readouterr().err
     assert call("run", *IMAGES, "--both-way", "-out", "out") == 2
     assert "did you mean '--both-ways'" in capfd.readouterr().err
+
+
+def test_a_failure_of_the_way_back_says_so_and_nothing_is_written(here, capfd, monkeypatch):
+    run = RegNetStage.run
+
+    def fails_on_the_way_back(stage, pair, *rest):
+        if pair.fixed.grid.is_close(read_image("in/moving.mha").grid):
+            raise ImageError("what is wrong")
+        return run(stage, pair, *rest)
+
+    monkeypatch.setattr(RegNetStage, "run", fails_on_the_way_back)
+    assert call("run", *IMAGES, "-p", "in/regnet.txt", "-loglevel", "error", "--both-ways", "-out", "out") == 1
+    assert capfd.readouterr().err == "regnet-itk: error: the way back: what is wrong\n"
+    assert not (here / "out").exists()
 
 
 def test_images_of_other_kinds(phantom):

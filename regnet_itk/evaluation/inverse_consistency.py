@@ -54,10 +54,11 @@ class InverseConsistency:
     def describe(self) -> str:
         """Return it as one line of text."""
         x, y, z = self.where
+        others = "; T_forward takes the others out of the moving image" if self.share_judged < 1 else ""
         return (
             f"|T_backward(T_forward(x)) - x| mean {self.mean:.2f} mm, 95 % {self.p95:.2f} mm, max {self.max:.2f} mm "
-            f"at ({x:.1f}, {y:.1f}, {z:.1f}); {self.region}, {self.count} points, {self.share_judged:.1%} of those "
-            "looked at"
+            f"at ({x:.1f}, {y:.1f}, {z:.1f}), over {self.count} points of the {self.region} "
+            f"({self.share_judged:.1%}{others})"
         )
 
 

@@ -177,8 +177,8 @@ def _with_way_back(
     count = len(result.stages)
 
     def log(line: str) -> None:
-        kind, colon, rest = line.partition("warning: ")
-        options.log(f"warning: backward: {rest}" if colon and not kind else f"backward: {line}")
+        kind = "warning: " if line.startswith("warning: ") else ""  # which is looked for at the start of lines
+        options.log(f"{kind}backward: {line.removeprefix(kind)}")
 
     def on_progress(number: int, name: str, fraction: float, text: str) -> None:
         if progress is not None:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_cases import chests, write_chests
 
 from regnet_itk.cli.main import main
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, write_image
 from regnet_itk.model import load_model
-from regnet_itk.phantom import make_phantom
 from regnet_itk.training.log import TrainingLog
 
 TINY = """
@@ -37,9 +37,7 @@ fields = { sigma = [8.0, 12.0], theta = [2.0, 3.0], sliding = 0.5, sliding_share
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for seed in range(2):
-        phantom = make_phantom(seed, spacing=(6.0, 6.0, 6.0), noise=10.0)
-        write_image(phantom.fixed, folder / f"patient{seed}.mha")
+    write_chests(folder, "patient0.mha", "patient1.mha")
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -163,10 +161,10 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
 
 def test_images_that_cannot_be_trained_on(here, capsys):
     config = configuration(1)
-    good = make_phantom(0, spacing=(6.0, 6.0, 6.0)).fixed
+    good = chests()[0]
     for name, bad, words in (
         ("flat", Image(np.full((40, 40, 40), 40.0, dtype=np.float32), Grid((40, 40, 40), (6.0,) * 3)), "no lung"),
-        ("thin", Image(good.array[30:36], Grid((*good.grid.size[:2], 6), (6.0,) * 3)), "along each axis|no lung"),
+        ("thin", Image(good.array[10:16], Grid((*good.grid.size[:2], 6), (6.0,) * 3)), "along each axis|no lung"),
     ):
         folder = Path(name)
         folder.mkdir()

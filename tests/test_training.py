@@ -13,17 +13,18 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from training_cases import write_chests
 
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ImageError, ModelError, ParameterError
 from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, write_image
+from regnet_itk.images import Image
 from regnet_itk.model import load_model
 from regnet_itk.network import CoarseToFineRegNet, RegNet
-from regnet_itk.phantom import make_phantom
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, Phase, TrainingConfig, read_training_config
 from regnet_itk.training.filters import jacobian_determinant
+from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images, load_source
@@ -373,11 +374,7 @@ def test_the_undeformed_image_is_the_moving_one() -> None:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    phantom = make_phantom(1, spacing=(6.0, 6.0, 6.0), noise=10.0)
-    write_image(phantom.fixed, folder / "one.mha")
-    write_image(phantom.moving, folder / "two.nii.gz")
-    return folder
+    return write_chests(tmp_path_factory.mktemp("images"), "one.mha", "two.nii.gz")
 
 
 def tiny(network: str, **changes: Any) -> TrainingConfig:
@@ -403,6 +400,8 @@ def quick_loop(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setattr("regnet_itk.training.loop._TEXTURE_SIZE", 48)
     monkeypatch.setattr("regnet_itk.training.loop._VALIDATION_BLOCKS", 2)
     monkeypatch.setattr("regnet_itk.training.loop._CALIBRATION_STEPS", 2)
+    monkeypatch.setattr("regnet_itk.training.loop._QUICK_CALIBRATION_STEPS", 2)
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

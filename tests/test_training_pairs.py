@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from training_cases import write_chests
 
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, write_image
+from regnet_itk.images import Image
 from regnet_itk.model import load_model
-from regnet_itk.phantom import make_phantom
 from regnet_itk.training import loop
 from regnet_itk.training.config import (
     VOXEL_SIZE,
@@ -26,8 +26,9 @@ from regnet_itk.training.config import (
     TrainingConfig,
     find_recipe,
 )
+from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
-from regnet_itk.training.pairs import PairBlocks, load_pairs
+from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.random import Random
 from regnet_itk.training.sampling import balanced_positions
 from regnet_itk.training.synthesis import paper_pairs
@@ -97,18 +98,19 @@ def test_an_image_gives_three_pairs_of_itself_and_three_of_a_deformed_version() 
 
 @pytest.fixture(scope="module")
 def chest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    phantom = make_phantom(1, spacing=(6.0, 6.0, 6.0), noise=5.0)
-    write_image(phantom.fixed, folder / "one.mha")
-    write_image(phantom.moving, folder / "two.mha")
-    return folder
+    return write_chests(tmp_path_factory.mktemp("images"), "one.mha", "two.mha")
 
 
 RECIPE = PairRecipe(positions=50, noise=0.0)
 
 
-def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel(chest: Path, tmp_path: Path) -> None:
-    pairs = load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)
+@pytest.fixture(scope="module")
+def pairs(chest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[WholePair]:
+    """The six pairs of one chest, on voxels of 4 mm."""
+    return load_pairs(chest / "one.mha", RECIPE, 4.0, 5, tmp_path_factory.mktemp("pairs"))
+
+
+def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel(pairs: list[WholePair]) -> None:
     assert len(pairs) == 6
     for pair in pairs:
         assert len(pair.positions) == 50
@@ -118,7 +120,7 @@ def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel
     better = 0
     for _ in range(12):
         block = maker.make(FieldRecipe(), AppearanceRecipe())
-        u = block.displacement[0].numpy() / 3.0
+        u = block.displacement[0].numpy() / 4.0
         where = np.indices((26, 26, 26)) + u[::-1]
         inside = np.all([(w >= 1) & (w <= 24) for w in where], axis=0)
         fixed, moving = block.fixed[0, 0].numpy(), block.moving[0, 0].numpy()
@@ -128,8 +130,7 @@ def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel
     assert better >= 10  # flips and all
 
 
-def test_noise_is_added_every_time_and_flips_can_be_left_out(chest: Path, tmp_path: Path) -> None:
-    pairs = load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)[:1]
+def test_noise_is_added_every_time_and_flips_can_be_left_out(pairs: list[WholePair]) -> None:
     pairs = [dataclasses.replace(pairs[0], positions=pairs[0].positions[:1])]
     plain = PairRecipe(positions=50, noise=0.0, flips=False)
     still, noisy, flipped = (
@@ -147,16 +148,16 @@ def test_noise_is_added_every_time_and_flips_can_be_left_out(chest: Path, tmp_pa
 
 
 def test_pairs_are_made_once(chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)
+    first = load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
     with monkeypatch.context() as nothing_is_made:
         nothing_is_made.setattr("regnet_itk.training.pairs.paper_pairs", None)
-        again = load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)
+        again = load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
     assert all(torch.equal(a.fixed, b.fixed) for a, b in zip(first, again, strict=True))
     for file in tmp_path.rglob("0-lungs.npy"):
         file.unlink()
     with pytest.raises(ImageError, match="are damaged; start again"):
-        load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)
-    assert torch.equal(load_pairs(chest / "one.mha", RECIPE, 3.0, 5, tmp_path)[0].lungs, first[0].lungs)
+        load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
+    assert torch.equal(load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)[0].lungs, first[0].lungs)
 
 
 # Training with them
@@ -171,13 +172,15 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
 def test_epochs_are_counted_in_positions_and_the_rate_falls_after_each(
     chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(VOXEL_SIZE, "regnet", 4.0)  # quick to prepare
-    monkeypatch.setattr(loop, "_VALIDATION_BLOCKS", 1)
-    phase = Phase(epochs=2, decay=1.25, blocks=2, block_size=4, pairs=PairRecipe(positions=40))
+    monkeypatch.setitem(VOXEL_SIZE, "regnet", 8.0)  # quick to prepare
+    for name in ("_VALIDATION_BLOCKS", "_CALIBRATION_STEPS", "_QUICK_CALIBRATION_STEPS"):
+        monkeypatch.setattr(loop, name, 1)
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
+    phase = Phase(epochs=2, decay=1.25, blocks=2, block_size=2, pairs=PairRecipe(positions=5))
     config = TrainingConfig("regnet", ("one",), ("two",), phases=(phase,), validate_every=1, checkpoint_every=10)
     trainer = Trainer(config, chest, tmp_path, TrainingOptions("cpu"))
     model = load_model(trainer.run())
-    assert model.description.training["steps"] == 4  # 6 pairs x 40 positions in blocks of 2 x 64 outputs: 2 an epoch
+    assert model.description.training["steps"] == 4  # 6 pairs x 5 positions in 2 blocks of 8 outputs: 2 an epoch
     assert model.description.capture_range == 8.0
     rates = [row.learning_rate for row in trainer.log.rows()]
     assert rates == pytest.approx([1e-3, 1e-3, 8e-4, 8e-4], rel=1e-4)

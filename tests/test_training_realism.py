@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from training_cases import chests
 
 from regnet_itk.errors import ImageError
 from regnet_itk.geometry import Grid
@@ -184,9 +185,7 @@ def test_a_source_is_read_where_the_block_lies(tmp_path: Path) -> None:
 
 
 def test_a_prepared_image_is_used_until_the_image_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regnet_itk.phantom import make_phantom
-
-    image = make_phantom(1, spacing=(6.0, 6.0, 6.0)).fixed
+    image = chests()[0]
     path, cache = tmp_path / "one.mha", tmp_path / "cache"
     write_image(image, path)
     first = load_source(path, 0.0, cache)

@@ -1,0 +1,39 @@
+"""What the tests of training share: small images, made once, and the scripts of the pipelines."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from regnet_itk.images import Image, write_image
+from regnet_itk.phantom import make_phantom
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+
+
+def load_pipeline(name: str) -> ModuleType:
+    """Import a script of the pipelines."""
+    spec = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # one script may import another
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def chests() -> tuple[Image, Image]:
+    """Two small chests with lungs, breathed out and breathed in, on oblique grids."""
+    phantom = make_phantom(1, spacing=(6.0, 6.0, 6.0), extent=(220.0, 190.0, 170.0), noise=10.0)
+    return phantom.fixed, phantom.moving
+
+
+def write_chests(folder: Path, *names: str) -> Path:
+    """Write them into a folder under these file names, and return it."""
+    for image, name in zip(chests(), names, strict=False):
+        write_image(image, folder / name)
+    return folder

@@ -12,11 +12,23 @@ from pathlib import Path
 
 from regnet_itk.errors import OutputError
 
+_NEXT_TO_NOTHING = 2**20  # bytes; file systems rarely fill up to the last one
+
 
 def _write_error(path: Path, error: Exception) -> OutputError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = getattr(error, "strerror", None) or (lines[-1] if lines else type(error).__name__)
+    known = getattr(error, "strerror", None)
+    reason = known or (lines[-1] if lines else type(error).__name__)
+    if not known and _is_full(path if path.is_dir() else path.parent):
+        reason = f"No space left on device ({reason})"  # numpy and torch say only how far they came
     return OutputError(f"cannot write '{path}': {reason}")
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NEXT_TO_NOTHING
+    except OSError:
+        return False
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

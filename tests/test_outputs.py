@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +50,22 @@ def test_a_failing_writer_leaves_the_old_file(failure, raised, tmp_path):
         write_whole(tmp_path / "file.txt", write)
     assert names(tmp_path) == ["file.txt"]
     assert (tmp_path / "file.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_a_full_disk_is_named_where_a_library_does_not_name_it(tmp_path, monkeypatch):
+    def write(part):
+        raise OSError("500000 requested and 38384 written")  # numpy
+
+    with pytest.raises(OutputError, match=r"file.npy': 500000 requested and 38384 written$"):
+        write_whole(tmp_path / "file.npy", write)
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(OutputError, match=r"file.npy': No space left on device \(500000 requested and"):
+        write_whole(tmp_path / "file.npy", write)
+    with pytest.raises(OutputError, match=r"': No space left on device \(500000"), staged_folder(tmp_path) as stage:
+        write(stage)
+    monkeypatch.setattr(outputs.shutil, "disk_usage", full)
+    with pytest.raises(OutputError, match=r"file.npy': 500000 requested"):
+        write_whole(tmp_path / "file.npy", write)
 
 
 @pytest.mark.parametrize("write", [lambda part: None, lambda part: part.write_text("")], ids=["nothing", "empty"])

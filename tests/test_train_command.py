@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from training_cases import chests, write_chests
 
@@ -19,6 +23,7 @@ from regnet_itk.cli.main import main
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, write_image
 from regnet_itk.model import load_model
+from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.log import TrainingLog
 
 TINY = """
@@ -93,8 +98,12 @@ def test_a_folder_of_images_becomes_a_model(images, here, capsys):
 
 
 def test_the_images_to_judge_by_can_be_named(images, here, capsys):
-    assert run(images, "-out", "run", "-c", configuration(1), "--validation", "patient0", "-threads", 1) == 0
+    assert run(images, "-out", "run", "-c", configuration(2), "--validation", "patient0", "-threads", 1) == 0
     assert "judged by patient0\n" in capsys.readouterr().err
+    # the folder cannot be another network's as well
+    Path("other.toml").write_text('network = "regnet"\n[[phases]]\nsteps = 1\nblock_size = 2\n', encoding="utf-8")
+    line = error_of(capsys, images, "-out", "run", "-c", "other.toml", "-threads", 1, "--validation", "patient0")
+    assert "is of the network 'coarse_to_fine', not 'regnet'; train in another folder" in line
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -149,6 +158,12 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
     line = error_of(capsys, images, "-out", "run", "-c", config, "--validation", "patient9")
     assert "'patient9' is not in" in line
     assert "did you mean 'patient" in line
+    Path("twice.toml").write_text(TINY.replace("STEPS", "1\nepochs = 2"), encoding="utf-8")
+    assert "either 'steps' or 'epochs'" in error_of(capsys, images, "-out", "run", "-c", "twice.toml")
+    Path("other.toml").write_text(TINY.replace("STEPS", "1").replace("coarse_to_fine", "regnet"), encoding="utf-8")
+    assert "'recurrence' is of the coarse-to-fine network only" in error_of(
+        capsys, images, "-out", "run", "-c", "other.toml"
+    )
     assert "no model 'nothing'" in error_of(capsys, images, "-out", "run", "-c", config, "--from", "nothing")
     assert "but the configuration trains 'coarse_to_fine'" in error_of(
         capsys, images, "-out", "run", "-c", config, "--from", "regnet"
@@ -159,11 +174,73 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
     assert not list(Path("run").glob("*.safetensors"))
 
 
+def half(path):
+    """Write a part of a file, as far as the disk goes."""
+    Path(path).write_text("half", encoding="utf-8")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Let the disk be full from the n-th time on that a file of this name is written, as long as the context lasts."""
+
+    @contextmanager
+    def filled(name, after):
+        times = iter(range(100))
+
+        def full_for(write):
+            def writing(*arguments, **keywords):
+                path = next((a for a in arguments if isinstance(a, str | Path)), None)
+                if path is not None and Path(path).name == name and next(times) >= after:
+                    half(path)
+                return write(*arguments, **keywords)
+
+            return writing
+
+        with monkeypatch.context() as patch:
+            for owner, function in ((torch, "save"), (np, "save"), (Path, "write_bytes"), (Figure, "savefig")):
+                patch.setattr(owner, function, full_for(getattr(owner, function)))
+            yield
+
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "left"),
+    [
+        ("values.npy", 1, 0),  # of the second image
+        ("log.csv", 1, 1),
+        ("log.png", 0, 2),
+        ("checkpoint.pt", 1, 2),
+        ("tiny.safetensors", 0, 2),
+    ],
+)
+def test_a_disk_that_fills_up_leaves_whole_files_and_training_goes_on_later(
+    name, after, left, images, here, capsys, full_disk
+):
+    command = [images, "-out", "run", "-c", configuration(4), "-threads", 1, "--device", "cpu"]
+    with full_disk(name, after):
+        line = error_of(capsys, *command)
+    where = Path("run").resolve()
+    assert re.fullmatch(rf"regnet-itk: error: cannot write '({where}|run)/.*': No space left on device", line)
+    files = [path for path in Path("run").rglob("*") if path.is_file()]
+    assert not [path for path in files if ".part-" in str(path) or path.read_bytes() == b"half"]
+    assert len(TrainingLog(Path("run")).rows()) == left
+    if name == "checkpoint.pt":
+        assert Checkpoint.read(Path("run/checkpoint.pt"), "coarse_to_fine").step == 2
+    assert not Path("run/tiny.safetensors").exists()
+    assert run(*command) == 0  # there is room again
+    assert ("continuing" in capsys.readouterr().err) == (left > 0)
+    assert [row.step for row in TrainingLog(Path("run")).rows()] == [2, 4]
+    assert load_model("run/tiny.safetensors").description.training["steps"] == 4
+
+
 def test_images_that_cannot_be_trained_on(here, capsys):
     config = configuration(1)
     good = chests()[0]
     for name, bad, words in (
         ("flat", Image(np.full((40, 40, 40), 40.0, dtype=np.float32), Grid((40, 40, 40), (6.0,) * 3)), "no lung"),
+        ("slice", Image(good.array[10:11], Grid((*good.grid.size[:2], 1), (6.0,) * 3)), "3D|one slice|along each axis"),
         ("thin", Image(good.array[10:16], Grid((*good.grid.size[:2], 6), (6.0,) * 3)), "along each axis|no lung"),
     ):
         folder = Path(name)

@@ -99,6 +99,8 @@ def test_the_configurations_of_the_project_are_read() -> None:
         ('["c"]', "[]", "in 'train' and in 'validation', or in neither"),
         ("steps = 10", "steps = 0", r"phases\[0\]: .*either 'steps' or 'epochs'"),
         ('network = "regnet"', 'network = "regnet"\ncheckpoint_every = 0', "at least 1"),
+        ("steps = 10", "steps = 10\nblock_size = 1", "two outputs or more in a step"),
+        ("steps = 10", "steps = 10\nblock_size = 1\nblocks = 2", None),
         ("steps = 10", "steps = 10 10", "not TOML"),
         ('network = "regnet"\n', 'network = "coarse_to_fine"\n', None),  # 96 is a multiple of 8
         ("steps = 10", "steps = 10\nblock_size = 20", None),

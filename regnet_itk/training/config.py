@@ -174,6 +174,10 @@ class TrainingConfig:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
+        if self.network != "coarse_to_fine" and any(p.blocks * p.block_size**3 < 2 for p in self.phases):
+            raise ParameterError(
+                "batch normalisation needs two outputs or more in a step: give more 'blocks' or a larger 'block_size'"
+            )
         odd = [phase.block_size for phase in self.phases if phase.block_size % 8]
         if self.network != "coarse_to_fine" and any(phase.recurrence for phase in self.phases):
             raise ParameterError("'recurrence' is of the coarse-to-fine network only")

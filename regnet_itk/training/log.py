@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import astuple, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -49,13 +50,20 @@ class TrainingLog:
         self.path, self.picture = folder / "log.csv", folder / "log.png"
 
     def append(self, row: LogRow) -> None:
-        """Add a row."""
-        new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow([f.name for f in fields(LogRow)])
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in astuple(row)])
+        """Add a row.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written; the log is then as it was.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if not self.path.exists():
+            writer.writerow([f.name for f in fields(LogRow)])
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in astuple(row)])
+        before = self.path.read_bytes() if self.path.exists() else b""
+        write_whole(self.path, lambda part: part.write_bytes(before + text.getvalue().encode()))
 
     def rows(self) -> list[LogRow]:
         """Read all rows."""

@@ -20,6 +20,7 @@ from regnet_itk.geometry import FloatArray
 from regnet_itk.inference import find_device, find_precision
 from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
 from regnet_itk.network import RegNet, warp
+from regnet_itk.outputs import staged_folder
 from regnet_itk.training.batch_statistics import gather_statistics, norms_of, own_statistics_kept
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint
@@ -116,7 +117,8 @@ class Trainer:
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         self.config, self.folder, self.options = config, Path(folder), options
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with staged_folder(self.folder):
+            pass  # it is there now, or an error says why not
         self.device = own_device(find_device(options.device))
         self.precision = find_precision("auto", self.device)
         self.processes = Processes.joined(self.device)

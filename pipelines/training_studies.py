@@ -25,7 +25,7 @@ import torch
 from evaluate_models import test_pairs
 
 from regnet_itk.cli.train import TrainingScreen
-from regnet_itk.errors import RegNetItkError
+from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
 from regnet_itk.evaluation.metrics import ErrorMoments, transform_error
 from regnet_itk.images import read_image
 from regnet_itk.model import find_model
@@ -58,7 +58,10 @@ def designs(config: TrainingConfig) -> Variants:
 
 
 def curriculum(config: TrainingConfig) -> Variants:
-    """Return a curriculum for RegNet, and what is left without each of its parts."""
+    """Return a curriculum for RegNet, and what is left without each of its parts.
+
+    With the last phase only, statistics are not frozen either: they would be those of an untrained network.
+    """
     last = config.phases[-1]
 
     def each(change: Callable[[Phase], Phase]) -> TrainingConfig:
@@ -119,11 +122,15 @@ def make_variants(study: str, recipe: str | None, effort: float) -> Variants:
     make, default = STUDIES[study]
     path = shipped_recipes().get(recipe or default)
     config = read_training_config(path) if path else find_recipe(recipe or default)
-    if config.judged_by is None:
-        judge = Judge(config.phases[-1].fields, config.phases[-1].appearance)
-        config = dataclasses.replace(config, judged_by=judge)
-    phases = tuple(dataclasses.replace(p, steps=max(1, round(p.steps * effort))) for p in config.phases)
-    return make(dataclasses.replace(config, phases=phases))
+    last = config.phases[-1]
+    if config.judged_by is None and last.pairs is None:
+        config = dataclasses.replace(config, judged_by=Judge(last.fields, last.appearance))
+
+    def shortened(phase: Phase) -> Phase:
+        name = "epochs" if phase.epochs else "steps"
+        return dataclasses.replace(phase, **{name: max(1, round(getattr(phase, name) * effort))})
+
+    return make(dataclasses.replace(config, phases=tuple(map(shortened, config.phases))))
 
 
 def folder_name(variant: str) -> str:
@@ -199,6 +206,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
+    if given.effort <= 0:
+        parser.error("--effort is a positive number")
     if given.threads:
         torch.set_num_threads(given.threads)
     try:
@@ -210,6 +219,9 @@ def main() -> None:
 def run(given: argparse.Namespace) -> None:
     """Train what is missing, then draw and print what there is."""
     variants = make_variants(given.study, given.recipe, given.effort)
+    for name in given.only or []:
+        if name not in variants:
+            raise ParameterError(f"no variant '{name}' in the study '{given.study}'{did_you_mean(name, variants)}")
     cache = given.cache or given.out / "cache"
     start = find_model(given.start_from) if given.start_from else None
     models, curves = {}, {}

@@ -120,7 +120,7 @@ def judge_of(recipe: str) -> tuple[TrainingConfig, Judge]:
     config = find_recipe(recipe)
     last = config.phases[-1]
     if config.judged_by is None and last.pairs is not None:
-        raise ParameterError(f"the recipe '{recipe}' cuts blocks from whole pairs: it says not how to make blocks")
+        raise ParameterError(f"the recipe '{recipe}' cuts blocks from whole pairs: it does not say how to make blocks")
     return config, config.judged_by or Judge(last.fields, last.appearance)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
@@ -240,7 +241,7 @@ def test_images_that_cannot_be_trained_on(here, capsys):
     good = chests()[0]
     for name, bad, words in (
         ("flat", Image(np.full((40, 40, 40), 40.0, dtype=np.float32), Grid((40, 40, 40), (6.0,) * 3)), "no lung"),
-        ("slice", Image(good.array[10:11], Grid((*good.grid.size[:2], 1), (6.0,) * 3)), "3D|one slice|along each axis"),
+        ("slice", Image(good.array[10:11], Grid((*good.grid.size[:2], 1), (6.0,) * 3)), "along each axis"),
         ("thin", Image(good.array[10:16], Grid((*good.grid.size[:2], 6), (6.0,) * 3)), "along each axis|no lung"),
     ):
         folder = Path(name)
@@ -250,6 +251,11 @@ def test_images_that_cannot_be_trained_on(here, capsys):
         line = error_of(capsys, folder, "-out", "run", "-c", config, "--validation", "a")
         assert any(word in line for word in words.split("|"))
         assert "b.mha" in line
+    flat = Path("flat") / "b.mha"
+    sitk.WriteImage(sitk.Image(64, 64, sitk.sitkFloat32), str(flat))
+    line = error_of(capsys, "flat", "-out", "run", "-c", config, "--validation", "a")
+    assert "b.mha" in line
+    assert "has 2 dimensions" in line
     only = Path("only")
     only.mkdir()
     write_image(good, only / "a.mha")

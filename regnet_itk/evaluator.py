@@ -260,10 +260,10 @@ class _BSpline:
         return valid, (z * ny + y) * nx + x, (index - base).float().clamp(-1.0, self._order + 1.0)
 
     def _weights(self, offset: Tensor) -> list[Tensor]:
-        return [_spline(offset - k, self._order) for k in range(self._order + 1)]
+        return [centred_bspline(offset - k, self._order) for k in range(self._order + 1)]
 
     def _slopes(self, offset: Tensor) -> list[Tensor]:
-        steps = [_spline(offset - k + 0.5, self._order - 1) for k in range(self._order + 2)]
+        steps = [centred_bspline(offset - k + 0.5, self._order - 1) for k in range(self._order + 2)]
         return [before - after for before, after in pairwise(steps)]
 
     def _taps(self, base: Tensor, z: int, y: int) -> list[Tensor]:
@@ -280,7 +280,7 @@ def _weighted(weights: list[Tensor], taps: list[Tensor]) -> Tensor:
     return total
 
 
-def _spline(t: Tensor, order: int) -> Tensor:
+def centred_bspline(t: Tensor, order: int) -> Tensor:
     """Return the centred B-spline of an order from 0 to 3 at t."""
     a = t.abs()
     if order == 0:

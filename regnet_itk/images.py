@@ -98,6 +98,23 @@ class Image:
         return Image(sitk.GetArrayFromImage(moved), grid)
 
 
+def bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:
+    """Return the part z, y, x of an array that holds what is true, and `margin` voxels around it; all, if nothing is.
+
+    Parameters
+    ----------
+    mask : bool array, shape (z, y, x)
+    margin : int
+        Voxels; it ends at the array's border.
+    """
+    spans = []
+    for axis in range(3):
+        there = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (there[0], there[-1]) if there.size else (0, mask.shape[axis] - 1)
+        spans.append(slice(max(0, int(first) - margin), min(mask.shape[axis], int(last) + 1 + margin)))
+    return spans[0], spans[1], spans[2]
+
+
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array with the same values, of a type and byte order that ITK has."""
     if array.dtype == bool:

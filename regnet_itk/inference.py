@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from torch.nn import functional
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ParameterError
 from regnet_itk.geometry import Grid
-from regnet_itk.images import Image
+from regnet_itk.images import Image, bounding_box
 from regnet_itk.model import Model
 from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, SLAB_VOXELS, CoarseToFineRegNet, RegNet, warp
 
@@ -111,6 +111,18 @@ def find_precision(name: Precision, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Let Torch use `count` CPU threads inside of a block; None changes nothing."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Predictor:
     """A model made ready for one device.
 
@@ -156,14 +168,8 @@ class Predictor:
         ParameterError
             If the memory budget is too small.
         """
-        threads = torch.get_num_threads()
-        if self.options.threads:
-            torch.set_num_threads(self.options.threads)
-        try:
-            with torch.inference_mode(), self._autocast():
-                along_axes = self._along_axes(fixed, moving, region.array.astype(bool), margin)
-        finally:
-            torch.set_num_threads(threads)
+        with limited_threads(self.options.threads), torch.inference_mode(), self._autocast():
+            along_axes = self._along_axes(fixed, moving, region.array.astype(bool), margin)
         step = self.options.output_step if isinstance(self.network, RegNet) else 1
         vectors = np.moveaxis(along_axes, 0, -1) @ fixed.grid.direction_matrix.T.astype(np.float32)
         size = [step * (n - 1) + 1 for n in reversed(along_axes.shape[1:])]
@@ -219,7 +225,7 @@ class Predictor:
         network = self.network
         assert isinstance(network, CoarseToFineRegNet)
         found = np.zeros((3, *region.shape), dtype=np.float32)
-        box = _bounding_box(region, math.ceil(max(_CONTEXT, margin) / network.voxel_size))
+        box = bounding_box(region, math.ceil(max(_CONTEXT, margin) / network.voxel_size))
         voxels = math.prod(s.stop - s.start for s in box)
         slab = min(voxels, SLAB_VOXELS)
         needed = (voxels * _BYTES_PER_VOXEL[self.precision] + slab * _BYTES_PER_SLAB_VOXEL[self.precision]) / 1e9
@@ -347,7 +353,7 @@ def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slic
     if not wanted.any():
         return
     cuts = []
-    for extent in _bounding_box(wanted, 0):
+    for extent in bounding_box(wanted, 0):
         length = extent.stop - extent.start
         count = math.ceil(length / largest)
         edges = [extent.start + length * i // count for i in range(count + 1)]
@@ -355,15 +361,6 @@ def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slic
     for tile in product(cuts[0], cuts[1], cuts[2]):
         if wanted[tile].any():
             yield tile
-
-
-def _bounding_box(mask: BoolArray, margin: int) -> tuple[slice, slice, slice]:
-    spans = []
-    for axis in range(3):
-        there = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        first, last = (there[0], there[-1]) if there.size else (0, mask.shape[axis] - 1)
-        spans.append(slice(max(0, int(first) - margin), min(mask.shape[axis], int(last) + 1 + margin)))
-    return spans[0], spans[1], spans[2]
 
 
 def _block(image: Tensor, first: list[int], count: list[int], air: float) -> Tensor:

@@ -349,6 +349,8 @@ _REGNET_KEYS: dict[str, tuple[Callable[[str], bool], str]] = {
         "auto, mask, lungs, body or all",
     ),
     "RegNetRepetitions": (_positive_int, "a whole number, at least 1"),
+    "RegNetInstanceIterations": (lambda text: int(text) >= 0, "a whole number, 0 or more"),
+    "RegNetInstanceSmoothness": (lambda text: 0 <= float(text) < float("inf"), "a number, 0 or more"),
 }
 REGNET_KEYS = tuple(_REGNET_KEYS)
 

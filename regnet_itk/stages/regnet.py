@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from regnet_itk.errors import ImageError, ParameterError
-from regnet_itk.images import Image
+from regnet_itk.images import Image, bounding_box
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
 from regnet_itk.suitability import capture_range_reached, coarse_voxels, unlike_intensities
 from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
+
     from regnet_itk.displacement import DisplacementField
     from regnet_itk.model import Model
     from regnet_itk.parameters import ParameterMap
@@ -48,6 +50,10 @@ class RegNetSettings:
         ``RegNetRegion``: where to predict. "auto" takes the masks where they are given, else what the model is for.
     repetitions : int
         ``RegNetRepetitions``: how often the coarse-to-fine network is applied.
+    instance_iterations : int
+        ``RegNetInstanceIterations``: steps of gradient descent on this very pair after the network.
+    instance_smoothness : float
+        ``RegNetInstanceSmoothness``: weight of smoothness in them.
     """
 
     model: str = DEFAULT_MODEL
@@ -57,6 +63,8 @@ class RegNetSettings:
     fade: float = 20.0
     region: Region = "auto"
     repetitions: int = 1
+    instance_iterations: int = 0
+    instance_smoothness: float = 0.02
 
     @classmethod
     def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:
@@ -78,6 +86,8 @@ class RegNetSettings:
             fade=parameters.get_float("RegNetFadeWidth", cls.fade),
             region=cast(Region, parameters.get_str("RegNetRegion", cls.region)),
             repetitions=parameters.get_int("RegNetRepetitions", cls.repetitions),
+            instance_iterations=parameters.get_int("RegNetInstanceIterations", cls.instance_iterations),
+            instance_smoothness=parameters.get_float("RegNetInstanceSmoothness", cls.instance_smoothness),
         )
 
 
@@ -147,10 +157,13 @@ class RegNetStage:
                 options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
                 options.threads,
             ),
-            lambda fraction: options.progress(0.15 + 0.7 * fraction, "predicting"),
+            lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"),
         )  # fmt: skip
         options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-        u = fade(predictor.predict(fixed, moving, inside, margin=settings.fade), inside, settings.fade)
+        u = predictor.predict(fixed, moving, inside, margin=settings.fade)
+        if settings.instance_iterations:
+            u = self._optimised(pair, composite, region, u, options)
+        u = fade(u, inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
         warped = self._warped(pair, chain)
@@ -171,6 +184,31 @@ class RegNetStage:
         if warnings:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
+
+    def _optimised(
+        self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
+    ) -> DisplacementField:
+        """Improve u on this pair, on finer voxels than the network's, around the region."""
+        from regnet_itk.inference import covering, resampled_for_network
+        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
+
+        grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
+        wanted = covering(region, grid)
+        box = bounding_box(wanted, MARGIN)
+        grid = grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
+        everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
+        instance = InstancePair(
+            resampled_for_network(pair.fixed, grid),
+            resampled_for_network(pair.moving, grid, composite),
+            Image(wanted[box], grid),
+            everywhere.resampled(grid, composite, order=0),
+        )
+        settings = self.settings
+        chosen = InstanceOptions(
+            settings.instance_iterations, settings.instance_smoothness, options.seed or 0, options.device,
+            options.threads,
+        )  # fmt: skip
+        return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 
     def _warnings(self, pair: ImagePair, seen: tuple[Image, Image], region: Image, u: DisplacementField) -> list[str]:
         """Return how the images, as given and as the network saw them, and u are unlike the model's training."""

@@ -35,6 +35,7 @@ MARGIN = 16
 
 _STEP_LENGTH = 0.15  # mm that a control point moves in the first steps; it falls to a fifth
 _LAST_STEP = 0.2
+_LEASH = 0.2  # weight of the length of what is added, against its bending: it ends where nothing is compared
 _SAMPLES = 30_000  # voxels that a step looks at
 _INTENSITIES = (-1000.0, 200.0)  # HU that are scaled to 0 .. 1
 
@@ -110,7 +111,7 @@ def improved(
     Returns
     -------
     DisplacementField
-        On the grid of `start`; unchanged where no control point touches the region.
+        On the grid of `start`. What is added fades out where nothing is compared.
 
     Raises
     ------
@@ -190,7 +191,9 @@ class _Fit:
         for group in self._adam.param_groups:
             group["lr"] = _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * done)
         self._adam.zero_grad()
-        (unlike.square().mean() + smoothness * _bending(self.control)).backward()
+        (
+            unlike.square().mean() + smoothness * (_bending(self.control) + _LEASH * self.control.square().mean())
+        ).backward()
         self._adam.step()
 
     def _known_at(self, index: Tensor) -> Tensor:

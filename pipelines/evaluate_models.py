@@ -71,15 +71,23 @@ def test_pairs(image: Image, seed: int) -> Iterator[SyntheticPair]:
         yield dataclasses.replace(pair, displacement=truth, name=kind, fixed_mask=mask)
 
 
-def measure(image: Image, models: list[str], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the mean error inside the lungs of every model, for each test deformation of an image."""
+def measure(image: Image, models: list[str], seed: int, iterations: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the mean error inside the lungs of every model, for each test deformation of an image.
+
+    `iterations` is the number of steps of instance optimisation after the network.
+    """
     for pair in test_pairs(image, seed):
         mask = pair.fixed_mask
         assert mask is not None
         before = np.linalg.norm(pair.displacement.vectors[mask.array > 0], axis=1).mean()
         row = {"field": pair.name, "before": float(before)}
         for model in models:
-            values = {"Registration": "RegNetRegistration", "RegNetModel": model, "WriteResultImage": "false"}
+            values = {
+                "Registration": "RegNetRegistration",
+                "RegNetModel": model,
+                "RegNetInstanceIterations": str(iterations),
+                "WriteResultImage": "false",
+            }
             stage = RegNetStage(ParameterMap({key: (value,) for key, value in values.items()}))
             found = stage.run(ImagePair(pair.fixed, pair.moving, mask), TransformChain(), RunOptions())
             error = displacement_error(found.chain.displacement_on(image.grid), pair.displacement, mask)
@@ -154,6 +162,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--names", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--instance", type=int, default=0, metavar="N", help="steps of instance optimisation; 0 by default"
+    )
     parser.add_argument("--record", metavar="LABEL", help="write the whole images' errors into the models' files")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="measure on blocks made by this recipe as well")
     parser.add_argument("--blocks", type=int, default=24, metavar="N", help="how many such blocks; 24 by default")
@@ -173,7 +184,7 @@ def run(given: argparse.Namespace) -> None:
         judge_of(given.recipe)  # a mistake is told before the long work
     rows = []
     for number, (name, path) in enumerate(images.items()):
-        for row in measure(read_image(path), given.models, given.seed + number):
+        for row in measure(read_image(path), given.models, given.seed + number, given.instance):
             rows.append({"image": name, **row})
             print(rows[-1], flush=True)
     groups = _groups(rows)

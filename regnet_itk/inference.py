@@ -52,6 +52,8 @@ class InferenceOptions:
         RegNet predicts every voxel, or every second one along each axis.
     repetitions : int
         How often the coarse-to-fine network is applied, each time to the image warped so far.
+    stages : tuple of float
+        Voxel sizes in mm of the coarse-to-fine network's levels to run, the coarsest first; none are all.
     threads : int, optional
         CPU threads; all by default.
     """
@@ -61,6 +63,7 @@ class InferenceOptions:
     memory: float = 2.5
     output_step: int = 2
     repetitions: int = 1
+    stages: tuple[float, ...] = ()
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +147,7 @@ class Predictor:
         if isinstance(network, RegNet):
             _fuse_normalisation(network)
         self.network = network.to(self.device)
+        self._finest = finest_level(model, options.stages)
 
     def predict(self, fixed: Image, moving: Image, region: Image, margin: float = 0.0) -> DisplacementField:
         """Predict u with fixed(x) = moving(x + u(x)).
@@ -236,15 +240,45 @@ class Predictor:
             )
         factor = 2 ** (network.levels - 1)
         parts = [_padded_to_multiple(image[box][None, None], factor, air).to(self.device) for image in (fixed, moving)]
-        total = network(*parts)[-1].float()
+        total = self._at_full_size(network(*parts, self._finest)[-1])
         for repetition in range(1, self.options.repetitions):
             self.progress(repetition / self.options.repetitions)
-            more = network(parts[0], warp(parts[1], total / network.voxel_size))[-1].float()
+            moved = warp(parts[1], total / network.voxel_size)
+            more = self._at_full_size(network(parts[0], moved, self._finest)[-1])
             total = more + warp(total, more / network.voxel_size)
         inside = (slice(None), *(slice(s.stop - s.start) for s in box))
         found[(slice(None), *box)] = total[0].cpu().numpy()[inside]
         self.progress(1.0)
         return found
+
+    def _at_full_size(self, displacement: Tensor) -> Tensor:
+        if self._finest == 0:
+            return displacement.float()
+        return functional.interpolate(displacement.float(), scale_factor=float(2**self._finest), mode="trilinear")
+
+
+def finest_level(model: Model, stages: tuple[float, ...]) -> int:
+    """Return the level to end with if only some of a network's stages are run: 0 is its finest.
+
+    Raises
+    ------
+    ParameterError
+        If the network has no stages, or the ones named are not its first ones.
+    """
+    if not stages:
+        return 0
+    if not isinstance(model.network, CoarseToFineRegNet):
+        raise ParameterError(
+            f"the model '{model.description.name}' has no stages to choose from; leave out RegNetStages"
+        )
+    there = model.network.stages
+    if stages != there[: len(stages)]:
+        given, all_of_them, fewer = (" ".join(f"{mm:g}" for mm in part) for part in (stages, there, there[:-1]))
+        raise ParameterError(
+            f"the model '{model.description.name}' has stages of {all_of_them} mm and begins with the coarsest: "
+            f"it cannot run '{given}', but (RegNetStages {fewer})"
+        )
+    return len(there) - len(stages)
 
 
 def fade(field: DisplacementField, region: Image, width: float) -> DisplacementField:

@@ -370,7 +370,8 @@ def _text(path: Path, like: Grid | None) -> Inspection:
 def _parameters(path: Path, values: ParameterMap) -> Inspection:
     kind = "RegNet parameter file" if values.is_regnet else "elastix parameter file"
     keys = (
-        ("RegNetModel", "RegNetRegion", "RegNetOutputStep", "RegNetRepetitions")
+        ("RegNetModel", "RegNetRegion", "RegNetOutputStep", "RegNetRepetitions", "RegNetStages",
+         "RegNetInstanceIterations")
         if values.is_regnet
         else ("Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
               "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels")

@@ -149,7 +149,11 @@ def _scaled(image: Image) -> Tensor:
 def _dependable(known: Image) -> Tensor:
     """Return where the features depend on nothing but what is known."""
     unknown = torch.from_numpy(np.ascontiguousarray(~known.array.astype(bool), dtype=np.float32))[None]
-    return functional.max_pool3d(unknown, 2 * REACH + 1, stride=1, padding=REACH)[0] < 0.5
+    for axis in range(3):
+        window, padding = [1, 1, 1], [0, 0, 0]
+        window[axis], padding[axis] = 2 * REACH + 1, REACH
+        unknown = functional.max_pool3d(unknown, window, stride=1, padding=padding)
+    return unknown[0] < 0.5
 
 
 class _Fit:

@@ -329,18 +329,25 @@ class CoarseToFineRegNet(nn.Module):
             found.append(encoder(down(found[-1])))
         return found
 
-    def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """Voxel size in mm of every level, the coarsest first, as they are run."""
+        return tuple(self.voxel_size * 2**level for level in reversed(range(self.levels)))
+
+    def forward(self, fixed: Tensor, moving: Tensor, finest: int = 0) -> list[Tensor]:
         """Predict displacements.
 
         Parameters
         ----------
         fixed, moving : Tensor, shape (batch, 1, z, y, x)
             Normalised intensities on voxels of `voxel_size`; z, y, x are multiples of 2 ** (levels - 1).
+        finest : int
+            The level to end with.
 
         Returns
         -------
         list of Tensor, shape (batch, 3, z / 2**k, y / 2**k, x / 2**k)
-            Displacements x, y, z in mm, float32, at every level, the finest (k = 0) last.
+            Displacements x, y, z in mm, float32, at every level, the finest (k = `finest`) last.
         """
         factor = 2 ** (self.levels - 1)
         if any(n % factor for n in fixed.shape[2:]):
@@ -348,10 +355,11 @@ class CoarseToFineRegNet(nn.Module):
         both = self.features(torch.cat([fixed, moving]))
         displacement, context = self._coarse_level(self.levels - 1, both[-1], None, None)
         found = [displacement]
-        for level in reversed(range(1, self.levels - 1)):
+        for level in reversed(range(max(finest, 1), self.levels - 1)):
             displacement, context = self._coarse_level(level, both[level], displacement, context)
             found.append(displacement)
-        found.append(self._finest_level(fixed, moving, both[0], displacement, context))
+        if finest == 0:
+            found.append(self._finest_level(fixed, moving, both[0], displacement, context))
         return found
 
     def _coarse_level(

@@ -349,9 +349,12 @@ _REGNET_KEYS: dict[str, tuple[Callable[[str], bool], str]] = {
         "auto, mask, lungs, body or all",
     ),
     "RegNetRepetitions": (_positive_int, "a whole number, at least 1"),
+    "RegNetStages": (lambda text: 0 < float(text) < float("inf"), "sizes of voxels in mm, the coarsest first"),
     "RegNetInstanceIterations": (lambda text: int(text) >= 0, "a whole number, 0 or more"),
     "RegNetInstanceSmoothness": (lambda text: 0 <= float(text) < float("inf"), "a number, 0 or more"),
 }
+
+_REGNET_LISTS = ("RegNetStages",)
 REGNET_KEYS = tuple(_REGNET_KEYS)
 
 
@@ -408,14 +411,15 @@ def _check_regnet_key(parameter_map: ParameterMap, key: str) -> None:
         )
     fits, kind = _REGNET_KEYS[key]
     values = parameter_map[key]
-    if len(values) != 1:
+    if len(values) != 1 and key not in _REGNET_LISTS:
         raise ParameterError(f"{source}: '{key}' takes one value, not {len(values)}")
-    try:
-        good = fits(values[0])
-    except ValueError:
-        good = False
-    if not good:
-        raise ParameterError(f"{source}: '{key}' must be {kind}, not '{values[0]}'")
+    for value in values:
+        try:
+            good = fits(value)
+        except ValueError:
+            good = False
+        if not good:
+            raise ParameterError(f"{source}: '{key}' must be {kind}, not '{value}'")
 
 
 @lru_cache(maxsize=1)

@@ -132,7 +132,7 @@ def test_what_is_right_stays_right():
 def test_far_from_the_region_little_changes():
     region = np.zeros(GRID.shape, dtype=bool)
     region[:12, :12, :12] = True
-    start = field(lambda points: truth(points) + [0.6, -0.6, 0.6])
+    start = field(lambda points: truth(points) + np.array([0.6, -0.6, 0.6]))
     found = improved(pair(region=region), start, OPTIONS)
     changed = np.linalg.norm(found.vectors - start.vectors, axis=-1)
     assert changed[:6, :6, :6].max() > 0.1

@@ -363,6 +363,11 @@ def test_what_cannot_be_registered_is_refused(folder: Path) -> None:
 
 def test_models_are_checked_before_anything_runs(folder: Path) -> None:
     source = str(folder / "p.txt")
+
+    def with_stages(model: str, *sizes: int) -> RegNetStage:
+        values = {"RegNetModel": (f"{model}.safetensors",), "RegNetStages": tuple(map(str, sizes))}
+        return RegNetStage(ParameterMap({"Registration": ("RegNetRegistration",), **values}, source))
+
     with pytest.raises(ModelError, match="did you mean 'regnet_multistage'"):
         stage(source, RegNetModel="regnet_multistag").check(TransformChain())
     (folder / "broken.safetensors").write_bytes((folder / "wide.safetensors").read_bytes()[:5000])
@@ -370,8 +375,13 @@ def test_models_are_checked_before_anything_runs(folder: Path) -> None:
         stage(source, RegNetModel="broken.safetensors").check(TransformChain())
     with pytest.raises(ParameterError, match=r"p.txt.*RegNetOutputStep.*1 or 2, not 3"):
         stage(source, RegNetModel="fine.safetensors", RegNetOutputStep=3).check(TransformChain())
+    with pytest.raises(ParameterError, match=r"stages of 16 8 4 2 mm.*'8 4 2', but \(RegNetStages 16 8 4\)"):
+        with_stages("wide", 8, 4, 2).check(TransformChain())
+    with pytest.raises(ParameterError, match="no stages to choose from"):
+        with_stages("fine", 1).check(TransformChain())
     with pytest.raises(ParameterError, match="ResultImagePixelType"):
         stage(source, RegNetModel="fine.safetensors", ResultImagePixelType="flaot").check(TransformChain())
+    with_stages("wide", 16, 8).check(TransformChain())
     stage().check(TransformChain())  # the default model is there
 
 
@@ -397,8 +407,11 @@ def test_keys_reach_the_settings(folder: Path) -> None:
     (RegNetFadeWidth 12.5)
     (RegNetRegion "body")
     (RegNetRepetitions 3)
+    (RegNetStages 16 8)
+    (RegNetInstanceIterations 7)
+    (RegNetInstanceSmoothness 0.5)
     """
-    expected = RegNetSettings("some.safetensors", 1, "float32", 0.75, 12.5, "body", 3)
+    expected = RegNetSettings("some.safetensors", 1, "float32", 0.75, 12.5, "body", 3, (16.0, 8.0), 7, 0.5)
     assert RegNetSettings.from_parameters(parse_parameter_text(text, "x")) == expected
     assert RegNetSettings.from_parameters(ParameterMap({})) == RegNetSettings()
 
@@ -415,6 +428,40 @@ def test_precision_and_output_step_are_used(folder: Path, precision: str) -> Non
     field = found.chain.links[-1].transform
     assert isinstance(field, DisplacementField)
     assert field.grid.is_close(grid)
+
+
+def test_fewer_stages_give_a_coarser_field_of_the_same_place() -> None:
+    """Without the finest stages the known displacement is still found, less exactly, on the same turned grids."""
+    case = known(MATRIX)
+    errors = []
+    for sizes in (("16", "8", "4", "2"), ("16", "8", "4"), ("16", "8")):
+        values = {"Registration": ("RegNetRegistration",), "RegNetRegion": ("all",), "RegNetStages": sizes}
+        errors.append(case.error(RegNetStage(ParameterMap(values)).run(case.pair, case.initial, OPTIONS).chain))
+    assert errors[0] < errors[1] < errors[2] < 2.5
+    everything = stage().run(case.pair, case.initial, OPTIONS).chain
+    assert case.error(everything) == pytest.approx(errors[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [None, MATRIX], ids=["alone", "after an affine"])
+def test_instance_optimisation_improves_a_known_displacement(matrix: MatrixTransform | None) -> None:
+    case = known(matrix)
+    alone, improved = (
+        stage(RegNetStages="16", RegNetInstanceIterations=n).run(case.pair, case.initial, OPTIONS) for n in (0, 30)
+    )
+    assert case.error(improved.chain) < 0.6 * case.error(alone.chain)
+
+
+def test_without_a_mask_the_lungs_are_improved() -> None:
+    phantom = make_phantom(spacing=(5.0, 5.0, 5.0))
+    pair, grid = ImagePair(phantom.fixed, phantom.moving), phantom.fixed.grid
+    alone, improved = (
+        stage(RegNetRegion="auto", RegNetInstanceIterations=n).run(pair, TransformChain(), OPTIONS).chain
+        for n in (0, 8)
+    )
+    changed = np.linalg.norm(improved.displacement_on(grid).vectors - alone.displacement_on(grid).vectors, axis=-1)
+    lungs = phantom.fixed_mask.array > 0
+    far = ndimage.distance_transform_edt(~lungs, sampling=grid.spacing[::-1]) > 30
+    assert changed[lungs].mean() > 5 * changed[far].mean()
 
 
 def test_repetitions_add_up(folder: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regnet_itk.evaluation.comparison_step import StepSettings
     from regnet_itk.evaluation.pairs import Pair
 
-_DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage"
+_DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
 
 
 @click.command("compare", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})

@@ -30,7 +30,7 @@ from regnet_itk.stages.base import Stage
 from regnet_itk.stages.regnet import RegNetSettings
 from regnet_itk.transforms import TransformChain, read_chain
 
-DEFAULT_METHODS = ("affine", "bspline_1r", "bspline_3r", "regnet", "regnet_multistage")
+DEFAULT_METHODS = ("affine", "bspline_1r", "bspline_3r", "regnet", "regnet_multistage_oneshot", "regnet_multistage")
 CAPTURE_RANGE = 8.0
 """mm; TRE' is the error of the landmarks that are nearer than this after the first stage."""
 

@@ -50,6 +50,9 @@ class RegNetSettings:
         ``RegNetRegion``: where to predict. "auto" takes the masks where they are given, else what the model is for.
     repetitions : int
         ``RegNetRepetitions``: how often the coarse-to-fine network is applied.
+    stages : tuple of float
+        ``RegNetStages``: voxel sizes in mm of the coarse-to-fine network's stages to run, the coarsest first; none are
+        all.
     instance_iterations : int
         ``RegNetInstanceIterations``: steps of gradient descent on this very pair after the network.
     instance_smoothness : float
@@ -63,6 +66,7 @@ class RegNetSettings:
     fade: float = 20.0
     region: Region = "auto"
     repetitions: int = 1
+    stages: tuple[float, ...] = ()
     instance_iterations: int = 0
     instance_smoothness: float = 0.02
 
@@ -86,6 +90,7 @@ class RegNetSettings:
             fade=parameters.get_float("RegNetFadeWidth", cls.fade),
             region=cast(Region, parameters.get_str("RegNetRegion", cls.region)),
             repetitions=parameters.get_int("RegNetRepetitions", cls.repetitions),
+            stages=tuple(parameters.get_floats("RegNetStages", default=())),
             instance_iterations=parameters.get_int("RegNetInstanceIterations", cls.instance_iterations),
             instance_smoothness=parameters.get_float("RegNetInstanceSmoothness", cls.instance_smoothness),
         )
@@ -124,10 +129,12 @@ class RegNetStage:
         ModelError
             If the model does not exist, is damaged, or is of another network than it says.
         ParameterError
-            If the pixel type of the result or the output step does not exist.
+            If the pixel type of the result, the output step or one of the stages does not exist.
         """
+        from regnet_itk.inference import finest_level
+
         check_pixel_type(self.parameters)
-        self._model()
+        finest_level(self._model(), self.settings.stages)
 
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
         """Predict the displacement, and return `initial` with it as the innermost link.
@@ -155,14 +162,14 @@ class RegNetStage:
             model,
             InferenceOptions(
                 options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
-                options.threads,
+                settings.stages, options.threads,
             ),
             lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"),
         )  # fmt: skip
         options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
         u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if settings.instance_iterations:
-            u = self._optimised(pair, composite, region, u, options)
+            u = self._improved(pair, composite, self._region_to_improve(pair, region), u, options)
         u = fade(u, inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
@@ -185,7 +192,18 @@ class RegNetStage:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
 
-    def _optimised(
+    def _region_to_improve(self, pair: ImagePair, region: Image) -> Image:
+        """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs."""
+        from regnet_itk.lungs import lung_mask
+
+        if self.settings.region != "auto" or pair.fixed_mask is not None or pair.moving_mask is not None:
+            return region
+        try:
+            return lung_mask(pair.fixed)
+        except ImageError:
+            return region
+
+    def _improved(
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on finer voxels than the network's, around the region."""

@@ -22,7 +22,7 @@ from regnet_itk.geometry import FloatArray, Grid
 from regnet_itk.images import Image
 from regnet_itk.inference import find_device, limited_threads
 from regnet_itk.mind import REACH, mind_features
-from regnet_itk.training.filters import along_axes
+from regnet_itk.separable import along_axes
 
 VOXEL_SIZE = 1.5
 """mm. The images are compared on voxels of this size."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regnet_itk.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
 from regnet_itk.training.fields import FieldMaker
-from regnet_itk.training.filters import along_axes, slice_matrix, smoothed
+from regnet_itk.training.filters import slice_matrix, smoothed
 from regnet_itk.training.random import Random
 
 AIR = -1000.0

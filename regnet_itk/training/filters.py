@@ -5,19 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def along_axes(image: Tensor, matrices: list[Tensor]) -> Tensor:
-    """Multiply each of the axes z, y, x by a matrix of shape (after, before).
-
-    Parameters
-    ----------
-    image : Tensor, shape (batch, channel, z, y, x)
-    matrices : list of Tensor
-        In the order z, y, x.
-    """
-    z, y, x = matrices
-    image = y @ (image @ x.T)
-    return (z @ image.flatten(-2)).unflatten(-1, image.shape[-2:])
+from regnet_itk.separable import along_axes
 
 
 def smoothing_matrix(size: int, sigma: float, device: torch.device | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from regnet_itk.phantom import make_phantom, write_phantom
 from regnet_itk.registration import register
 from regnet_itk.transforms import TransformChain
 
-METHODS = ("bspline_3r", "bspline_1r", "regnet", "regnet_multistage", "regnet_multistage,bspline_refine")
+METHODS = ("bspline_3r", "bspline_1r", "regnet", "regnet_multistage_oneshot", "regnet_multistage")
 
 
 def measure(folder: Path, stages: list[str], use_mask: bool, threads: int) -> dict[str, Any]:

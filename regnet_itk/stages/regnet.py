@@ -207,11 +207,11 @@ class RegNetStage:
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on finer voxels than the network's, around the region."""
-        from regnet_itk.inference import covering, resampled_for_network
+        from regnet_itk.inference import resampled_for_network
         from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
 
         grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
-        wanted = covering(region, grid)
+        wanted = Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0).array > 0
         box = bounding_box(wanted, MARGIN)
         grid = grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)

@@ -6,9 +6,10 @@ designs     RegNet, RegNet Early and RegNet 1Scale of the paper, trained alike, 
 curriculum  RegNet with each part of its curriculum left out
 realism     the coarse-to-fine network trained on (``--from``) with each part of the realistic recipe left out
 
-The images are those that the recipe names. ``--effort 0.5`` trains with half of the recipe's steps. Every variant is
-judged by the validation pairs of the complete recipe. Started again, the study continues. DIR gets a folder for each
-variant, the learning curves (curves.png), and the table (table.csv).
+The images are those that the recipe names, or, if they are not there, the folder's own, of which every eighth judges.
+``--effort 0.5`` trains with half of the recipe's steps. Every variant is judged by the validation pairs of the complete
+recipe. Started again, the study continues. DIR gets a folder for each variant, the learning curves (curves.png), and
+the table (table.csv).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from regnet_itk.training.config import (
 )
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions, find_images
+from regnet_itk.training.sources import all_images, with_images
 from regnet_itk.transforms import TransformChain
 
 Variants = dict[str, TrainingConfig]
@@ -216,12 +218,21 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
+def with_these_images(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Return the configuration with the images it names, or, if they are not there, with the folder's own."""
+    if config.train and set(config.train + config.validation) <= set(all_images(folder)):
+        return config
+    nameless = dataclasses.replace(config, train=(), validation=(), test=(), sources=(), seed=TrainingConfig.seed)
+    return dataclasses.replace(with_images(nameless, folder), seed=config.seed)
+
+
 def run(given: argparse.Namespace) -> None:
     """Train what is missing, then draw and print what there is."""
     variants = make_variants(given.study, given.recipe, given.effort)
     for name in given.only or []:
         if name not in variants:
             raise ParameterError(f"no variant '{name}' in the study '{given.study}'{did_you_mean(name, variants)}")
+    variants = {name: with_these_images(config, given.images) for name, config in variants.items()}
     cache = given.cache or given.out / "cache"
     start = find_model(given.start_from) if given.start_from else None
     models, curves = {}, {}

@@ -178,6 +178,17 @@ def study(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     training_studies.main()
 
 
+def test_a_recipe_whose_images_are_elsewhere_takes_those_of_the_folder(images: Path) -> None:
+    there = {path.name.partition(".")[0] for path in images.iterdir()}
+    variants = training_studies.make_variants("realism", None, 1.0)
+    taken = [training_studies.with_these_images(config, images) for config in variants.values()]
+    assert set(taken[0].train) | set(taken[0].validation) <= there
+    assert all((t.train, t.validation) == (taken[0].train, taken[0].validation) for t in taken)
+    assert [t.seed for t in taken] == [config.seed for config in variants.values()]
+    own = dataclasses.replace(taken[0], train=taken[0].validation, validation=taken[0].train)
+    assert training_studies.with_these_images(own, images) is own
+
+
 def test_a_study_leaves_curves_and_a_table_and_goes_on(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,7 @@ def test_all_that_a_run_prints_and_writes(here, phantom, capfd):
         assert record["mean"] == pytest.approx(error.mean(), abs=1e-4)
         assert record["max"] == pytest.approx(error.max(), abs=1e-4)
         assert record["count"] == len(error)
-    lines = printed.err.splitlines()
+    lines = [line for line in printed.err.splitlines() if not re.search(r": \d+% ", line)]  # a slow machine tells more
     told = [f"{error.mean():.2f} +- {error.std(ddof=1):.2f} mm" for error in errors]
     assert lines[0].startswith(f"before: TRE {told[0]}")
     assert re.match(rf"stage 0 AffineTransform: \d+\.\d s, TRE {re.escape(told[1])}", lines[1])

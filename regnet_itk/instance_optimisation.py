@@ -30,8 +30,8 @@ VOXEL_SIZE = 1.5
 CONTROL_SPACING = 6.0
 """mm between the B-splines' control points."""
 
-MARGIN = 16
-"""Voxels around the region that are looked at as well: a displacement may lead there."""
+MARGIN = 24.0
+"""mm around the region that are looked at as well: a displacement may lead there."""
 
 _STEP_LENGTH = 0.15  # mm that a control point moves in the first steps; it falls to a fifth
 _LAST_STEP = 0.2

@@ -350,7 +350,7 @@ _REGNET_KEYS: dict[str, tuple[Callable[[str], bool], str]] = {
     ),
     "RegNetRepetitions": (_positive_int, "a whole number, at least 1"),
     "RegNetStages": (lambda text: 0 < float(text) < float("inf"), "sizes of voxels in mm, the coarsest first"),
-    "RegNetInstanceIterations": (lambda text: int(text) >= 0, "a whole number, 0 or more"),
+    "RegNetInstanceIterations": (lambda text: _whole(text) >= 0, "a whole number, 0 or more"),
     "RegNetInstanceSmoothness": (lambda text: 0 <= float(text) < float("inf"), "a number, 0 or more"),
 }
 

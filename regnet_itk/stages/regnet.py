@@ -212,7 +212,7 @@ class RegNetStage:
 
         grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
         wanted = Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0).array > 0
-        box = bounding_box(wanted, MARGIN)
+        box = bounding_box(wanted, round(MARGIN / VOXEL_SIZE))
         grid = grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(

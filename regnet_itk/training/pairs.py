@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from regnet_itk.errors import ImageError
-from regnet_itk.images import Image
+from regnet_itk.images import Image, bounding_box
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR
 from regnet_itk.training.blocks import Block
@@ -142,12 +142,8 @@ def _make(path: Path, recipe: PairRecipe, voxel_size: float, seed: int, folder: 
 
 
 def _around(lungs: Image, *images: Image) -> tuple[Image, ...]:
-    where = np.argwhere(lungs.array > 0)
-    margin = int(np.ceil(_MARGIN / lungs.grid.spacing[0]))
-    low = np.maximum(where.min(axis=0) - margin, 0)
-    high = np.minimum(where.max(axis=0) + margin + 1, lungs.array.shape)
-    grid = lungs.grid.crop(tuple(low[::-1]), tuple((high - low)[::-1]))
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    box = bounding_box(lungs.array > 0, int(np.ceil(_MARGIN / lungs.grid.spacing[0])))
+    grid = lungs.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
     return tuple(Image(np.ascontiguousarray(image.array[box]), grid) for image in images)
 
 

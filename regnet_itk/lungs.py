@@ -19,18 +19,20 @@ _LARGEST_HOLE = 160  # pixels (10 cm2) of an axial section; a larger one is the 
 BoolArray = npt.NDArray[np.bool_]
 
 
-def body_mask(image: Image) -> Image:
+def body_mask(image: Image, grid: Grid | None = None) -> Image:
     """Return the mask of the body in a CT, lungs and other air inside included.
 
     Parameters
     ----------
     image : Image
         CT in Hounsfield units.
+    grid : Grid, optional
+        Where the mask is wanted; the grid of `image` by default.
 
     Returns
     -------
     Image
-        Boolean, on the grid of `image`.
+        Boolean, on `grid`.
 
     Raises
     ------
@@ -38,10 +40,10 @@ def body_mask(image: Image) -> Image:
         If there is nothing denser than air.
     """
     small = _small(image)
-    return _on_grid(_body(small.array), small.grid, image.grid)
+    return _on_grid(_body(small.array), small.grid, grid or image.grid)
 
 
-def lung_mask(image: Image) -> Image:
+def lung_mask(image: Image, grid: Grid | None = None) -> Image:
     """Return the mask of both lungs in a chest CT: parenchyma, vessels inside it and consolidated parts at its rim.
 
     Air enclosed in the body, without the table's and bowel's small pieces; closed over vessels and dense lesions.
@@ -50,11 +52,13 @@ def lung_mask(image: Image) -> Image:
     ----------
     image : Image
         Chest CT in Hounsfield units; a field of view that cuts the body is fine.
+    grid : Grid, optional
+        Where the mask is wanted; the grid of `image` by default.
 
     Returns
     -------
     Image
-        Boolean, on the grid of `image`.
+        Boolean, on `grid`.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def lung_mask(image: Image) -> Image:
     lungs = np.isin(labels, np.flatnonzero(sizes > 0.1 * sizes.max()))
     closed = _closed(lungs, radius=4)
     filled = np.stack([_without_small_holes(section) for section in closed])
-    return _on_grid(np.asarray(filled & body), small.grid, image.grid)
+    return _on_grid(np.asarray(filled & body), small.grid, grid or image.grid)
 
 
 def _small(image: Image) -> Image:

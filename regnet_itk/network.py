@@ -256,7 +256,7 @@ def _padded_convolution(before: int, after: int) -> nn.Sequential:
     convolution = nn.Conv3d(before, after, 3, padding=1)
     nn.init.kaiming_normal_(convolution.weight, a=0.1)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-    return nn.Sequential(convolution, nn.LeakyReLU(0.1))
+    return nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True))
 
 
 class _Decoder(nn.Module):
@@ -388,6 +388,7 @@ class CoarseToFineRegNet(nn.Module):
         of_fixed, of_moving = features.chunk(2)
         displacement = _doubled(before.detach(), "trilinear")
         handed = self.hand_down[0](context)
+        to_warp = torch.cat([moving.float(), of_moving.float()], dim=1)
         nz, ny, nx = fixed.shape[2:]
         rows = nz if self.training else max(2, SLAB_VOXELS // (ny * nx) // 2 * 2)
         parts = []
@@ -395,11 +396,12 @@ class CoarseToFineRegNet(nn.Module):
             stop = min(start + rows, nz)
             low, high = max(0, start - _SLAB_HALO), min(nz, stop + _SLAB_HALO)
             here = displacement[:, :, low:high] / self.voxel_size
+            moved = warp(to_warp, here, low)
             inputs = [
                 of_fixed[:, :, low:high],
                 _doubled(handed[:, :, low // 2 : high // 2], "nearest"),
-                warp(of_moving, here, low),
-                demons_force(fixed[:, :, low:high], warp(moving, here, low)),
+                moved[:, 1:],
+                demons_force(fixed[:, :, low:high], moved[:, :1]),
                 here,
             ]
             left = self.decoder[0](_joined(inputs))[0][:, :, start - low : stop - low]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.images import Image, bounding_box
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
     from regnet_itk.displacement import DisplacementField
+    from regnet_itk.geometry import Grid
     from regnet_itk.model import Model
     from regnet_itk.parameters import ParameterMap
 
@@ -153,7 +155,7 @@ class RegNetStage:
         options.progress(0.0, "resampling")
         grid = pair.fixed.grid.isotropic(model.description.voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
-        region = self._region(pair, initial)
+        region = self._region(pair, initial, grid)
         fixed = resampled_for_network(pair.fixed, grid)
         moving = resampled_for_network(pair.moving, grid, composite)
         inside = Image(covering(region, grid), grid)
@@ -169,7 +171,7 @@ class RegNetStage:
         options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
         u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if settings.instance_iterations:
-            u = self._improved(pair, composite, self._region_to_improve(pair, region), u, options)
+            u = self._improved(pair, composite, region, u, options)
         u = fade(u, inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
@@ -192,16 +194,16 @@ class RegNetStage:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
 
-    def _region_to_improve(self, pair: ImagePair, region: Image) -> Image:
-        """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs."""
+    def _where_to_improve(self, pair: ImagePair, region: Image, grid: Grid) -> npt.NDArray[np.bool_]:
+        """Say which voxels to improve: the network's region, or, if nobody asked for it, only the lungs."""
         from regnet_itk.lungs import lung_mask
 
-        if self.settings.region != "auto" or pair.fixed_mask is not None or pair.moving_mask is not None:
-            return region
-        try:
-            return lung_mask(pair.fixed)
-        except ImageError:
-            return region
+        if self.settings.region == "auto" and pair.fixed_mask is None and pair.moving_mask is None:
+            try:
+                return lung_mask(pair.fixed, grid).array
+            except ImageError:
+                pass  # not a chest: the whole region then
+        return Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0).array > 0
 
     def _improved(
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
@@ -211,7 +213,7 @@ class RegNetStage:
         from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
 
         grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
-        wanted = Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0).array > 0
+        wanted = self._where_to_improve(pair, region, grid)
         box = bounding_box(wanted, round(MARGIN / VOXEL_SIZE))
         grid = grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
@@ -259,8 +261,8 @@ class RegNetStage:
             parameters.get_str("ResultImageFormat", "mha"),
         )
 
-    def _region(self, pair: ImagePair, initial: TransformChain) -> Image:
-        """Return where the displacement is wanted, on the fixed image's grid."""
+    def _region(self, pair: ImagePair, initial: TransformChain, grid: Grid) -> Image:
+        """Return where the displacement is wanted: on the fixed image's grid, or, if it is found, on the network's."""
         from regnet_itk.lungs import body_mask, lung_mask
 
         wanted: str = self.settings.region
@@ -275,7 +277,7 @@ class RegNetStage:
         elif wanted == "all":
             region = Image(np.ones(pair.fixed.grid.shape, dtype=bool), pair.fixed.grid)
         else:
-            region = lung_mask(pair.fixed) if wanted == "lungs" else body_mask(pair.fixed)
+            region = lung_mask(pair.fixed, grid) if wanted == "lungs" else body_mask(pair.fixed, grid)
         if not region.array.any():
             raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
         return region

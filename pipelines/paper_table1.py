@@ -11,79 +11,48 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pair
 
 from regnet_itk.cli.compare import run_comparison
-from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.evaluation.comparison import DEFAULT_METHODS, read_methods
 from regnet_itk.evaluation.comparison_step import StepSettings
 from regnet_itk.evaluation.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.geometry import Triple
-from regnet_itk.images import Image, read_image, write_image
+from regnet_itk.images import Image, read_image
 from regnet_itk.lungs import lung_mask
-from regnet_itk.outputs import staged_folder
-from regnet_itk.phantom import make_phantom, write_phantom
 from regnet_itk.training.loop import find_images
-from regnet_itk.training.synthesis import FREQUENCIES, deformed_pair, random_displacement
-
-NOISE = 5.0
-"""HU, as in the paper."""
+from regnet_itk.training.synthesis import FREQUENCIES, random_displacement
 
 KINDS = ("followup", "breathing")
 
 
 def phantom_pairs(folder: Path, seeds: range, spacing: Triple, extent: Triple) -> Iterator[Pair]:
-    """Make the phantom pairs that are not there yet; their settings are part of their names."""
+    """Make the phantom pairs that are not there yet; their settings are part of their folders' names."""
     size = "x".join(f"{s:g}" for s in (*spacing, *extent))
     for kind in KINDS:
         for seed in seeds:
             name = f"{kind}-{seed}"
-            here = folder / f"{name}-{size}"
-            if not (here / "true_displacement.mha").is_file():
-                write_phantom(make_phantom(seed, kind, spacing=spacing, extent=extent), here)
-            yield Pair(
-                name,
-                here / "fixed.mha",
-                here / "moving.mha",
-                here / "fixed_mask.mha",
-                here / "moving_mask.mha",
-                here / "fixed_points.txt",
-                here / "moving_points.txt",
-                here / "true_displacement.mha",
-                group=kind,
-            )
+            pair = phantom_pair(folder / f"{name}-{size}", name, seed=seed, kind=kind, spacing=spacing, extent=extent)
+            yield replace(pair, group=kind)
 
 
 def synthetic_pairs(folder: Path, images: Path, names: list[str]) -> Iterator[Pair]:
-    """Deform each image by a field of each frequency; without landmarks, since every voxel's displacement is known."""
+    """Deform each image by a field of each frequency."""
     for number, (name, path) in enumerate(find_images(images, tuple(names)).items()):
         image = read_image(path)
         lungs: Image | None = None
         for step, (frequency, setting) in enumerate(FREQUENCIES.items()):
             here = folder / f"{name}-{frequency}"
-            if not (here / "true_displacement.mha").is_file():
+            if not is_made(here):
                 lungs = lungs or lung_mask(image)
                 rng = np.random.default_rng([number, step])
-                u = random_displacement(image.grid, setting, rng)
-                pair = deformed_pair(image, u, NOISE, rng)
-                mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
-                with staged_folder(here) as stage:
-                    write_image(pair.fixed, stage / "fixed.mha")
-                    write_image(pair.moving, stage / "moving.mha")
-                    write_image(Image(mask.array.astype(np.uint8), mask.grid), stage / "fixed_mask.mha")
-                    truth = u.at(image.grid.points()).astype(np.float32)
-                    DisplacementField(truth, image.grid).write(stage / "true_displacement.mha")
-            yield Pair(
-                here.name,
-                here / "fixed.mha",
-                here / "moving.mha",
-                here / "fixed_mask.mha",
-                displacement=here / "true_displacement.mha",
-                group="synthetic",
-            )
+                make_deformed(here, image, lungs, random_displacement(image.grid, setting, rng), rng)
+            yield replace(deformed_image_pair(here, here.name), group="synthetic")
 
 
 def main() -> int:

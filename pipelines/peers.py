@@ -30,6 +30,9 @@ from regnet_itk.parameters import ParameterMap, as_values
 from regnet_itk.stages.base import ImagePair, RunOptions, StageResult
 from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
 
+MODULES = {"greedy": "picsl_greedy", "convexadam": "convexAdam"}
+"""What is imported for a peer."""
+
 WINDOW = (-1000.0, 500.0)
 """HU outside it are clipped: metal and the table tell nothing."""
 
@@ -44,7 +47,7 @@ class GreedyStage:
 
     parameters: ParameterMap = field(
         default_factory=lambda: _settings(
-            "picsl-greedy", Metric="NCC 2x2x2", Iterations="100x100x50", Smoothing="6mm 2mm"
+            "greedy", "picsl-greedy", Metric="NCC 2x2x2", Iterations="100x100x50", Smoothing="6mm 2mm"
         )
     )
     name: str = "greedy"
@@ -75,6 +78,7 @@ class ConvexAdamStage:
 
     parameters: ParameterMap = field(
         default_factory=lambda: _settings(
+            "convexadam",
             "convexadam",
             Spacing=1.5,
             mind_r=1,
@@ -117,14 +121,11 @@ def field_of_voxel_steps(steps: Any, grid: Grid) -> DisplacementField:
     return DisplacementField((steps[..., ::-1] @ grid.index_to_point_matrix.T).astype(np.float32), grid)
 
 
-def _settings(package: str, **values: Any) -> ParameterMap:
+def _settings(name: str, package: str, **values: Any) -> ParameterMap:
     """Return the settings, with the version of the package, so that another one is not taken for the same."""
-    found = version(package) if importlib.util.find_spec(_MODULES[package]) else "not installed"
+    found = version(package) if importlib.util.find_spec(MODULES[name]) else "not installed"
     named = {"Transform": package, "Version": found, **values}
     return ParameterMap({key: as_values(value) for key, value in named.items()}, package)
-
-
-_MODULES = {"picsl-greedy": "picsl_greedy", "convexadam": "convexAdam"}
 
 
 def _prepared(pair: ImagePair, initial: TransformChain, grid: Grid) -> tuple[Image, Image]:
@@ -143,6 +144,10 @@ def _result(u: DisplacementField, pair: ImagePair, initial: TransformChain, bega
     return StageResult(chain, time.perf_counter() - began, None)
 
 
+PEERS: dict[str, type[GreedyStage | ConvexAdamStage]] = {"greedy": GreedyStage, "convexadam": ConvexAdamStage}
+"""The stages of the peers, by name."""
+
+
 def peer_methods(names: list[str]) -> list[Method]:
     """Return the peers as methods, each after the affine stage.
 
@@ -151,15 +156,14 @@ def peer_methods(names: list[str]) -> list[Method]:
     ParameterError
         If one is not known or not installed.
     """
-    peers = {"greedy": (GreedyStage, "picsl-greedy"), "convexadam": (ConvexAdamStage, "convexadam")}
     (affine,) = read_methods(["affine"])
     found = []
     for name in names:
-        if name not in peers:
-            raise ParameterError(f"there is no peer '{name}'; known are {', '.join(peers)}")
-        stage, package = peers[name]
-        if importlib.util.find_spec(_MODULES[package]) is None:
-            raise ParameterError(f"{package} is not installed; run: pip install 'regnet-itk[peers]'")
+        if name not in PEERS:
+            raise ParameterError(f"there is no peer '{name}'; known are {', '.join(PEERS)}")
+        if importlib.util.find_spec(MODULES[name]) is None:
+            raise ParameterError(f"{name} is not installed; run: pip install 'regnet-itk[peers]'")
+        stage = PEERS[name]
         found.append(Method(name, (*affine.stages, stage()), (*affine.labels, name)))
     return found
 

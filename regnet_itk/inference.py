@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regnet_itk.displacement import DisplacementField
+from regnet_itk.distances import distance_to
 from regnet_itk.errors import ParameterError
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, bounding_box
@@ -297,15 +298,12 @@ def fade(field: DisplacementField, region: Image, width: float) -> DisplacementF
     DisplacementField
         Unchanged inside the region.
     """
-    from scipy import ndimage
-
     inside = covering(region, field.grid)
     if inside.all():
         return field
     if not inside.any():
         return DisplacementField(np.zeros_like(field.vectors), field.grid)
-    distance = ndimage.distance_transform_edt(~inside, sampling=field.grid.spacing[::-1]).astype(np.float32)
-    rest = np.clip(1.0 - distance / max(width, 1e-3), 0.0, 1.0)
+    rest = np.clip(1.0 - distance_to(inside, field.grid.spacing) / max(width, 1e-3), 0.0, 1.0)
     weight = rest * rest * (3.0 - 2.0 * rest)
     return DisplacementField(field.vectors * weight[..., None], field.grid)
 
@@ -369,8 +367,6 @@ def _wanted_outputs(region: BoolArray, step: int, margin: float) -> BoolArray:
     With a step of 1, output g stands for the voxels 2 g and 2 g + 1. With a step of 2 it stands for voxel 2 g and
     its neighbours on both sides, which are interpolated, and the outputs reach to the last voxel or one past it.
     """
-    from scipy import ndimage
-
     voxels = torch.from_numpy(region[None].astype(np.float32))
     if step == 1:
         pooled = functional.max_pool3d(voxels, 2, ceil_mode=True)
@@ -379,7 +375,7 @@ def _wanted_outputs(region: BoolArray, step: int, margin: float) -> BoolArray:
     wanted = pooled[0].numpy() > 0
     if margin <= 0 or not wanted.any():
         return np.asarray(wanted)
-    return np.asarray(ndimage.distance_transform_edt(~wanted) <= margin / 2 + 1)
+    return np.asarray(distance_to(wanted) <= margin / 2 + 1)
 
 
 def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slice]]:

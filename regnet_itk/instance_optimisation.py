@@ -156,6 +156,26 @@ def _dependable(known: Image) -> Tensor:
     return unknown[0] < 0.5
 
 
+class _Adam:
+    """Adam (Kingma and Ba, ICLR 2015) for one tensor.
+
+    The first use of torch's own loads its compiler, which takes as long as ten of these steps.
+    """
+
+    def __init__(self, parameter: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self._parameter, self._betas, self._steps = parameter, betas, 0
+        self._mean, self._square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Move the parameter against its gradient, by about `rate`."""
+        (first, second), self._steps = self._betas, self._steps + 1
+        with torch.no_grad():
+            self._mean.lerp_(gradient, 1.0 - first)
+            self._square.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
+            spread = (self._square / (1.0 - second**self._steps)).sqrt_().add_(1e-8)
+            self._parameter.addcdiv_(self._mean, spread, value=-rate / (1.0 - first**self._steps))
+
+
 class _Fit:
     """B-splines that are added to a field; lengths in mm along the axes of the grids."""
 
@@ -170,7 +190,7 @@ class _Fit:
         ]
         self._counts = [int(np.ceil((n - 1) * self._spacing / CONTROL_SPACING)) + 4 for n in self.grid.shape]
         self.control = torch.zeros(1, 3, *self._counts, device=device, requires_grad=True)
-        self._adam = torch.optim.Adam([self.control], lr=_STEP_LENGTH)
+        self._adam = _Adam(self.control)
         self._stride = max(1, round((float(self.inside.sum()) / _SAMPLES) ** (1 / 3)))
 
     @property
@@ -192,13 +212,9 @@ class _Fit:
         if not counts.any():
             return
         unlike = _interpolated(self.moving, there[counts]) - self.fixed[at].flatten(0, 2)[chosen[counts]]
-        for group in self._adam.param_groups:
-            group["lr"] = _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * done)
-        self._adam.zero_grad()
-        (
-            unlike.square().mean() + smoothness * (_bending(self.control) + _LEASH * self.control.square().mean())
-        ).backward()
-        self._adam.step()
+        cost = unlike.square().mean() + smoothness * (_bending(self.control) + _LEASH * self.control.square().mean())
+        (gradient,) = torch.autograd.grad(cost, self.control)
+        self._adam.step(gradient, _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * done))
 
     def _known_at(self, index: Tensor) -> Tensor:
         """Say at which indices (n, 3) z, y, x the moving image is known."""

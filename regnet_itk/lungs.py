@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage import measure, morphology
 
+from regnet_itk.distances import distance_to
 from regnet_itk.errors import ImageError
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
@@ -39,8 +42,7 @@ def body_mask(image: Image, grid: Grid | None = None) -> Image:
     ImageError
         If there is nothing denser than air.
     """
-    small = _small(image)
-    return _on_grid(_body(small.array), small.grid, grid or image.grid)
+    return ChestMasks(image).body(grid)
 
 
 def lung_mask(image: Image, grid: Grid | None = None) -> Image:
@@ -65,9 +67,40 @@ def lung_mask(image: Image, grid: Grid | None = None) -> Image:
     ImageError
         If no lung is found.
     """
-    small = _small(image)
-    body = _body(small.array)
-    air = (ndimage.gaussian_filter(small.array, 0.6) < _AIR_OR_LUNG) & body
+    return ChestMasks(image).lungs(grid)
+
+
+class ChestMasks:
+    """The masks of a chest CT, each found when it is asked for, and no part of the work done twice.
+
+    Parameters
+    ----------
+    image : Image
+        Chest CT in Hounsfield units.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    @cached_property
+    def _small(self) -> Image:
+        return _small(self._image)
+
+    @cached_property
+    def _body(self) -> BoolArray:
+        return _body(self._small.array)
+
+    def body(self, grid: Grid | None = None) -> Image:
+        """Return what :func:`body_mask` does."""
+        return _on_grid(self._body, self._small.grid, grid or self._image.grid)
+
+    def lungs(self, grid: Grid | None = None) -> Image:
+        """Return what :func:`lung_mask` does."""
+        return _on_grid(_lungs(self._small.array, self._body), self._small.grid, grid or self._image.grid)
+
+
+def _lungs(hounsfield: npt.NDArray[np.float32], body: BoolArray) -> BoolArray:
+    air = (ndimage.gaussian_filter(hounsfield, 0.6) < _AIR_OR_LUNG) & body
     air = morphology.opening(air, morphology.ball(1))
     labels = measure.label(air)
     sizes = np.bincount(labels.ravel())
@@ -79,7 +112,7 @@ def lung_mask(image: Image, grid: Grid | None = None) -> Image:
     lungs = np.isin(labels, np.flatnonzero(sizes > 0.1 * sizes.max()))
     closed = _closed(lungs, radius=4)
     filled = np.stack([_without_small_holes(section) for section in closed])
-    return _on_grid(np.asarray(filled & body), small.grid, grid or image.grid)
+    return np.asarray(filled & body)
 
 
 def _small(image: Image) -> Image:
@@ -132,8 +165,10 @@ def _without_small_holes(section: BoolArray) -> BoolArray:
 def _closed(mask: BoolArray, radius: int) -> BoolArray:
     """Close by distance transforms: as a ball would, but its cost does not grow with the radius."""
     padded = np.pad(mask, radius + 1, mode="edge")
-    grown = ndimage.distance_transform_edt(~padded) <= radius
-    closed = ndimage.distance_transform_edt(grown) > radius
+    grown = distance_to(padded) <= radius
+    if grown.all():
+        return np.ones_like(mask)
+    closed = distance_to(~grown) > radius
     inside = (slice(radius + 1, -radius - 1),) * 3
     return np.asarray((closed | padded)[inside])
 

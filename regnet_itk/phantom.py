@@ -138,6 +138,9 @@ _KINDS = {
 }
 
 
+_LARGEST_AMPLITUDE = 45.0  # mm; there det J is still above 0.6 everywhere
+
+
 def make_phantom(
     seed: int = 0,
     kind: str = "breathing",
@@ -179,7 +182,7 @@ def make_phantom(
     Raises
     ------
     ParameterError
-        If `kind` is unknown, or `noise` or `amplitude` is negative or above 30 mm.
+        If `kind` is unknown, `noise` is negative, or `amplitude` is negative or above 45 mm.
     ImageError
         If `spacing` is not positive, or so large that a grid has fewer than 5 voxels along an axis.
     """
@@ -211,8 +214,8 @@ def make_phantom(
 def _check(kind: str, amplitude: float | None, noise: float) -> None:
     if kind not in _KINDS:
         raise ParameterError(f"no phantom of kind '{kind}'{did_you_mean(kind, _KINDS)}; there are {', '.join(_KINDS)}")
-    if amplitude is not None and not 0.0 <= amplitude <= 30.0:
-        raise ParameterError(f"an amplitude of {amplitude} mm; give one between 0 and 30 mm")
+    if amplitude is not None and not 0.0 <= amplitude <= _LARGEST_AMPLITUDE:
+        raise ParameterError(f"an amplitude of {amplitude} mm; give one between 0 and {_LARGEST_AMPLITUDE:g} mm")
     if not noise >= 0.0:
         raise ParameterError(f"a noise of {noise} HU; give 0 or more")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from training_cases import PIPELINES, load_pipeline
 
 from regnet_itk.displacement import DisplacementField, read_displacement_field
 from regnet_itk.errors import ParameterError
@@ -20,19 +19,7 @@ from regnet_itk.registration import image_pair
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.transforms import Link, MatrixTransform, TransformChain
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
-
-
-def load(name):
-    """Import a script of the pipelines."""
-    spec = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-peers = load("peers")
+peers = load_pipeline("peers")
 
 #: about 40 degrees in all, anisotropic, offset
 ROTATION = np.linalg.qr(np.array([[1.0, 0.5, -0.3], [-0.4, 1, 0.3], [0.2, -0.4, 1]]))[0]
@@ -112,7 +99,7 @@ def test_the_scripts_say_what_they_take():
 
 
 def test_the_pairs_of_the_paper(tmp_path, monkeypatch):
-    table = load("paper_table1")
+    table = load_pipeline("paper_table1")
     phantoms = list(table.phantom_pairs(tmp_path / "images", range(3, 4), (6.0, 6.0, 6.0), (200.0, 180.0, 160.0)))
     assert [p.name for p in phantoms] == ["followup-3", "breathing-3"]
     assert [p.group for p in phantoms] == ["followup", "breathing"]

@@ -497,6 +497,15 @@ def test_steps_after_the_last_checkpoint_are_done_and_logged_again(
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4"]
 
 
+def test_the_last_step_leaves_a_checkpoint(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("coarse_to_fine", checkpoint_every=1000)
+    Trainer(config, images, tmp_path, CPU).run()
+    again = Trainer(config, images, tmp_path, CPU)
+    interrupt_at(again, 1, monkeypatch)  # it would be cut at its first step
+    again.run()
+    assert again.step == 4
+
+
 def test_frozen_statistics_stay_as_they_were_measured(images: Path, tmp_path: Path) -> None:
     phase = dataclasses.replace(tiny("regnet").phases[0], steps=1, texture_share=0.0, frozen_statistics=True)
     trainer = Trainer(tiny("regnet", phases=(phase,)), images, tmp_path, CPU)

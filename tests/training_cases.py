@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,10 @@ PIPELINES = Path(__file__).parent.parent / "pipelines"
 
 
 def load_pipeline(name: str) -> ModuleType:
-    """Import a script of the pipelines."""
-    spec = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # one script may import another
-    spec.loader.exec_module(module)
-    return module
+    """Import a script of the pipelines, which may import another one."""
+    if str(PIPELINES) not in sys.path:
+        sys.path.append(str(PIPELINES))
+    return importlib.import_module(name)
 
 
 @cache

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.images import Image, bounding_box
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from regnet_itk.displacement import DisplacementField
     from regnet_itk.geometry import Grid
+    from regnet_itk.lungs import ChestMasks
     from regnet_itk.model import Model
     from regnet_itk.parameters import ParameterMap
 
@@ -149,13 +149,15 @@ class RegNetStage:
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
         from regnet_itk.inference import InferenceOptions, Predictor, covering, fade, resampled_for_network
+        from regnet_itk.lungs import ChestMasks
 
         started = time.perf_counter()
         settings, model = self.settings, self._model()
         options.progress(0.0, "resampling")
         grid = pair.fixed.grid.isotropic(model.description.voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
-        region = self._region(pair, initial, grid)
+        masks = ChestMasks(pair.fixed)
+        region = self._region(pair, initial, grid, masks)
         fixed = resampled_for_network(pair.fixed, grid)
         moving = resampled_for_network(pair.moving, grid, composite)
         inside = Image(covering(region, grid), grid)
@@ -171,7 +173,7 @@ class RegNetStage:
         options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
         u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if settings.instance_iterations:
-            u = self._improved(pair, composite, region, u, options)
+            u = self._improved(pair, composite, self._region_to_improve(pair, region, masks), u, options)
         u = fade(u, inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
@@ -194,33 +196,33 @@ class RegNetStage:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
 
-    def _where_to_improve(self, pair: ImagePair, region: Image, grid: Grid) -> npt.NDArray[np.bool_]:
-        """Say which voxels to improve: the network's region, or, if nobody asked for it, only the lungs."""
-        from regnet_itk.lungs import lung_mask
+    def _region_to_improve(self, pair: ImagePair, region: Image, masks: ChestMasks) -> Image:
+        """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs."""
+        from regnet_itk.instance_optimisation import VOXEL_SIZE
 
+        grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
         if self.settings.region == "auto" and pair.fixed_mask is None and pair.moving_mask is None:
             try:
-                return lung_mask(pair.fixed, grid).array
+                return masks.lungs(grid)
             except ImageError:
                 pass  # not a chest: the whole region then
-        return Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0).array > 0
+        chosen = Image(region.array.astype(np.uint8), region.grid).resampled(grid, order=0)
+        return Image(chosen.array > 0, grid)
 
     def _improved(
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
-        """Improve u on this pair, on finer voxels than the network's, around the region."""
+        """Improve u on this pair, on the voxels of `region` and around it."""
         from regnet_itk.inference import resampled_for_network
-        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
+        from regnet_itk.instance_optimisation import MARGIN, InstanceOptions, InstancePair, improved
 
-        grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
-        wanted = self._where_to_improve(pair, region, grid)
-        box = bounding_box(wanted, round(MARGIN / VOXEL_SIZE))
-        grid = grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
+        box = bounding_box(region.array, round(MARGIN / region.grid.spacing[0]))
+        grid = region.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(
             resampled_for_network(pair.fixed, grid),
             resampled_for_network(pair.moving, grid, composite),
-            Image(wanted[box], grid),
+            Image(region.array[box], grid),
             everywhere.resampled(grid, composite, order=0),
         )
         settings = self.settings
@@ -261,10 +263,8 @@ class RegNetStage:
             parameters.get_str("ResultImageFormat", "mha"),
         )
 
-    def _region(self, pair: ImagePair, initial: TransformChain, grid: Grid) -> Image:
+    def _region(self, pair: ImagePair, initial: TransformChain, grid: Grid, masks: ChestMasks) -> Image:
         """Return where the displacement is wanted: on the fixed image's grid, or, if it is found, on the network's."""
-        from regnet_itk.lungs import body_mask, lung_mask
-
         wanted: str = self.settings.region
         given = pair.fixed_mask is not None or pair.moving_mask is not None
         if wanted == "mask" and not given:
@@ -272,12 +272,12 @@ class RegNetStage:
         if wanted == "auto":
             wanted = "mask" if given else self._model().description.region
         if wanted == "mask":
-            masks = [mask for mask in (_moving_mask_on_fixed(pair, initial), pair.fixed_mask) if mask is not None]
-            region = Image(np.logical_or.reduce([mask.array != 0 for mask in masks]), pair.fixed.grid)
+            given_masks = [mask for mask in (_moving_mask_on_fixed(pair, initial), pair.fixed_mask) if mask is not None]
+            region = Image(np.logical_or.reduce([mask.array != 0 for mask in given_masks]), pair.fixed.grid)
         elif wanted == "all":
             region = Image(np.ones(pair.fixed.grid.shape, dtype=bool), pair.fixed.grid)
         else:
-            region = lung_mask(pair.fixed, grid) if wanted == "lungs" else body_mask(pair.fixed, grid)
+            region = masks.lungs(grid) if wanted == "lungs" else masks.body(grid)
         if not region.array.any():
             raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
         return region

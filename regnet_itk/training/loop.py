@@ -231,7 +231,7 @@ class Trainer:
             if self.step % self.config.validate_every == 0 or self.step == sum(self.phase_steps):
                 self._log(number, rate, np.mean(losses, axis=0))
                 losses.clear()
-            if self.step % self.config.checkpoint_every == 0:
+            if self.step % self.config.checkpoint_every == 0 or self.step == sum(self.phase_steps):
                 self._save_checkpoint()
             if self._stop.asked:
                 self._save_checkpoint()

@@ -1,0 +1,87 @@
+"""Pairs of images whose displacement is known at every voxel, as files: phantoms, and CTs that are deformed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from regnet_itk.displacement import DisplacementField
+from regnet_itk.evaluation.pairs import Pair
+from regnet_itk.geometry import Triple
+from regnet_itk.images import Image, write_image
+from regnet_itk.outputs import staged_folder
+from regnet_itk.phantom import make_phantom, write_phantom
+from regnet_itk.training.synthesis import deformed_pair
+
+NOISE = 5.0
+"""HU, of both images of a deformed CT, as in the paper."""
+
+_TRUTH = "true_displacement.mha"
+
+
+def phantom_pair(
+    folder: Path, name: str, *, seed: int, kind: str, spacing: Triple, extent: Triple, amplitude: float | None = None
+) -> Pair:
+    """Return the pair of a chest phantom, and make its files if they are not there yet.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this pair alone: it must tell apart whatever the other parameters tell apart.
+    name : str
+        Of the pair.
+    seed, kind, spacing, extent, amplitude : as for :func:`regnet_itk.phantom.make_phantom`
+    """
+    if not (folder / _TRUTH).is_file():
+        write_phantom(make_phantom(seed, kind, spacing=spacing, extent=extent, amplitude=amplitude), folder)
+    return Pair(
+        name,
+        folder / "fixed.mha",
+        folder / "moving.mha",
+        folder / "fixed_mask.mha",
+        folder / "moving_mask.mha",
+        folder / "fixed_points.txt",
+        folder / "moving_points.txt",
+        folder / _TRUTH,
+    )
+
+
+def is_made(folder: Path) -> bool:
+    """Say whether the files of a deformed CT are there."""
+    return (folder / _TRUTH).is_file()
+
+
+def make_deformed(folder: Path, image: Image, lungs: Image, u: DisplacementField, rng: np.random.Generator) -> None:
+    """Deform a CT and write fixed and moving image, the lungs in the fixed one, and the displacement at every voxel.
+
+    Parameters
+    ----------
+    folder : Path
+    image : Image
+        Becomes the moving image.
+    lungs : Image
+        Its lungs.
+    u : DisplacementField
+        T(x) = x + u(x), mm, LPS, on any grid over the image.
+    rng : numpy.random.Generator
+        For the noise.
+    """
+    pair = deformed_pair(image, u, NOISE, rng)
+    mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
+    with staged_folder(folder) as stage:
+        write_image(pair.fixed, stage / "fixed.mha")
+        write_image(pair.moving, stage / "moving.mha")
+        write_image(Image(mask.array.astype(np.uint8), mask.grid), stage / "fixed_mask.mha")
+        DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid).write(stage / _TRUTH)
+
+
+def deformed_image_pair(folder: Path, name: str) -> Pair:
+    """Return the pair that :func:`make_deformed` wrote; it has no landmarks, since every voxel is known."""
+    return Pair(
+        name,
+        folder / "fixed.mha",
+        folder / "moving.mha",
+        folder / "fixed_mask.mha",
+        displacement=folder / _TRUTH,
+    )

@@ -17,6 +17,7 @@ from regnet_itk.images import Image
 _WORKING_SPACING = 2.5  # mm; masks need no more, and it keeps a chest under two seconds
 _AIR_OR_LUNG = -350.0  # HU
 _TABLE_OPENING = 5.0  # mm; a couch or a sheet is thinner than this
+_LONGEST_GAP = 30.0  # mm along z; a chest wall thinner than the opening may be open there
 _LARGEST_HOLE = 160  # pixels (10 cm2) of an axial section; a larger one is the mediastinum between touching lungs
 
 BoolArray = npt.NDArray[np.bool_]
@@ -136,7 +137,15 @@ def _body(hounsfield: npt.NDArray[np.float32]) -> BoolArray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     largest = _closed(labels == sizes.argmax(), radius=4)
-    return np.stack([_filled_section(section) for section in largest])
+    filled = np.stack([_filled_section(section) for section in largest])
+    return _continued(filled, round(_LONGEST_GAP / _WORKING_SPACING))
+
+
+def _continued(body: BoolArray, sections: int) -> BoolArray:
+    """Fill what only a few axial sections lack, as where a wall is too thin to be seen and its lung runs out."""
+    padded = np.pad(body, ((sections, sections), (0, 0), (0, 0)), mode="edge")
+    closed = ndimage.binary_closing(padded, np.ones((sections + 1, 1, 1), dtype=bool))
+    return np.asarray(closed[sections:-sections] | body)
 
 
 def _filled_section(section: BoolArray) -> BoolArray:

@@ -67,6 +67,19 @@ def test_a_field_of_view_that_cuts_the_body(side: str) -> None:
     assert body_mask(image).array[truth.array > 0].mean() > 0.95
 
 
+def test_a_hole_in_a_thin_chest_wall_does_not_cost_the_section() -> None:
+    made = phantom()
+    values, lungs = made.fixed.array.copy(), made.fixed_mask.array > 0
+    middle = lungs.shape[0] // 2
+    x = int(np.flatnonzero(lungs[middle].any(axis=0))[8])
+    front = int(np.flatnonzero(lungs[middle, :, x])[0])
+    values[middle - 2 : middle + 3, : front + 3, x - 2 : x + 3] = -1000  # 22 mm high, 20 mm wide, from the air inwards
+    found = lung_mask(Image(values, made.fixed.grid)).array
+    assert dice(found, lungs) > 0.9
+    sections = found[middle - 2 : middle + 3].sum(axis=(1, 2))
+    assert sections.min() > 0.85 * lungs[middle - 2 : middle + 3].sum(axis=(1, 2)).max()
+
+
 def test_axes_and_spacing_of_the_image_do_not_matter() -> None:
     """The same voxels on a turned grid give the same mask."""
     made = phantom()

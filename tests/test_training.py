@@ -22,7 +22,15 @@ from regnet_itk.images import Image
 from regnet_itk.model import load_model
 from regnet_itk.network import CoarseToFineRegNet, RegNet
 from regnet_itk.training.blocks import Block, BlockMaker
-from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, Phase, TrainingConfig, read_training_config
+from regnet_itk.training.config import (
+    AppearanceRecipe,
+    FieldRecipe,
+    Phase,
+    TrainingConfig,
+    find_recipe,
+    read_training_config,
+    shipped_recipes,
+)
 from regnet_itk.training.filters import jacobian_determinant
 from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
@@ -495,6 +503,16 @@ def test_steps_after_the_last_checkpoint_are_done_and_logged_again(
     assert len(first) == (tmp_path / "coarse_to_fine.safetensors").stat().st_size
     Trainer(config, images, tmp_path, CPU).run(resume=False)
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_valid_and_keeps_the_same_patients_aside(name: str) -> None:
+    config = read_training_config(shipped_recipes()[name])
+    assert config.name in {name, name.removesuffix("_realistic")}
+    assert set(config.test) == {"COVIDCTMD_normal002", "LIDC-IDRI-0003"}
+    assert set(config.validation) == {"NLST_101287_T0"}
+    assert not {*config.test, *config.validation} & set(config.train)
+    assert find_recipe(name).phases == config.phases
 
 
 def test_the_last_step_leaves_a_checkpoint(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

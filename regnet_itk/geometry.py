@@ -134,6 +134,15 @@ class Grid:
         sx, sy, sz = self.spacing
         return Grid((nx, ny, nz), (sx * step, sy * step, sz * step), self.origin, self.direction)
 
+    def steps_along(self, other: Grid) -> FloatArray | None:
+        """Return how many voxels of this grid a step of another one takes along x, y, z.
+
+        None if the axes differ: if they are not the same directions, in the same order.
+        """
+        steps = np.linalg.solve(self.index_to_point_matrix, other.index_to_point_matrix)
+        along = np.diag(steps)
+        return along if np.allclose(steps, np.diag(along), atol=1e-6) and along.min() > 0 else None
+
     def isotropic(self, spacing: float) -> Grid:
         """Return the grid with cubic voxels on the same axes that fills the same box.
 

@@ -308,24 +308,6 @@ def fade(field: DisplacementField, region: Image, width: float) -> DisplacementF
     return DisplacementField(field.vectors * weight[..., None], field.grid)
 
 
-def resampled_for_network(image: Image, grid: Grid, transform: Any = None) -> Image:
-    """Return an image (HU) on the network's grid; air outside.
-
-    Where the image is much finer than the grid, it is averaged over the grid's voxels instead of picked at points.
-    """
-    finest = min(image.grid.spacing)
-    if finest >= 0.6 * min(grid.spacing):
-        return image.resampled(grid, transform, default=_AIR)
-    fine = Grid(
-        tuple(2 * n for n in grid.size),  # type: ignore[arg-type]
-        tuple(s / 2 for s in grid.spacing),  # type: ignore[arg-type]
-        tuple(grid.index_to_point((-0.25, -0.25, -0.25))),
-        grid.direction,
-    )
-    values = torch.from_numpy(image.resampled(fine, transform, default=_AIR).array)
-    return Image(functional.avg_pool3d(values[None], 2)[0].numpy(), grid)
-
-
 def covering(region: Image, grid: Grid) -> BoolArray:
     """Say which voxels of a grid matter inside a region: what is interpolated there from them is right.
 
@@ -336,12 +318,12 @@ def covering(region: Image, grid: Grid) -> BoolArray:
     if region.grid.is_close(grid):
         return mask
     found = np.asarray(Image(mask.astype(np.float32), region.grid).resampled(grid).array > 0)
-    steps = np.linalg.solve(grid.index_to_point_matrix, region.grid.index_to_point_matrix)
-    if not np.allclose(steps, np.diag(np.diag(steps)), atol=1e-6) or np.diag(steps).min() <= 0:
+    steps = grid.steps_along(region.grid)
+    if steps is None:
         return found
     first = grid.point_to_index(region.grid.origin)
     for axis in range(3):  # counts x, y, z
-        index = first[axis] + steps[axis, axis] * np.arange(region.grid.size[axis])
+        index = first[axis] + steps[axis] * np.arange(region.grid.size[axis])
         before, after = np.floor(index + 1e-4).astype(int), np.ceil(index - 1e-4).astype(int)
         length = grid.size[axis]
         mask = _spread(mask, before, length, 2 - axis) | _spread(mask, after, length, 2 - axis)

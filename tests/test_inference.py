@@ -22,7 +22,6 @@ from regnet_itk.inference import (
     fade,
     find_device,
     find_precision,
-    resampled_for_network,
 )
 from regnet_itk.model import Model, ModelDescription
 from regnet_itk.network import CoarseToFineRegNet, RegNet
@@ -375,22 +374,3 @@ def test_a_region_on_other_axes_is_resampled() -> None:
     found = covering(Image(ball(turned, 6.0), turned), grid)
     assert (found | ~ball(grid, 5.5)).all()
     assert (~found | ball(grid, 8.0)).all()
-
-
-# Resampling to the network's voxels
-
-
-def test_fine_images_are_averaged_and_coarse_ones_interpolated() -> None:
-    fine = Grid((24, 24, 24), (0.5, 0.5, 0.5), (7.0, 8.0, 9.0), TURNED)
-    image = hounsfield(fine, 0)
-    found = resampled_for_network(image, fine.isotropic(1.0))
-    assert found.grid.size == (12, 12, 12)
-    expected = image.array.reshape(12, 2, 12, 2, 12, 2).mean(axis=(1, 3, 5))
-    np.testing.assert_allclose(found.array, expected, atol=0.01)
-    linear = Image((fine.points() @ [1.0, 2.0, -3.0]).astype(np.float32), fine)
-    for spacing in (0.8, 2.0):
-        grid = Grid((4, 3, 3), (spacing,) * 3, tuple(fine.index_to_point([4.0, 5.0, 6.0])), TURNED)
-        values = resampled_for_network(linear, grid).array
-        np.testing.assert_allclose(values, grid.points() @ [1.0, 2.0, -3.0], atol=0.01)
-    outside = Grid((2, 2, 2), (1.0, 1.0, 1.0), (500.0, 0.0, 0.0))
-    assert (resampled_for_network(image, outside).array == -1000).all()

@@ -148,7 +148,7 @@ class RegNetStage:
         ParameterError
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
-        from regnet_itk.inference import InferenceOptions, Predictor, covering, fade, resampled_for_network
+        from regnet_itk.inference import InferenceOptions, Predictor, covering, fade
         from regnet_itk.lungs import ChestMasks
 
         started = time.perf_counter()
@@ -158,8 +158,7 @@ class RegNetStage:
         composite = initial.to_sitk(pair.fixed.grid)
         masks = ChestMasks(pair.fixed)
         region = self._region(pair, initial, grid, masks)
-        fixed = resampled_for_network(pair.fixed, grid)
-        moving = resampled_for_network(pair.moving, grid, composite)
+        fixed, moving = _resampled(pair, grid, composite, options)
         inside = Image(covering(region, grid), grid)
         _check_overlap(fixed, moving, inside)
         predictor = Predictor(
@@ -213,15 +212,13 @@ class RegNetStage:
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on the voxels of `region` and around it."""
-        from regnet_itk.inference import resampled_for_network
         from regnet_itk.instance_optimisation import MARGIN, InstanceOptions, InstancePair, improved
 
         box = bounding_box(region.array, round(MARGIN / region.grid.spacing[0]))
         grid = region.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(
-            resampled_for_network(pair.fixed, grid),
-            resampled_for_network(pair.moving, grid, composite),
+            *_resampled(pair, grid, composite, options),
             Image(region.array[box], grid),
             everywhere.resampled(grid, composite, order=0),
         )
@@ -297,6 +294,15 @@ def _loaded(path: Path, changed: int) -> Model:
     from regnet_itk.model import load_model
 
     return load_model(path)
+
+
+def _resampled(pair: ImagePair, grid: Grid, composite: sitk.Transform, options: RunOptions) -> tuple[Image, Image]:
+    """Return the fixed image, and the moving image through the transform so far, on the network's voxels."""
+    from regnet_itk.inference import limited_threads
+    from regnet_itk.resampling import resampled_for_network
+
+    with limited_threads(options.threads):
+        return resampled_for_network(pair.fixed, grid), resampled_for_network(pair.moving, grid, composite)
 
 
 def _moving_mask_on_fixed(pair: ImagePair, initial: TransformChain) -> Image | None:

@@ -40,7 +40,7 @@ from regnet_itk.training.sources import find_images
 from regnet_itk.training.synthesis import breathing_displacement
 
 METHODS = (
-    "bspline_3r", "bspline_1r", "regnet", "regnet_multistage_oneshot", "regnet_multistage",
+    "bspline_3r", "bspline_1r", "regnet", "regnet_multistage_fast", "regnet_multistage_oneshot", "regnet_multistage",
     "regnet_multistage_oneshot+bspline_refine",
 )  # fmt: skip
 """The first one is what the others are held against."""

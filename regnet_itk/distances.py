@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regnet_itk.geometry import Triple
+from regnet_itk.images import array_of
 
 
 def distance_to(mask: npt.NDArray[np.bool_], spacing: Triple = (1.0, 1.0, 1.0)) -> npt.NDArray[np.float32]:
@@ -33,4 +34,5 @@ def distance_to(mask: npt.NDArray[np.bool_], spacing: Triple = (1.0, 1.0, 1.0)) 
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
     image.SetSpacing(spacing)
     signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
-    return np.maximum(sitk.GetArrayFromImage(signed), 0.0)
+    distances = array_of(signed)
+    return np.maximum(distances, 0.0, out=distances)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,13 @@ class Image:
         default : float
             Value where the transformed point falls outside this image.
         """
+        (found,) = self.resampled_in_parts([grid], transform, order, default)
+        return found
+
+    def resampled_in_parts(
+        self, grids: Iterable[Grid], transform: Any = None, order: int = 1, default: float = 0.0
+    ) -> Iterator[Image]:
+        """Yield this image on one grid after the other, as :meth:`resampled` does, but prepared only once."""
         import SimpleITK as sitk
 
         if order not in INTERPOLATION_ORDERS:
@@ -90,12 +97,40 @@ class Image:
         splines = (sitk.sitkBSpline2, sitk.sitkBSpline3, sitk.sitkBSpline4, sitk.sitkBSpline5)
         interpolator = (sitk.sitkNearestNeighbor, sitk.sitkLinear, *splines)[order]
         source = self.to_sitk()
-        reference = _reference_arguments(grid)
-        moved = sitk.Resample(
-            source, *reference[:1], transform or sitk.Transform(3, sitk.sitkIdentity), interpolator,
-            *reference[1:], float(default), sitk.sitkFloat32,
-        )  # fmt: skip
-        return Image(sitk.GetArrayFromImage(moved), grid)
+        for grid in grids:
+            reference = _reference_arguments(grid)
+            moved = sitk.Resample(
+                source, *reference[:1], transform or sitk.Transform(3, sitk.sitkIdentity), interpolator,
+                *reference[1:], float(default), sitk.sitkFloat32,
+            )  # fmt: skip
+            yield Image(array_of(moved), grid)
+
+
+class _Voxels:
+    """The voxels of a SimpleITK image as numpy's array interface, which keep the image alive."""
+
+    def __init__(self, image: Any) -> None:
+        import SimpleITK as sitk
+
+        self._image = image
+        interface = sitk.GetArrayViewFromImage(image).__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def array_of(image: Any) -> npt.NDArray[Any]:
+    """Return the voxels of a SimpleITK image that nobody else uses, without a copy.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        It must not be changed afterwards.
+
+    Returns
+    -------
+    ndarray, shape (z, y, x) or (z, y, x, component)
+        It may be written to.
+    """
+    return np.asarray(_Voxels(image))
 
 
 def bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:
@@ -231,7 +266,7 @@ def read_image(path: str | Path, role: str = "image") -> Image:
         image = reader.Execute()
     except RuntimeError as error:
         raise ImageError(f"{role} '{path}' cannot be read: {_reason(error)}") from None
-    return Image(sitk.GetArrayFromImage(image), grid_of(image))
+    return Image(array_of(image), grid_of(image))
 
 
 def read_grid(path: str | Path, role: str = "image") -> Grid:
@@ -353,7 +388,7 @@ def _read_dicom(folder: Path, role: str) -> Image:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(f"{role} '{folder}' is not a scalar 3D series")
     _check_slices([_slice_position(reader, number) for number in range(len(files))], f"{role} '{folder}'")
-    return Image(sitk.GetArrayFromImage(image), grid_of(image))
+    return Image(array_of(image), grid_of(image))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ BLOCK_OVERHEAD = 52
 SLAB_VOXELS = 1_500_000
 """Voxels of the coarse-to-fine network's finest level that are worked on at once outside of training."""
 
+_CACHED_VALUES = 131_072  # products that are summed before they leave the processor's cache
+
 _SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
 
 _FINE_OFFSET = 13  # the 29-voxel patch begins 13 voxels after the 54-voxel patch
@@ -165,7 +167,7 @@ def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
 
 
 class _Correlation(torch.autograd.Function):
-    """Products of shifted features, summed over the channels, one shift at a time.
+    """Products of shifted features, summed over the channels, some sections and one shift at a time.
 
     Autograd would allocate a gradient of full size for every shift; this adds them up in place.
     """
@@ -176,8 +178,14 @@ class _Correlation(torch.autograd.Function):
         ctx.offsets = offsets
         padded, r = _padded_to_reach(moving, offsets)
         found = fixed.new_empty(fixed.shape[0], len(offsets), *fixed.shape[2:])
-        for k, offset in enumerate(offsets):
-            torch.sum(fixed * _shifted(padded, offset, r, fixed.shape), dim=1, out=found[:, k])
+        rows = max(1, _CACHED_VALUES // (fixed.numel() // fixed.shape[2]))
+        for start in range(0, fixed.shape[2], rows):
+            part = fixed[:, :, start : start + rows]
+            reached = padded[:, :, start : start + part.shape[2] + 2 * r]
+            product = torch.empty_like(part)
+            for k, offset in enumerate(offsets):
+                torch.mul(part, _shifted(reached, offset, r, part.shape), out=product)
+                torch.sum(product, dim=1, out=found[:, k, start : start + rows])
         return found
 
     @staticmethod

@@ -39,14 +39,21 @@ def resampled_for_network(image: Image, grid: Grid, transform: Any = None) -> Im
         return image.resampled(grid, transform, default=_AIR)
     if transform is None and (steps := image.grid.steps_along(grid)) is not None:
         return Image(_averaged_along_axes(image, grid, steps), grid)
-    fine = Grid(
+    rows = max(1, _CHUNK // (8 * grid.size[0] * grid.size[1]))
+    counts = [min(rows, grid.size[2] - start) for start in range(0, grid.size[2], rows)]
+    fine = (_halved(grid.crop((0, 0, rows * n), (*grid.size[:2], count))) for n, count in enumerate(counts))
+    parts = (torch.from_numpy(part.array) for part in image.resampled_in_parts(fine, transform, default=_AIR))
+    return Image(torch.cat([functional.avg_pool3d(part[None], 2)[0] for part in parts]).numpy(), grid)
+
+
+def _halved(grid: Grid) -> Grid:
+    """Return a grid of eight voxels in place of each voxel."""
+    return Grid(
         tuple(2 * n for n in grid.size),  # type: ignore[arg-type]
         tuple(s / 2 for s in grid.spacing),  # type: ignore[arg-type]
         tuple(grid.index_to_point((-0.25, -0.25, -0.25))),
         grid.direction,
     )
-    values = torch.from_numpy(image.resampled(fine, transform, default=_AIR).array)
-    return Image(functional.avg_pool3d(values[None], 2)[0].numpy(), grid)
 
 
 def _averaged_along_axes(image: Image, grid: Grid, steps: FloatArray) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from regnet_itk.displacement import DisplacementField
     from regnet_itk.geometry import Grid
+    from regnet_itk.inference import Predictor
     from regnet_itk.lungs import ChestMasks
     from regnet_itk.model import Model
     from regnet_itk.parameters import ParameterMap
@@ -148,7 +150,7 @@ class RegNetStage:
         ParameterError
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
-        from regnet_itk.inference import InferenceOptions, Predictor, covering, fade
+        from regnet_itk.inference import covering, fade
         from regnet_itk.lungs import ChestMasks
 
         started = time.perf_counter()
@@ -157,22 +159,18 @@ class RegNetStage:
         grid = pair.fixed.grid.isotropic(model.description.voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
         masks = ChestMasks(pair.fixed)
-        region = self._region(pair, initial, grid, masks)
-        fixed, moving = _resampled(pair, grid, composite, options)
-        inside = Image(covering(region, grid), grid)
-        _check_overlap(fixed, moving, inside)
-        predictor = Predictor(
-            model,
-            InferenceOptions(
-                options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
-                settings.stages, options.threads,
-            ),
-            lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"),
-        )  # fmt: skip
-        options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-        u = predictor.predict(fixed, moving, inside, margin=settings.fade)
-        if settings.instance_iterations:
-            u = self._improved(pair, composite, self._region_to_improve(pair, region, masks), u, options)
+        with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
+            region_found = aside.submit(self._region, pair, initial, grid, masks)
+            fixed, moving = _resampled(pair, grid, composite, options)
+            region = region_found.result()
+            to_improve = aside.submit(self._region_to_improve, pair, region, masks)
+            inside = Image(covering(region, grid), grid)
+            _check_overlap(fixed, moving, inside)
+            predictor = self._predictor(model, options)
+            options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
+            u = predictor.predict(fixed, moving, inside, margin=settings.fade)
+        if (improved_in := to_improve.result()) is not None:
+            u = self._improved(pair, composite, improved_in, u, options)
         u = fade(u, inside, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
@@ -195,10 +193,25 @@ class RegNetStage:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)
 
-    def _region_to_improve(self, pair: ImagePair, region: Image, masks: ChestMasks) -> Image:
-        """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs."""
+    def _predictor(self, model: Model, options: RunOptions) -> Predictor:
+        from regnet_itk.inference import InferenceOptions, Predictor
+
+        settings = self.settings
+        chosen = InferenceOptions(
+            options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
+            settings.stages, options.threads,
+        )  # fmt: skip
+        return Predictor(model, chosen, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
+
+    def _region_to_improve(self, pair: ImagePair, region: Image, masks: ChestMasks) -> Image | None:
+        """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs.
+
+        None if it is not to be improved at all.
+        """
         from regnet_itk.instance_optimisation import VOXEL_SIZE
 
+        if not self.settings.instance_iterations:
+            return None
         grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
         if self.settings.region == "auto" and pair.fixed_mask is None and pair.moving_mask is None:
             try:

@@ -176,7 +176,8 @@ class Predictor:
         with limited_threads(self.options.threads), torch.inference_mode(), self._autocast():
             along_axes = self._along_axes(fixed, moving, region.array.astype(bool), margin)
         step = self.options.output_step if isinstance(self.network, RegNet) else 1
-        vectors = np.moveaxis(along_axes, 0, -1) @ fixed.grid.direction_matrix.T.astype(np.float32)
+        physical = fixed.grid.direction_matrix.astype(np.float32) @ along_axes.reshape(3, -1)
+        vectors = np.moveaxis(physical.reshape(along_axes.shape), 0, -1)
         size = [step * (n - 1) + 1 for n in reversed(along_axes.shape[1:])]
         return DisplacementField(vectors, fixed.grid.crop((0, 0, 0), size).every(step))
 

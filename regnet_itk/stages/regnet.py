@@ -186,7 +186,7 @@ class RegNetStage:
             "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,
             "max_displacement_mm": float(lengths.max()),
         }
-        warnings = self._warnings(pair, (fixed, moving), inside, u)
+        warnings = self._warnings(pair, (fixed, moving), inside, Image(lengths, u.grid))
         for warning in warnings:
             options.log(f"warning: {self.name}: {warning}")
         if warnings:
@@ -242,8 +242,10 @@ class RegNetStage:
         )  # fmt: skip
         return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 
-    def _warnings(self, pair: ImagePair, seen: tuple[Image, Image], region: Image, u: DisplacementField) -> list[str]:
-        """Return how the images, as given and as the network saw them, and u are unlike the model's training."""
+    def _warnings(self, pair: ImagePair, seen: tuple[Image, Image], region: Image, lengths: Image) -> list[str]:
+        """Return how the images, as given and as the network saw them, and how far it moves are unlike its training."""
+        from regnet_itk.inference import covering
+
         description = self._model().description
         found: list[str | None] = []
         for role, given, resampled in zip(
@@ -251,9 +253,8 @@ class RegNetStage:
         ):
             found.append(unlike_intensities(resampled, region.array.astype(bool), description, role))
             found.append(coarse_voxels(given.grid, description, role))
-        lengths = np.linalg.norm(u.vectors, axis=-1)
-        inside = region.resampled(u.grid, order=0).array > 0
-        found.append(capture_range_reached(lengths[inside], float(lengths.max()), description))
+        inside = covering(region, lengths.grid)
+        found.append(capture_range_reached(lengths.array[inside], float(lengths.array.max()), description))
         return [warning for warning in found if warning is not None]
 
     def _model(self) -> Model:

@@ -25,7 +25,7 @@ from regnet_itk.mind import REACH, mind_features
 from regnet_itk.separable import along_axes
 
 VOXEL_SIZE = 1.5
-"""mm. The images are compared on voxels of this size."""
+"""mm. The images are compared on voxels of this size, if the memory is enough for it."""
 
 CONTROL_SPACING = 6.0
 """mm between the B-splines' control points."""
@@ -37,6 +37,8 @@ _STEP_LENGTH = 0.15  # mm that a control point moves in the first steps; it fall
 _LAST_STEP = 0.2
 _LEASH = 0.2  # weight of the length of what is added, against its bending: it ends where nothing is compared
 _SAMPLES = 30_000  # voxels that a step looks at
+_BYTES_PER_VOXEL = 115  # measured peak, both images' features and what they are made of
+_BYTES = 200_000_000  # the same for what does not depend on the image
 _INTENSITIES = (-1000.0, 200.0)  # HU that are scaled to 0 .. 1
 
 
@@ -89,6 +91,30 @@ class InstancePair:
     moving: Image
     region: Image
     known: Image
+
+
+def voxel_size_within(memory: float, voxels: int) -> float:
+    """Return the size in mm of the voxels that a memory budget is enough for.
+
+    Parameters
+    ----------
+    memory : float
+        GB.
+    voxels : int
+        How many voxels of `VOXEL_SIZE` there would be.
+
+    Raises
+    ------
+    ParameterError
+        If so little memory is not enough for any.
+    """
+    left = memory * 1e9 - _BYTES
+    if left <= 0:
+        raise ParameterError(
+            f"a memory budget of {memory} GB is too small for instance optimisation; "
+            f"(RegNetMemoryBudget {_BYTES / 1e9 + 0.1:g}) is the least"
+        )
+    return VOXEL_SIZE * max(1.0, (voxels * _BYTES_PER_VOXEL / left) ** (1 / 3))
 
 
 def improved(

@@ -451,6 +451,24 @@ def test_instance_optimisation_improves_a_known_displacement(matrix: MatrixTrans
     assert case.error(improved.chain) < 0.6 * case.error(alone.chain)
 
 
+def test_a_memory_budget_makes_the_voxels_of_instance_optimisation_larger() -> None:
+    case, lines = known(None), []
+    options = dataclasses.replace(OPTIONS, log=lines.append)
+    errors = []
+    for budget, iterations in ((2.5, 0), (2.5, 30), (0.22, 30)):
+        keys = {"RegNetStages": 16, "RegNetInstanceIterations": iterations, "RegNetMemoryBudget": budget}
+        errors.append(case.error(stage(**keys).run(case.pair, case.initial, options).chain))
+    (line,) = (line for line in lines if "improving on voxels of" in line)
+    assert "memory budget" in line
+    assert 1.6 < float(line.split("voxels of ")[1].split()[0]) < 3.0
+    assert errors[2] != errors[1]
+    assert errors[2] < 0.7 * errors[0]
+    with pytest.raises(ParameterError, match=r"0.19 GB is too small for instance .*\(RegNetMemoryBudget 0.3"):
+        stage(RegNetStages="16", RegNetInstanceIterations=1, RegNetMemoryBudget=0.19).run(
+            case.pair, case.initial, options
+        )
+
+
 def test_without_a_mask_the_lungs_are_improved() -> None:
     phantom = make_phantom(spacing=(5.0, 5.0, 5.0))
     pair, grid = ImagePair(phantom.fixed, phantom.moving), phantom.fixed.grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class RegNetSettings:
     precision : {"auto", "float32", "bfloat16"}
         ``RegNetPrecision``.
     memory : float
-        ``RegNetMemoryBudget``: GB for the network's activations.
+        ``RegNetMemoryBudget``: GB for the network's activations, and then for the features of instance optimisation.
     fade : float
         ``RegNetFadeWidth``: mm over which the field falls to zero outside the region.
     region : {"auto", "mask", "lungs", "body", "all"}
@@ -163,7 +164,7 @@ class RegNetStage:
             region_found = aside.submit(self._region, pair, initial, grid, masks)
             fixed, moving = _resampled(pair, grid, composite, options)
             region = region_found.result()
-            to_improve = aside.submit(self._region_to_improve, pair, region, masks)
+            to_improve = aside.submit(self._region_to_improve, pair, region, masks, options)
             inside = Image(covering(region, grid), grid)
             _check_overlap(fixed, moving, inside)
             predictor = self._predictor(model, options)
@@ -203,16 +204,28 @@ class RegNetStage:
         )  # fmt: skip
         return Predictor(model, chosen, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
 
-    def _region_to_improve(self, pair: ImagePair, region: Image, masks: ChestMasks) -> Image | None:
+    def _region_to_improve(
+        self, pair: ImagePair, region: Image, masks: ChestMasks, options: RunOptions
+    ) -> Image | None:
         """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs.
 
         None if it is not to be improved at all.
         """
-        from regnet_itk.instance_optimisation import VOXEL_SIZE
+        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, voxel_size_within
 
         if not self.settings.instance_iterations:
             return None
-        grid = pair.fixed.grid.isotropic(VOXEL_SIZE)
+        found = self._region_on(pair, region, masks, VOXEL_SIZE)
+        voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / VOXEL_SIZE)))
+        allowed = voxel_size_within(self.settings.memory, voxels)
+        if allowed == VOXEL_SIZE:
+            return found
+        options.log(f"{self.name}: improving on voxels of {allowed:.2f} mm, for which the memory budget is enough")
+        return self._region_on(pair, region, masks, allowed)
+
+    def _region_on(self, pair: ImagePair, region: Image, masks: ChestMasks, voxel_size: float) -> Image:
+        """Return the voxels of such a size where the field is to be improved."""
+        grid = pair.fixed.grid.isotropic(voxel_size)
         if self.settings.region == "auto" and pair.fixed_mask is None and pair.moving_mask is None:
             try:
                 return masks.lungs(grid)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 
 from regnet_itk.cli.main import main
 from regnet_itk.images import Image, read_image, write_image
@@ -55,17 +56,6 @@ def here(inputs, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
-
-
-def call(*arguments):
-    """Run the program in this process and return its status."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return ended.value.code
 
 
 IMAGES = ("-f", "../in/fixed.mha", "-m", "../in/moving.mha")

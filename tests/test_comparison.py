@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import warnings
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import call
 from scipy import stats
 
-from regnet_itk.cli.main import main
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
 from regnet_itk.evaluation import comparison as comparison_module
@@ -504,16 +503,6 @@ def test_landmarks_are_checked_before_anything_runs(pairs, tmp_path, capsys):
 
 
 # The command
-
-
-def call(*arguments):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return ended.value.code
 
 
 def test_methods():

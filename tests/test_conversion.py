@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.cli.main import main
 from regnet_itk.conversion import convert, fit_bspline, read_transform, spaced
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.errors import TransformError
@@ -77,12 +77,6 @@ def here(tmp_path, monkeypatch):
 def write(chain, folder="source"):
     Path(folder).mkdir()
     return chain.write_elastix(folder)[-1]
-
-
-def call(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in arguments])
-    return ended.value.code
 
 
 def mapped(transform, points=POINTS):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 
 from regnet_itk import dirlab
-from regnet_itk.cli.main import main
 from regnet_itk.dirlab import CASES, find_cases, import_case, placed, read_indices, read_raw, slices_from_feet
 from regnet_itk.errors import ImageError, ParameterError, PointsError
 from regnet_itk.evaluation.pairs import check_pairs, read_pairs
@@ -46,12 +46,6 @@ def write_case(folder: Path, head_at_end: bool = True, names=("case1_T00_s.img",
     other = [name.replace("T00", "T50").replace("iBH", "eBH") for name in names]
     write_phase(folder, *other, exhale)
     return folder
-
-
-def call(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in arguments])
-    return ended.value.code
 
 
 @pytest.mark.parametrize("head_at_end", [True, False])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transform_cases import call
+from command import call
 
 from regnet_itk.images import Image, read_image, write_image
 from regnet_itk.parameters import read_parameter_map

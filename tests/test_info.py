@@ -6,13 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.cli.main import main
 from regnet_itk.conversion import convert
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.geometry import Grid
@@ -60,9 +60,7 @@ def here(tmp_path, monkeypatch):
 
 
 def call(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(["info", *map(str, arguments)])
-    return ended.value.code
+    return command.call("info", *arguments)
 
 
 def told(capsys, *arguments):

@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 from transform_cases import (
     CHAINS,
     FIXED,
     MOVING,
     SETTINGS,
     affine,
-    call,
     fixed_points,
     moving_image,
     read,

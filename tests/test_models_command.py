@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transform_cases import call
+from command import call
 
 from regnet_itk.errors import ModelError
 from regnet_itk.model import ModelDescription, load_model, make_network, read_model_header, save_model, shipped_models

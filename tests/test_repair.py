@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from regnet_itk.cli.main import main
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.geometry import Grid
 from regnet_itk.parameters import parse_parameter_text
@@ -38,9 +38,7 @@ def moved(tmp_path, monkeypatch):
 
 
 def call(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(["repair", *map(str, arguments)])
-    return ended.value.code
+    return command.call("repair", *arguments)
 
 
 def snapshot(folder):

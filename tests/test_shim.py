@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from regnet_itk.cli.main import main
 from regnet_itk.cli.shim import stand_in
 from regnet_itk.errors import OutputError
 from regnet_itk.geometry import Grid
@@ -356,9 +356,7 @@ def test_numbered_images_and_a_new_folder_and_silence(here, capfd):
 
 
 def call(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(["shim", *map(str, arguments)])
-    return ended.value.code
+    return command.call("shim", *arguments)
 
 
 def test_the_command(tmp_path, capsys):

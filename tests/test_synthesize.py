@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from transform_cases import call
 
 from regnet_itk.displacement import read_displacement_field
 from regnet_itk.evaluation.pairs import read_pairs

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command import call
 from transform_cases import (
     CHAINS,
     DIFFERENTIABLE,
@@ -18,7 +19,6 @@ from transform_cases import (
     MOVING,
     SETTINGS,
     affine,
-    call,
     fixed_points,
     moving_image,
     plain,

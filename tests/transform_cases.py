@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.cli.main import main
 from regnet_itk.displacement import DisplacementField
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image
@@ -94,14 +91,3 @@ def transformix(*arguments):
         if done.returncode >= 0:
             break
     assert done.returncode == 0, done.stdout[-500:]
-
-
-def call(*arguments):
-    """Run regnet-itk in this process and return its status."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return ended.value.code

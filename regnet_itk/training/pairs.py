@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
 from regnet_itk.training.random import Random
 from regnet_itk.training.sampling import balanced_positions
-from regnet_itk.training.sources import read_with_lungs
+from regnet_itk.training.sources import cache_name, read_with_lungs
 from regnet_itk.training.synthesis import SyntheticPair, paper_pairs
 
 _VERSION = 1
@@ -110,9 +109,7 @@ def load_pairs(path: Path, recipe: PairRecipe, voxel_size: float, seed: int, cac
     OutputError
         If the cache cannot be written.
     """
-    status = path.stat()
-    key = json.dumps([_VERSION, path.name, status.st_size, status.st_mtime_ns, voxel_size, seed, recipe.positions])
-    folder = cache / ("pairs-" + hashlib.sha256(key.encode()).hexdigest()[:16])
+    folder = cache / f"pairs-{cache_name(path, _VERSION, voxel_size, seed, recipe.positions)}"
     if not (folder / "done").exists():
         _make(path, recipe, voxel_size, seed, folder)
     found = []

@@ -199,6 +199,23 @@ def with_images(config: TrainingConfig, folder: str | Path, held_out: tuple[str,
     return dataclasses.replace(config, train=train, validation=held_out)
 
 
+def cache_name(path: Path, version: int, *settings: object) -> str:
+    """Return a name for what is made of an image: another one as soon as the image or the settings change.
+
+    Parameters
+    ----------
+    path : Path
+        The image.
+    version : int
+        Of the code that makes it.
+    *settings
+        All else that it depends on; what JSON can hold.
+    """
+    status = path.stat()
+    key = json.dumps([version, path.name, status.st_size, status.st_mtime_ns, *settings])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
 def load_source(path: Path, smoothing: float, cache: Path) -> Source:
     """Return the source of a CT: from the cache, or read, with its lungs found, and put there.
 
@@ -217,9 +234,7 @@ def load_source(path: Path, smoothing: float, cache: Path) -> Source:
     OutputError
         If the cache cannot be written.
     """
-    status = path.stat()
-    key = json.dumps([_CACHE_VERSION, path.name, status.st_size, status.st_mtime_ns, smoothing])
-    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cache / cache_name(path, _CACHE_VERSION, smoothing)
     if not folder.exists():
         source, spacing = _prepared(path, smoothing)
         with staged_folder(folder) as part:

@@ -24,7 +24,7 @@ BLOCK_OVERHEAD = 52
 SLAB_VOXELS = 1_500_000
 """Voxels of the coarse-to-fine network's finest level that are worked on at once outside of training."""
 
-_CACHED_VALUES = 131_072  # products that are summed before they leave the processor's cache
+_CACHED_VALUES = 262_144  # products that are summed before they leave the processor's cache
 
 _SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
 

@@ -527,3 +527,23 @@ def test_the_example(here, capfd, monkeypatch):
     assert "demo/registration/registration.png" in printed.out
     assert {"fixed.mha", "moving.mha", "fixed_points.txt", "true_displacement.mha"} <= set(os.listdir("demo"))
     assert Path("demo/registration/registration.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "5000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, ""), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_the_program_makes_waiting_threads_sleep_before_torch_is_there(given, expected):
+    program = (
+        "import os, sys\n"
+        "from regnet_itk.cli.main import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "try: main(['--version'])\n"
+        "finally: print(os.environ.get('GOMP_SPINCOUNT', ''))\n"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=environment | given, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == expected

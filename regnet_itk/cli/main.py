@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
+from regnet_itk.waiting import wait_briefly
 
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
@@ -101,6 +102,7 @@ def _fail(message: object, status: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, terminated)
+    wait_briefly()
     sys.exit(_run(arguments))
 
 

@@ -34,6 +34,7 @@ from regnet_itk.registration import image_pair
 from regnet_itk.results import overview_grid
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
 from regnet_itk.transforms import TransformChain, read_chain
+from regnet_itk.waiting import wait_briefly
 
 RECORD = "measures.json"
 AIR = -1000.0
@@ -168,6 +169,7 @@ class Step:
 
 def run_step(step: Step, sender: Connection) -> None:
     """Run and measure a step; report progress, and at the end "done" or "failed" with a reason, to `sender`."""
+    wait_briefly()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     signal.signal(signal.SIGTERM, _terminated)
 

@@ -164,7 +164,7 @@ class RegNetStage:
             region_found = aside.submit(self._region, pair, initial, grid, masks)
             fixed, moving = _resampled(pair, grid, composite, options)
             region = region_found.result()
-            to_improve = aside.submit(self._region_to_improve, pair, region, masks, options)
+            to_improve = aside.submit(self._region_to_improve, pair, region, masks)
             inside = Image(covering(region, grid), grid)
             _check_overlap(fixed, moving, inside)
             predictor = self._predictor(model, options)
@@ -204,9 +204,7 @@ class RegNetStage:
         )  # fmt: skip
         return Predictor(model, chosen, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
 
-    def _region_to_improve(
-        self, pair: ImagePair, region: Image, masks: ChestMasks, options: RunOptions
-    ) -> Image | None:
+    def _region_to_improve(self, pair: ImagePair, region: Image, masks: ChestMasks) -> Image | None:
         """Return where the field is improved: the region of the network, or, if nobody asked for it, only the lungs.
 
         None if it is not to be improved at all.
@@ -218,10 +216,7 @@ class RegNetStage:
         found = self._region_on(pair, region, masks, VOXEL_SIZE)
         voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / VOXEL_SIZE)))
         allowed = voxel_size_within(self.settings.memory, voxels)
-        if allowed == VOXEL_SIZE:
-            return found
-        options.log(f"{self.name}: improving on voxels of {allowed:.2f} mm, for which the memory budget is enough")
-        return self._region_on(pair, region, masks, allowed)
+        return found if allowed == VOXEL_SIZE else self._region_on(pair, region, masks, allowed)
 
     def _region_on(self, pair: ImagePair, region: Image, masks: ChestMasks, voxel_size: float) -> Image:
         """Return the voxels of such a size where the field is to be improved."""
@@ -238,9 +233,14 @@ class RegNetStage:
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on the voxels of `region` and around it."""
-        from regnet_itk.instance_optimisation import MARGIN, InstanceOptions, InstancePair, improved
+        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
 
-        box = bounding_box(region.array, round(MARGIN / region.grid.spacing[0]))
+        voxel_size = region.grid.spacing[0]
+        if voxel_size > VOXEL_SIZE:
+            options.log(
+                f"{self.name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough"
+            )
+        box = bounding_box(region.array, round(MARGIN / voxel_size))
         grid = region.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(

@@ -153,7 +153,7 @@ def draw(curves: dict[str, list[LogRow]], path: Path) -> None:
     axes.plot(
         [r.step for r in longest], [r.displacement_mm for r in longest], ":", c="#777777", label="nothing predicted"
     )
-    axes.set(xlabel="step", ylabel="mean error in the lungs, validation, mm", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="mean error in the lungs, validation, mm")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     write_whole(path, lambda part: figure.savefig(part, dpi=120))
 

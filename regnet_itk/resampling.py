@@ -1,4 +1,4 @@
-"""Images on a network's voxels: picked where they are about as coarse, averaged where they are much finer."""
+"""Images on the voxels they are compared on: picked where they are about as coarse, averaged where they are finer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _FINER = 0.6  # image voxels below this share of the grid's are averaged
 _CHUNK = 4_000_000  # voxels that are worked on at once
 
 
-def resampled_for_network(image: Image, grid: Grid, transform: Any = None) -> Image:
+def resampled_for_network(image: Image, grid: Grid, transform: Any = None, averaged: bool = False) -> Image:
     """Return an image (HU) on the network's grid; air outside.
 
     Where the image is much finer than the grid, it is averaged over the grid's voxels instead of picked at points.
+    Where noise matters, it had better be averaged always: linear interpolation keeps the noise at the image's voxels
+    and halves it between them, so that two images of the same thing are unlike in a pattern of their grids.
 
     Parameters
     ----------
@@ -29,13 +31,15 @@ def resampled_for_network(image: Image, grid: Grid, transform: Any = None) -> Im
     grid : Grid
     transform : SimpleITK.Transform, optional
         Maps points of `grid` to points of `image`. Identity by default.
+    averaged : bool
+        Average whatever the image's voxels.
 
     Returns
     -------
     Image
         float32, on `grid`.
     """
-    if min(image.grid.spacing) >= _FINER * min(grid.spacing):
+    if not averaged and min(image.grid.spacing) >= _FINER * min(grid.spacing):
         return image.resampled(grid, transform, default=_AIR)
     if transform is None and (steps := image.grid.steps_along(grid)) is not None:
         return Image(_averaged_along_axes(image, grid, steps), grid)

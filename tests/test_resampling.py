@@ -49,6 +49,16 @@ def test_the_way_along_the_axes_gives_what_simpleitk_gives(
     np.testing.assert_allclose(found.array, expected.array, atol=0.01)
 
 
+@pytest.mark.parametrize("transform", [None, sitk.Transform(3, sitk.sitkIdentity)])
+def test_averaged_noise_is_nearly_alike_on_and_between_the_voxels(transform: sitk.Transform | None) -> None:
+    image = random_image(FINE)
+    between = Grid((22, 26, 28), FINE.spacing, tuple(FINE.index_to_point([0.5, 0.5, 0.5])), TURNED)
+    for averaged, ratio in ((False, 0.5**1.5), (True, (0.5 / 0.59375) ** 1.5)):  # from the weights along one axis
+        on, off = (resampled_for_network(image, grid, transform, averaged).array[2:-2, 2:-2, 2:-2].std()
+                   for grid in (FINE, between))  # fmt: skip
+        assert off / on == pytest.approx(ratio, rel=0.05)
+
+
 def test_mirrored_axes_take_the_same_values() -> None:
     image = random_image(FINE)
     axes = np.array(TURNED)

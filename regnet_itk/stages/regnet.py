@@ -244,7 +244,7 @@ class RegNetStage:
         grid = region.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(
-            *_resampled(pair, grid, composite, options),
+            *_resampled(pair, grid, composite, options, averaged=True),
             Image(region.array[box], grid),
             everywhere.resampled(grid, composite, order=0),
         )
@@ -323,13 +323,18 @@ def _loaded(path: Path, changed: int) -> Model:
     return load_model(path)
 
 
-def _resampled(pair: ImagePair, grid: Grid, composite: sitk.Transform, options: RunOptions) -> tuple[Image, Image]:
-    """Return the fixed image, and the moving image through the transform so far, on the network's voxels."""
+def _resampled(
+    pair: ImagePair, grid: Grid, composite: sitk.Transform, options: RunOptions, averaged: bool = False
+) -> tuple[Image, Image]:
+    """Return the fixed image, and the moving image through the transform so far, on the same voxels."""
     from regnet_itk.inference import limited_threads
     from regnet_itk.resampling import resampled_for_network
 
     with limited_threads(options.threads):
-        return resampled_for_network(pair.fixed, grid), resampled_for_network(pair.moving, grid, composite)
+        return (
+            resampled_for_network(pair.fixed, grid, averaged=averaged),
+            resampled_for_network(pair.moving, grid, composite, averaged),
+        )
 
 
 def _moving_mask_on_fixed(pair: ImagePair, initial: TransformChain) -> Image | None:

@@ -448,7 +448,9 @@ def test_training_continues_to_the_bit(
     assert whole.description.capture_range == 3.0
     assert whole.description.training["steps"] == 4
     assert whole.description.training["recipe"]["train"] == ["one"]
-    assert whole.description.accuracy["validation"]["mean_displacement_mm"] > 0
+    judged = whole.description.accuracy["validation"]
+    assert judged["images"] == ["two"]
+    assert judged["inside the lungs"]["all"]["mean_displacement_mm"] > 0
     learnt = [name for name, tensor in whole.network.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(learnt) >= 0.9 * len([name for name, _ in whole.network.named_parameters()])
     log = rows(tmp_path / "whole")

@@ -397,8 +397,19 @@ class Trainer:
         }
         if self._start:
             training["started_from"] = self._start
-        error, magnitude = validation.error, validation.displacement
-        accuracy = {"validation": {"mean_error_mm": round(error, 3), "mean_displacement_mm": round(magnitude, 3)}}
+        accuracy = {
+            "validation": {
+                "images": list(self.config.validation),
+                "pairs": "blocks of the recipe's own pairs",
+                "inside the lungs": {
+                    "all": {
+                        "mean_displacement_mm": round(validation.displacement, 3),
+                        "mean_error_mm": round(validation.error, 3),
+                        "mean_absolute_mm": [round(part, 3) for part in validation.per_axis],
+                    }
+                },
+            }
+        }
         capture = max(last.theta[1], last.breathing)
         if self.config.phases[-1].pairs:
             capture = max(frequency.theta for frequency in FREQUENCIES.values())

@@ -37,10 +37,12 @@ from regnet_itk.evaluation.tables import (
 )
 from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, write_image
+from regnet_itk.model import find_model
 from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
 from regnet_itk.phantom import make_phantom, write_phantom
 from regnet_itk.points import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.stages.base import StageResult
+from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms import Link, MatrixTransform
 
 #: turned about x by 30 degrees, anisotropic, offset
@@ -269,6 +271,20 @@ def test_other_versions_are_not_the_same(pairs, log, tmp_path, here, monkeypatch
     monkeypatch.setattr(comparison_module, "package_versions", lambda: {"regnet-itk": "99"})
     compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
     assert runs(log) == 2
+
+
+def test_a_model_that_changes_meanwhile_is_told(pairs, log, tmp_path, here):
+    model = tmp_path / "mine.safetensors"
+    shutil.copy(find_model("regnet"), model)
+    keys = {"Registration": ("RegNetRegistration",), "RegNetModel": (str(model),)}
+    stages = (shift(log), RegNetStage(ParameterMap(keys)))
+
+    def other_model_after_the_first_stage(line):
+        if "before" not in line:
+            shutil.copy(find_model("regnet_1scale"), model)
+
+    with pytest.raises(ParameterError, match="the model of 'RegNet mine' has changed meanwhile; start the comparison"):
+        compare(pairs[:1], [method("a", *stages)], tmp_path / "out", say=other_model_after_the_first_stage)
 
 
 def test_masks_guide_unless_they_only_measure(pairs, log, tmp_path, here):

@@ -268,6 +268,8 @@ def compare(
     ------
     OutputError
         If `out` cannot be written.
+    ParameterError
+        If a model's file was changed meanwhile.
     """
     check_writable(out)
     steps = _Steps(Path(out).resolve() / "pairs", settings or StepSettings(), progress, say, _unique_labels(methods))
@@ -354,10 +356,13 @@ class _Steps:
         chain: tuple[str, ...] = ()
         initial: Path | None = None
         for stage in method.stages or (None,):
-            label = BEFORE if stage is None else self.labels[fingerprint(stage)]
+            mark = "" if stage is None else fingerprint(stage)
+            if stage is not None and mark not in self.labels:
+                raise ParameterError(f"the model of '{stage.name}' has changed meanwhile; start the comparison again")
+            label = self.labels[mark]
             chain = (*chain, label)
             folder = self.folder / pair.file_name / "+".join(chain)
-            key = key if stage is None else _digest([key, fingerprint(stage)])
+            key = key if stage is None else _digest([key, mark])
             step = Step(pair, stage, label, initial, folder, key, self._measured_key(pair, key), self.settings)
             if chain not in self.done:
                 self.done[chain] = self._run(step)

@@ -93,6 +93,25 @@ class InstancePair:
     known: Image
 
 
+def smoothness_factor(*images: Image) -> float:
+    """Tell how much more smoothness coarse images want.
+
+    The fewer voxels lie within a B-spline's reach, the more of what it follows is noise.
+
+    Parameters
+    ----------
+    *images : Image
+        The images as they were given, before resampling to `VOXEL_SIZE`.
+
+    Returns
+    -------
+    float
+        1 for images whose finest voxel side is at most `VOXEL_SIZE`, else the square of the coarser one's ratio of
+        volumes. Chosen by phantoms on voxels of 2 and 3 mm.
+    """
+    return max(1.0, *(min(image.grid.spacing) / VOXEL_SIZE for image in images)) ** 6
+
+
 def voxel_size_within(memory: float, voxels: int) -> float:
     """Return the size in mm of the voxels that a memory budget is enough for.
 

@@ -498,6 +498,19 @@ def test_without_a_mask_the_lungs_are_improved() -> None:
     assert changed[lungs].mean() > 5 * changed[far].mean()
 
 
+def test_on_coarse_voxels_instance_optimisation_does_not_follow_the_noise() -> None:
+    phantom = make_phantom(seed=200, kind="followup", spacing=(3.0, 3.0, 3.0))
+    pair = ImagePair(phantom.fixed, phantom.moving, phantom.fixed_mask, phantom.moving_mask)
+    errors = []
+    for iterations in (0, 30):
+        chain = (
+            stage(RegNetRegion="mask", RegNetInstanceIterations=iterations).run(pair, TransformChain(), OPTIONS).chain
+        )
+        found = chain.map_points(phantom.fixed_landmarks)
+        errors.append(np.linalg.norm(found - phantom.moving_landmarks, axis=1).mean())
+    assert errors[1] < 1.1 * errors[0]
+
+
 def test_repetitions_add_up(folder: Path) -> None:
     length = reached(folder, plain_pair(), "all", RegNetRepetitions=2)
     np.testing.assert_allclose(length, 2 * np.linalg.norm(SHIFT), atol=1e-3)

@@ -61,7 +61,7 @@ class RegNetSettings:
     instance_iterations : int
         ``RegNetInstanceIterations``: steps of gradient descent on this very pair after the network.
     instance_smoothness : float
-        ``RegNetInstanceSmoothness``: weight of smoothness in them.
+        ``RegNetInstanceSmoothness``: weight of smoothness in them; coarse images get more (`smoothness_factor`).
     """
 
     model: str = DEFAULT_MODEL
@@ -233,7 +233,14 @@ class RegNetStage:
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on the voxels of `region` and around it."""
-        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, InstanceOptions, InstancePair, improved
+        from regnet_itk.instance_optimisation import (
+            MARGIN,
+            VOXEL_SIZE,
+            InstanceOptions,
+            InstancePair,
+            improved,
+            smoothness_factor,
+        )  # fmt: skip
 
         voxel_size = region.grid.spacing[0]
         if voxel_size > VOXEL_SIZE:
@@ -250,8 +257,8 @@ class RegNetStage:
         )
         settings = self.settings
         chosen = InstanceOptions(
-            settings.instance_iterations, settings.instance_smoothness, options.seed or 0, options.device,
-            options.threads,
+            settings.instance_iterations, settings.instance_smoothness * smoothness_factor(pair.fixed, pair.moving),
+            options.seed or 0, options.device, options.threads,
         )  # fmt: skip
         return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,20 +133,21 @@ def array_of(image: Any) -> npt.NDArray[Any]:
     return np.asarray(_Voxels(image))
 
 
-def bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:
+def bounding_box(mask: npt.NDArray[np.bool_], margin: int | Sequence[int]) -> tuple[slice, slice, slice]:
     """Return the part z, y, x of an array that holds what is true, and `margin` voxels around it; all, if nothing is.
 
     Parameters
     ----------
     mask : bool array, shape (z, y, x)
-    margin : int
-        Voxels; it ends at the array's border.
+    margin : int or sequence of int
+        Voxels, for z, y, x alike or one after the other; it ends at the array's border.
     """
+    margins = [margin] * 3 if isinstance(margin, int) else margin
     spans = []
     for axis in range(3):
         there = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         first, last = (there[0], there[-1]) if there.size else (0, mask.shape[axis] - 1)
-        spans.append(slice(max(0, int(first) - margin), min(mask.shape[axis], int(last) + 1 + margin)))
+        spans.append(slice(max(0, int(first) - margins[axis]), min(mask.shape[axis], int(last) + 1 + margins[axis])))
     return spans[0], spans[1], spans[2]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from regnet_itk.errors import ImageError, did_you_mean
-from regnet_itk.images import IMAGE_SUFFIXES, Image, read_image
+from regnet_itk.images import IMAGE_SUFFIXES, Image, bounding_box, read_image
 from regnet_itk.lungs import lung_mask
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR
@@ -123,12 +123,8 @@ class Source:
 def _cropped(image: Image, lungs: Image) -> tuple[np.ndarray, np.ndarray]:
     """Return the part around the lungs; positions count from its first voxel."""
     mask = lungs.array > 0
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        margin = int(np.ceil(_MARGIN / image.grid.spacing[2 - axis]))
-        box.append(slice(max(int(inside[0]) - margin, 0), int(inside[-1]) + margin + 1))
-    return image.array[tuple(box)].astype(np.float32), np.ascontiguousarray(mask[tuple(box)].astype(np.uint8))
+    box = bounding_box(mask, [int(np.ceil(_MARGIN / s)) for s in reversed(image.grid.spacing)])
+    return image.array[box].astype(np.float32), np.ascontiguousarray(mask[box].astype(np.uint8))
 
 
 def _centres(mask: np.ndarray, spacing: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ from regnet_itk.separable import along_axes
 VOXEL_SIZE = 1.5
 """mm. The images are compared on voxels of this size, if the memory is enough for it."""
 
+SLICE_DISTANCE = 2.5
+"""mm. Slices farther apart tell less of a displacement, and want it smoother."""
+
 CONTROL_SPACING = 6.0
 """mm between the B-splines' control points."""
 
@@ -106,10 +109,11 @@ def smoothness_factor(*images: Image) -> float:
     Returns
     -------
     float
-        1 for images whose finest voxel side is at most `VOXEL_SIZE`, else the square of the coarser one's ratio of
-        volumes. Chosen by phantoms on voxels of 2 and 3 mm.
+        1 for images whose finest voxel side is at most `VOXEL_SIZE` and whose coarsest is at most `SLICE_DISTANCE`,
+        else the sixth power of the larger ratio to these. Chosen by phantoms and deformed CTs on coarser voxels.
     """
-    return max(1.0, *(min(image.grid.spacing) / VOXEL_SIZE for image in images)) ** 6
+    spacings = [image.grid.spacing for image in images]
+    return max(1.0, *(max(min(s) / VOXEL_SIZE, max(s) / SLICE_DISTANCE) for s in spacings)) ** 6
 
 
 def voxel_size_within(memory: float, voxels: int) -> float:

@@ -256,9 +256,12 @@ class RegNetStage:
             everywhere.resampled(grid, composite, order=0),
         )
         settings = self.settings
+        factor = smoothness_factor(pair.fixed, pair.moving)
+        if factor > 1:
+            options.log(f"{self.name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
         chosen = InstanceOptions(
-            settings.instance_iterations, settings.instance_smoothness * smoothness_factor(pair.fixed, pair.moving),
-            options.seed or 0, options.device, options.threads,
+            settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
+            options.threads,
         )  # fmt: skip
         return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from typing import Any, Literal
 
@@ -26,13 +27,14 @@ from regnet_itk.geometry import Grid
 from regnet_itk.images import Image, bounding_box
 from regnet_itk.model import Model
 from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, SLAB_VOXELS, CoarseToFineRegNet, RegNet, warp
+from regnet_itk.streaming import StreamedRegNet
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BoolArray = npt.NDArray[np.bool_]
 
 _AIR = -1000.0
 _CONTEXT = 32.0  # mm around the region that the coarse-to-fine network sees as well
-_BYTES_PER_TILE_VOXEL = {torch.float32: 230, torch.bfloat16: 190}  # measured peak of RegNet, per input voxel of a tile
+_BYTES_PER_TILE_VOXEL = {torch.float32: 180, torch.bfloat16: 120}  # measured peak of RegNet, a voxel at once
 _BYTES_PER_VOXEL = {torch.float32: 180, torch.bfloat16: 125}  # the same for the coarse-to-fine network, to which
 _BYTES_PER_SLAB_VOXEL = {torch.float32: 530, torch.bfloat16: 340}  # come the voxels that are worked on at once
 
@@ -144,10 +146,7 @@ class Predictor:
         self.model, self.options, self.progress = model, options, progress
         self.device = find_device(options.device)
         self.precision = find_precision(options.precision, self.device)
-        network = copy.deepcopy(model.network)
-        if isinstance(network, RegNet):
-            _fuse_normalisation(network)
-        self.network = network.to(self.device)
+        self.network = self._made_ready().to(self.device)
         self._finest = finest_level(model, options.stages)
 
     def predict(self, fixed: Image, moving: Image, region: Image, margin: float = 0.0) -> DisplacementField:
@@ -175,14 +174,19 @@ class Predictor:
         """
         with limited_threads(self.options.threads), torch.inference_mode(), self._autocast():
             along_axes = self._along_axes(fixed, moving, region.array.astype(bool), margin)
-        step = self.options.output_step if isinstance(self.network, RegNet) else 1
+        step = self.options.output_step if isinstance(self.network, StreamedRegNet) else 1
         physical = fixed.grid.direction_matrix.astype(np.float32) @ along_axes.reshape(3, -1)
         vectors = np.moveaxis(physical.reshape(along_axes.shape), 0, -1)
         size = [step * (n - 1) + 1 for n in reversed(along_axes.shape[1:])]
         return DisplacementField(vectors, fixed.grid.crop((0, 0, 0), size).every(step))
 
+    def _made_ready(self) -> nn.Module:
+        if isinstance(self.model.network, RegNet):
+            return StreamedRegNet(self.model.network, self.precision, self._voxels_at_once())
+        return copy.deepcopy(self.model.network)
+
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == torch.float32:
+        if self.precision == torch.float32 or isinstance(self.network, StreamedRegNet):
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
@@ -191,7 +195,7 @@ class Predictor:
         images = [torch.from_numpy(np.ascontiguousarray(i.array, dtype=np.float32)) for i in (fixed, moving)]
         normalised = (self.model.normalise(images[0]), self.model.normalise(images[1]))
         air = float(self.model.normalise(torch.tensor(_AIR)))
-        if isinstance(self.network, RegNet):
+        if isinstance(self.network, StreamedRegNet):
             wanted = _wanted_outputs(region, self.options.output_step, margin / fixed.grid.spacing[0])
             return self._tiled(*normalised, wanted, air)
         return self._whole(*normalised, region, margin, air)
@@ -205,25 +209,30 @@ class Predictor:
             first = [t.start * 2 + s for t, s in zip(tile, shift, strict=True)]
             count = [t.stop - t.start for t in tile]
             blocks = [_block(image, first, count, air).to(self.device) for image in (fixed, moving)]
-            outputs = self.network(*blocks)[0].float().cpu().numpy()
+            outputs = self.network(*blocks, partial(self._report, done, len(jobs)))[0].float().cpu().numpy()
             apart = 2 // step  # the outputs of one shift are this many voxels of the result apart
             target = tuple(slice(t.start * apart + s, t.stop * apart, apart) for t, s in zip(tile, shift, strict=True))
             part = found[(slice(None), *target)]
             part[...] = outputs[(slice(None), *(slice(n) for n in part.shape[1:]))]
-            self.progress((done + 1) / len(jobs))
         return found
 
+    def _report(self, done: int, jobs: int, fraction: float) -> None:
+        self.progress((done + fraction) / jobs)
+
     def _outputs_per_tile(self) -> int:
-        """Return the largest number of outputs along an axis of a tile that the memory budget allows."""
-        voxels = self.options.memory * 1e9 / _BYTES_PER_TILE_VOXEL[self.precision]
-        outputs = int((voxels ** (1 / 3) - BLOCK_OVERHEAD) / 2)
+        """Return the largest number of outputs along y and x of a tile that the memory budget allows."""
+        slices = BLOCK_OVERHEAD + 2
+        outputs = int((math.sqrt(self._voxels_at_once() / slices) - BLOCK_OVERHEAD) / 2)
         if outputs < 1:
-            least = (BLOCK_OVERHEAD + 2) ** 3 * _BYTES_PER_TILE_VOXEL[self.precision] / 1e9
+            least = slices**3 * _BYTES_PER_TILE_VOXEL[self.precision] / 1e9
             raise ParameterError(
                 f"a memory budget of {self.options.memory} GB is too small for a single patch; "
                 f"(RegNetMemoryBudget {math.ceil(least * 100) / 100}) is the least"
             )
         return min(outputs, 80)
+
+    def _voxels_at_once(self) -> float:
+        return self.options.memory * 1e9 / _BYTES_PER_TILE_VOXEL[self.precision]
 
     def _whole(
         self, fixed: Tensor, moving: Tensor, region: BoolArray, margin: float, air: float
@@ -362,18 +371,21 @@ def _wanted_outputs(region: BoolArray, step: int, margin: float) -> BoolArray:
 
 
 def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut the box around the wanted outputs into even tiles, and leave out those without a wanted one."""
+    """Cut the box around the wanted outputs into even tiles along y and x, each just as large as its wanted ones."""
     if not wanted.any():
         return
+    box = bounding_box(wanted, 0)
     cuts = []
-    for extent in bounding_box(wanted, 0):
+    for extent in box[1:]:
         length = extent.stop - extent.start
         count = math.ceil(length / largest)
         edges = [extent.start + length * i // count for i in range(count + 1)]
         cuts.append([slice(a, b) for a, b in pairwise(edges)])
-    for tile in product(cuts[0], cuts[1], cuts[2]):
+    for tile in product([box[0]], *cuts):
         if wanted[tile].any():
-            yield tile
+            within = bounding_box(wanted[tile], 0)
+            z, y, x = (slice(t.start + w.start, t.start + w.stop) for t, w in zip(tile, within, strict=True))
+            yield z, y, x
 
 
 def _block(image: Tensor, first: list[int], count: list[int], air: float) -> Tensor:
@@ -393,19 +405,3 @@ def _padded_to_multiple(image: Tensor, factor: int, value: float) -> Tensor:
     for n in reversed(image.shape[2:]):
         padding += [0, -n % factor]
     return functional.pad(image, padding, value=value)
-
-
-def _fuse_normalisation(network: nn.Module) -> None:
-    """Fold batch normalisation into the convolutions before it: the same function, in one pass."""
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    for name, child in network.named_children():
-        if not isinstance(child, nn.Sequential):
-            continue
-        layers: list[nn.Module] = []
-        for layer in child:
-            if isinstance(layer, nn.BatchNorm3d):
-                layers[-1] = fuse_conv_bn_eval(layers[-1], layer)  # type: ignore[type-var]
-            else:
-                layers.append(layer)
-        setattr(network, name, nn.Sequential(*layers))

@@ -63,7 +63,7 @@ class Model:
     def normalise(self, hounsfield: Tensor) -> Tensor:
         """Map the intensity range to -1..1, clipped."""
         low, high = self.description.intensity_range
-        return (hounsfield.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0
+        return hounsfield.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
 
 
 def make_network(architecture: str, voxel_size: float) -> nn.Module:

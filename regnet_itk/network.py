@@ -21,14 +21,15 @@ PATCH_MARGIN = 27
 BLOCK_OVERHEAD = 52
 """A block of G outputs, two voxels apart, needs BLOCK_OVERHEAD + 2 G input voxels along each axis."""
 
+FINE_OFFSET = 13
+"""The 29-voxel patch begins 13 voxels after the 54-voxel patch; its last slice only meets what pooling drops."""
+
 SLAB_VOXELS = 1_500_000
 """Voxels of the coarse-to-fine network's finest level that are worked on at once outside of training."""
 
 _CACHED_VALUES = 262_144  # products that are summed before they leave the processor's cache
 
 _SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
-
-_FINE_OFFSET = 13  # the 29-voxel patch begins 13 voxels after the 54-voxel patch
 
 
 def _convolutions(channels: list[int], kernel: int = 3) -> nn.Sequential:
@@ -91,20 +92,26 @@ class RegNet(nn.Module):
         """
         if min(fixed.shape[2:]) < BLOCK_OVERHEAD + 2 or any(n % 2 for n in fixed.shape[2:]):
             raise ValueError(f"RegNet needs blocks of 54, 56, 58 .. voxels an axis, not {tuple(fixed.shape[2:])}")
-        images = [_fine_part(image) for image in (fixed, moving)]
+        inside = (..., *(slice(FINE_OFFSET, -FINE_OFFSET),) * 3)
+        fine = self.fine_features(fixed[inside], moving[inside])
+        return [fine] if self.scales == 1 else [fine, self.coarse_features(fixed, moving)]
+
+    def fine_features(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Return the merged feature maps (batch, 30, ..) of the original resolution, from 26 + 2 G voxels an axis."""
         if self.early_fusion:
-            fine = self.fine_both(torch.cat(images, dim=1))
+            fine = self.fine_both(torch.cat([fixed, moving], dim=1))
         else:
-            fine = torch.cat([self.fine_fixed(images[0]), self.fine_moving(images[1])], dim=1)
-        fine = functional.max_pool3d(self.fine_merged(fine), 2)
-        if self.scales == 1:
-            return [fine]
+            fine = torch.cat([self.fine_fixed(fixed), self.fine_moving(moving)], dim=1)
+        return functional.max_pool3d(self.fine_merged(fine), 2)
+
+    def coarse_features(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Return the merged feature maps (batch, 30, ..) of the low resolution, from 52 + 2 G voxels an axis."""
         images = [functional.avg_pool3d(image, 2) for image in (fixed, moving)]
         if self.early_fusion:
             coarse = self.coarse_both(torch.cat(images, dim=1))
         else:
             coarse = torch.cat([self.coarse_fixed(images[0]), self.coarse_moving(images[1])], dim=1)
-        return [fine, self.coarse_merged(coarse)]
+        return self.coarse_merged(coarse)
 
     def forward(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Predict displacements.
@@ -126,13 +133,6 @@ class RegNet(nn.Module):
         hidden = self.dense(self.merged(torch.cat(features, dim=1)))
         with torch.autocast(hidden.device.type, enabled=False):  # 8 mm would be rounded to 0.03 mm in bfloat16
             return self.displacement(hidden.float())
-
-
-def _fine_part(image: Tensor) -> Tensor:
-    """Return the part of a block that the 29-voxel patches cover."""
-    for axis in (2, 3, 4):
-        image = image.narrow(axis, _FINE_OFFSET, image.shape[axis] - BLOCK_OVERHEAD + 27)
-    return image
 
 
 def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.images import Image, bounding_box
@@ -32,6 +33,7 @@ DEFAULT_MODEL = "regnet_multistage"
 """The better of the shipped models on the validation images."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
+FloatArray = npt.NDArray[np.float32]
 Region = Literal["auto", "mask", "lungs", "body", "all"]
 
 
@@ -172,7 +174,8 @@ class RegNetStage:
             u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if (improved_in := to_improve.result()) is not None:
             u = self._improved(pair, composite, improved_in, u, options)
-        u = fade(u, inside, settings.fade)
+        covered = Image(covering(inside, u.grid), u.grid)
+        u = fade(u, covered, settings.fade)
         options.progress(0.87, "warping")
         chain = initial.then(field_link(u, self._resampling(pair)))
         warped = self._warped(pair, chain)
@@ -187,7 +190,7 @@ class RegNetStage:
             "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,
             "max_displacement_mm": float(lengths.max()),
         }
-        warnings = self._warnings(pair, (fixed, moving), inside, Image(lengths, u.grid))
+        warnings = self._warnings(pair, (fixed, moving), inside, lengths, lengths[covered.array])
         for warning in warnings:
             options.log(f"warning: {self.name}: {warning}")
         if warnings:
@@ -265,10 +268,10 @@ class RegNetStage:
         )  # fmt: skip
         return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 
-    def _warnings(self, pair: ImagePair, seen: tuple[Image, Image], region: Image, lengths: Image) -> list[str]:
+    def _warnings(
+        self, pair: ImagePair, seen: tuple[Image, Image], region: Image, lengths: FloatArray, lengths_inside: FloatArray
+    ) -> list[str]:
         """Return how the images, as given and as the network saw them, and how far it moves are unlike its training."""
-        from regnet_itk.inference import covering
-
         description = self._model().description
         found: list[str | None] = []
         for role, given, resampled in zip(
@@ -276,8 +279,7 @@ class RegNetStage:
         ):
             found.append(unlike_intensities(resampled, region.array.astype(bool), description, role))
             found.append(coarse_voxels(given.grid, description, role))
-        inside = covering(region, lengths.grid)
-        found.append(capture_range_reached(lengths.array[inside], float(lengths.array.max()), description))
+        found.append(capture_range_reached(lengths_inside, float(lengths.max()), description))
         return [warning for warning in found if warning is not None]
 
     def _model(self) -> Model:

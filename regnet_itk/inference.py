@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +31,11 @@ from regnet_itk.streaming import StreamedRegNet
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BoolArray = npt.NDArray[np.bool_]
+Tile = tuple[slice, slice, slice]
 
 _AIR = -1000.0
 _CONTEXT = 32.0  # mm around the region that the coarse-to-fine network sees as well
+_VOXELS_PER_SLICE = 45_000  # of a tile: with larger ones, fewer slices fit into the memory that is kept
 _BYTES_PER_TILE_VOXEL = {torch.float32: 180, torch.bfloat16: 120}  # measured peak of RegNet, a voxel at once
 _BYTES_PER_VOXEL = {torch.float32: 180, torch.bfloat16: 125}  # the same for the coarse-to-fine network, to which
 _BYTES_PER_SLAB_VOXEL = {torch.float32: 530, torch.bfloat16: 340}  # come the voxels that are worked on at once
@@ -204,7 +206,7 @@ class Predictor:
         step = self.options.output_step
         found = np.zeros((3, *(fixed.shape if step == 1 else wanted.shape)), dtype=np.float32)
         shifts = list(product(range(0, 2, step), repeat=3))
-        jobs = [(tile, shift) for tile in _tiles(wanted, self._outputs_per_tile()) for shift in shifts]
+        jobs = [(tile, shift) for tile in _tiles(wanted, self._voxels_per_slice()) for shift in shifts]
         for done, (tile, shift) in enumerate(jobs):
             first = [t.start * 2 + s for t, s in zip(tile, shift, strict=True)]
             count = [t.stop - t.start for t in tile]
@@ -219,17 +221,17 @@ class Predictor:
     def _report(self, done: int, jobs: int, fraction: float) -> None:
         self.progress((done + fraction) / jobs)
 
-    def _outputs_per_tile(self) -> int:
-        """Return the largest number of outputs along y and x of a tile that the memory budget allows."""
+    def _voxels_per_slice(self) -> int:
+        """Return how many voxels a slice of a tile's images may have in the memory budget."""
         slices = BLOCK_OVERHEAD + 2
-        outputs = int((math.sqrt(self._voxels_at_once() / slices) - BLOCK_OVERHEAD) / 2)
-        if outputs < 1:
+        voxels = int(self._voxels_at_once() / slices)
+        if voxels < slices**2:
             least = slices**3 * _BYTES_PER_TILE_VOXEL[self.precision] / 1e9
             raise ParameterError(
                 f"a memory budget of {self.options.memory} GB is too small for a single patch; "
                 f"(RegNetMemoryBudget {math.ceil(least * 100) / 100}) is the least"
             )
-        return min(outputs, 80)
+        return min(voxels, _VOXELS_PER_SLICE)
 
     def _voxels_at_once(self) -> float:
         return self.options.memory * 1e9 / _BYTES_PER_TILE_VOXEL[self.precision]
@@ -370,22 +372,37 @@ def _wanted_outputs(region: BoolArray, step: int, margin: float) -> BoolArray:
     return np.asarray(distance_to(wanted) <= margin / 2 + 1)
 
 
-def _tiles(wanted: BoolArray, largest: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut the box around the wanted outputs into even tiles along y and x, each just as large as its wanted ones."""
+def _tiles(wanted: BoolArray, largest: int) -> Iterator[Tile]:
+    """Cut the box around the wanted outputs into tiles with at most `largest` voxels in a slice of their images.
+
+    It is cut evenly along y and x. Each tile is cropped to its wanted outputs, those that have none are left out.
+    """
     if not wanted.any():
         return
-    box = bounding_box(wanted, 0)
+    z, *box = bounding_box(wanted, 0)
+    counts = _fewest_voxels([extent.stop - extent.start for extent in box], largest)
     cuts = []
-    for extent in box[1:]:
-        length = extent.stop - extent.start
-        count = math.ceil(length / largest)
-        edges = [extent.start + length * i // count for i in range(count + 1)]
+    for extent, count in zip(box, counts, strict=True):
+        edges = [extent.start + (extent.stop - extent.start) * i // count for i in range(count + 1)]
         cuts.append([slice(a, b) for a, b in pairwise(edges)])
-    for tile in product([box[0]], *cuts):
-        if wanted[tile].any():
-            within = bounding_box(wanted[tile], 0)
-            z, y, x = (slice(t.start + w.start, t.start + w.stop) for t, w in zip(tile, within, strict=True))
-            yield z, y, x
+    for part in product([z], *cuts):
+        if wanted[part].any():
+            within = bounding_box(wanted[part], 0)
+            cropped = [slice(p.start + w.start, p.start + w.stop) for p, w in zip(part, within, strict=True)]
+            yield cropped[0], cropped[1], cropped[2]
+
+
+def _fewest_voxels(outputs: Sequence[int], largest: int) -> tuple[int, int]:
+    """Return into how many parts to cut along y and x, so that their borders cost least."""
+    ways = []
+    for along_y in range(1, outputs[0] + 1):
+        height = BLOCK_OVERHEAD + 2 * math.ceil(outputs[0] / along_y)
+        most = (largest // height - BLOCK_OVERHEAD) // 2
+        if most > 0:
+            along_x = math.ceil(outputs[1] / most)
+            width = BLOCK_OVERHEAD + 2 * math.ceil(outputs[1] / along_x)
+            ways.append((along_y * height * along_x * width, along_y, along_x))
+    return min(ways)[1:]
 
 
 def _block(image: Tensor, first: list[int], count: list[int], air: float) -> Tensor:

@@ -73,7 +73,7 @@ def box(grid: Grid, *spans: slice) -> Image:
 
 
 def predictor(model: Model, tile: int = 80, **options) -> Predictor:
-    """With a budget that allows one slice of a tile of `tile` outputs along y and x, but not of `tile` + 1."""
+    """With a budget that allows one slice of a tile of `tile` x `tile` outputs, but not of (`tile` + 1)^2."""
     memory = 54 * ((52 + 2 * tile + 0.5) ** 2) * 180 / 1e9
     return Predictor(model, InferenceOptions(**({"device": "cpu", "precision": "float32", "memory": memory} | options)))
 
@@ -117,7 +117,7 @@ def test_tiles_leave_no_seams(regnet: Model, odd: tuple, tile: int) -> None:
     shapes = count_calls(made_ready)
     found = made_ready.predict(fixed, moving, region)
     assert len(shapes) > 3
-    assert max(max(shape[1:]) for shape in shapes) <= 52 + 2 * tile
+    assert max(shape[1] * shape[2] for shape in shapes) <= (52 + 2 * tile + 0.5) ** 2
     if tile > 1:
         np.testing.assert_allclose(found.vectors, whole.vectors, atol=1e-4)
     inside = region.array
@@ -143,6 +143,7 @@ def test_tiles_without_a_voxel_of_the_region_are_left_out(regnet: Model) -> None
     shapes = count_calls(made_ready)
     found = made_ready.predict(fixed, moving, region)
     assert 2 <= len(shapes) <= 4  # of five
+    assert max(map(max, shapes)) <= 52 + 2 * 2  # each no larger than its voxel needs
     whole = predictor(regnet).predict(fixed, moving, everywhere(grid))
     for point in grid.points()[mask]:
         np.testing.assert_allclose(found.at(point), whole.at(point), atol=1e-4)

@@ -36,7 +36,7 @@ Tile = tuple[slice, slice, slice]
 _AIR = -1000.0
 _CONTEXT = 32.0  # mm around the region that the coarse-to-fine network sees as well
 _VOXELS_PER_SLICE = 45_000  # of a tile: with larger ones, fewer slices fit into the memory that is kept
-_BYTES_PER_TILE_VOXEL = {torch.float32: 180, torch.bfloat16: 120}  # measured peak of RegNet, a voxel at once
+_BYTES_PER_TILE_VOXEL = {torch.float32: 340, torch.bfloat16: 120}  # measured peaks of RegNet, a voxel at once
 _BYTES_PER_VOXEL = {torch.float32: 180, torch.bfloat16: 125}  # the same for the coarse-to-fine network, to which
 _BYTES_PER_SLAB_VOXEL = {torch.float32: 530, torch.bfloat16: 340}  # come the voxels that are worked on at once
 
@@ -211,7 +211,7 @@ class Predictor:
             first = [t.start * 2 + s for t, s in zip(tile, shift, strict=True)]
             count = [t.stop - t.start for t in tile]
             blocks = [_block(image, first, count, air).to(self.device) for image in (fixed, moving)]
-            outputs = self.network(*blocks, partial(self._report, done, len(jobs)))[0].float().cpu().numpy()
+            outputs = self.network(*blocks, partial(self._report, done, len(jobs)))[0].cpu().numpy()
             apart = 2 // step  # the outputs of one shift are this many voxels of the result apart
             target = tuple(slice(t.start * apart + s, t.stop * apart, apart) for t, s in zip(tile, shift, strict=True))
             part = found[(slice(None), *target)]

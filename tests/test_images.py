@@ -8,6 +8,7 @@ import itk
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from regnet_itk.errors import ImageError, OutputError
@@ -15,6 +16,7 @@ from regnet_itk.geometry import Grid
 from regnet_itk.images import (
     Image,
     as_image,
+    bounding_box,
     check_mask,
     check_registrable,
     grid_of,
@@ -312,3 +314,16 @@ def test_the_grid_alone_is_read_from_the_header(tmp_path):
         read_grid(tmp_path / "text.mha")
     with pytest.raises(ImageError, match=r"gone.mha' does not exist"):
         read_grid(tmp_path / "gone.mha")
+
+
+@pytest.mark.parametrize("margin", [0, 2, (1, 3, 40)])
+def test_the_box_around_a_mask_and_its_margins_along_z_y_x(margin):
+    mask = np.zeros((20, 30, 50), dtype=bool)
+    mask[5, 10, 20] = mask[7, 13, 30] = True
+    wider = np.ones([2 * m + 1 for m in np.broadcast_to(margin, 3)])
+    expected = ndimage.find_objects(ndimage.binary_dilation(mask, wider).astype(int))[0]
+    assert bounding_box(mask, margin) == expected
+
+
+def test_the_box_of_nothing_is_everything():
+    assert bounding_box(np.zeros((2, 3, 4), dtype=bool), 1) == (slice(0, 2), slice(0, 3), slice(0, 4))

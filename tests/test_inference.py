@@ -74,7 +74,7 @@ def box(grid: Grid, *spans: slice) -> Image:
 
 def predictor(model: Model, tile: int = 80, **options) -> Predictor:
     """With a budget that allows one slice of a tile of `tile` x `tile` outputs, but not of (`tile` + 1)^2."""
-    memory = 54 * ((52 + 2 * tile + 0.5) ** 2) * 180 / 1e9
+    memory = 54 * ((52 + 2 * tile + 0.5) ** 2) * 340 / 1e9
     return Predictor(model, InferenceOptions(**({"device": "cpu", "precision": "float32", "memory": memory} | options)))
 
 
@@ -82,6 +82,14 @@ def count_calls(made_ready: Predictor) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     made_ready.network.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape[2:])))
     return shapes
+
+
+def count_voxels_at_once(made_ready: Predictor) -> list[int]:
+    """Of the moving image; the low resolution's first layer is given an eighth of them."""
+    voxels: list[int] = []
+    first = made_ready.network.network.coarse_moving
+    first.register_forward_hook(lambda module, inputs, output: voxels.append(8 * inputs[0].numel()))
+    return voxels
 
 
 def test_every_voxel_is_the_displacement_of_its_patch(regnet: Model) -> None:
@@ -114,10 +122,11 @@ def test_tiles_leave_no_seams(regnet: Model, odd: tuple, tile: int) -> None:
     grid, fixed, moving, whole = odd
     region = everywhere(grid) if tile > 1 else box(grid, slice(2, 5), slice(0, 3), slice(6, 9))
     made_ready = predictor(regnet, tile)
-    shapes = count_calls(made_ready)
+    shapes, at_once = count_calls(made_ready), count_voxels_at_once(made_ready)
     found = made_ready.predict(fixed, moving, region)
     assert len(shapes) > 3
     assert max(shape[1] * shape[2] for shape in shapes) <= (52 + 2 * tile + 0.5) ** 2
+    assert max(at_once) <= 54 * (52 + 2 * tile + 0.5) ** 2
     if tile > 1:
         np.testing.assert_allclose(found.vectors, whole.vectors, atol=1e-4)
     inside = region.array
@@ -131,6 +140,14 @@ def test_every_second_voxel_is_every_second_of_all(regnet: Model, odd: tuple) ->
     assert every.vectors.shape == (7, 8, 9, 3)
     np.testing.assert_allclose(whole.vectors[:, :4], every.vectors[::2, ::2, ::2], atol=1e-4)
     np.testing.assert_allclose(whole.at(grid.points()[::2, ::2, ::2]), every.vectors[::2, ::2, ::2], atol=1e-4)
+
+
+def test_tiles_are_cut_where_their_borders_cost_least() -> None:
+    grid = Grid((40, 8, 4))
+    made_ready = predictor(constant_regnet(), 10)
+    shapes = count_calls(made_ready)
+    made_ready.predict(*pair(grid), everywhere(grid))
+    assert [shape[1] for shape in shapes] == [52 + 2 * 5] * 2  # whole along y, two along x
 
 
 def test_tiles_without_a_voxel_of_the_region_are_left_out(regnet: Model) -> None:

@@ -272,6 +272,16 @@ def test_the_weight_is_the_mask_at_the_fixed_voxel() -> None:
     assert 0.05 < float(block.weight.mean()) < 0.95
 
 
+def test_a_source_keeps_80_mm_around_the_lungs_along_every_axis() -> None:
+    grid = Grid((120, 60, 40), (2.0, 4.0, 8.0))
+    lungs = np.zeros(grid.shape, dtype=np.uint8)
+    lungs[20, 30, 60] = 1
+    source = Source.from_image(Image(np.zeros(grid.shape, dtype=np.float32), grid), Image(lungs, grid))
+    extents = [(n - 1) / 2 * s for n, s in zip(source.values.shape, (8.0, 4.0, 2.0), strict=True)]
+    assert extents == [80.0, 80.0, 80.0]
+    assert source.lungs[10, 20, 40] == 1
+
+
 def test_jacobian_determinant_is_numpy_s() -> None:
     u = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, 12, 13, 14)), (0, 2, 2, 2)) * 30
     matrix = np.stack([np.stack(np.gradient(c, 1.5)[::-1], axis=-1) for c in u], axis=-2) + np.eye(3)

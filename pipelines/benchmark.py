@@ -22,22 +22,22 @@ import numpy as np
 from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pair
 from peers import MODULES, PEERS, peer_methods
 
+from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.progress import StageProgress
-from regnet_itk.displacement import DisplacementField, read_displacement_field
+from regnet_itk.comparison.outputs import write_comparison
+from regnet_itk.comparison.pairs import Pair, check_pairs
+from regnet_itk.comparison.run import Comparison, Method, Outcome, compare, read_methods
+from regnet_itk.comparison.step import StepSettings
+from regnet_itk.comparison.tables import subsets
+from regnet_itk.data.field import DisplacementField, read_displacement_field
+from regnet_itk.data.grid import Triple
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
-from regnet_itk.evaluation.comparison import Comparison, Method, Outcome, compare, read_methods
-from regnet_itk.evaluation.comparison_outputs import write_comparison
-from regnet_itk.evaluation.comparison_step import StepSettings
-from regnet_itk.evaluation.metrics import ErrorMoments
-from regnet_itk.evaluation.pairs import Pair, check_pairs
-from regnet_itk.evaluation.tables import subsets
-from regnet_itk.geometry import Triple
-from regnet_itk.images import read_image
-from regnet_itk.lungs import lung_mask
+from regnet_itk.metrics.measures import ErrorMoments
 from regnet_itk.outputs import write_whole
 from regnet_itk.stages.base import Stage
+from regnet_itk.training.paper_pairs import breathing_displacement
 from regnet_itk.training.sources import find_images
-from regnet_itk.training.synthesis import breathing_displacement
 
 METHODS = (
     "bspline_3r", "bspline_1r", "regnet", "regnet_multistage_fast", "regnet_multistage_oneshot", "regnet_multistage",

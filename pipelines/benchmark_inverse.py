@@ -21,9 +21,9 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.displacement import DisplacementField
-from regnet_itk.geometry import Grid
-from regnet_itk.inverse import invert_field
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.transforms.inverse import invert_field
 
 SPACING = (0.7, 0.7, 1.0)
 AMPLITUDE = 15.3  # mm, of each component; the longest vector then has 20 mm

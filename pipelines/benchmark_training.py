@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
+from regnet_itk.anatomy.phantom import make_phantom
+from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import RegNetItkError
-from regnet_itk.images import write_image
-from regnet_itk.phantom import make_phantom
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import FieldRecipe, Phase, TrainingConfig
 from regnet_itk.training.loop import Trainer, TrainingOptions

@@ -18,29 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.displacement import DisplacementField
+from regnet_itk.anatomy.lungs import lung_mask
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError
-from regnet_itk.evaluation.metrics import displacement_error
-from regnet_itk.images import Image, read_image
-from regnet_itk.inference import find_device, find_precision
-from regnet_itk.lungs import lung_mask
-from regnet_itk.model import find_model, load_model, save_model
-from regnet_itk.network import RegNet
+from regnet_itk.metrics.measures import displacement_error
+from regnet_itk.networks.devices import find_device, find_precision
+from regnet_itk.networks.model import find_model, load_model, save_model
+from regnet_itk.networks.regnet import RegNet
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.training.config import Judge, TrainingConfig, find_recipe
-from regnet_itk.training.prepared import Prepared
-from regnet_itk.training.sources import find_images, load_source
-from regnet_itk.training.synthesis import (
+from regnet_itk.training.paper_pairs import (
     FREQUENCIES,
     SyntheticPair,
     breathing_displacement,
     deformed_pair,
     random_displacement,
 )
+from regnet_itk.training.prepared import Prepared
+from regnet_itk.training.sources import find_images, load_source
 from regnet_itk.training.validation import Validation, ValidationBlocks, block_shape
-from regnet_itk.transforms import TransformChain
+from regnet_itk.transforms.chain import TransformChain
 
 BREATHING = (-20.0, 20.0)
 REGNET_OUTPUTS, COARSE_TO_FINE_VOXELS = 24, 96

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from regnet_itk.displacement import DisplacementField
-from regnet_itk.evaluation.pairs import Pair
-from regnet_itk.geometry import Triple
-from regnet_itk.images import Image, write_image
+from regnet_itk.anatomy.phantom import make_phantom, write_phantom
+from regnet_itk.comparison.pairs import Pair
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Triple
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import write_image
 from regnet_itk.outputs import staged_folder
-from regnet_itk.phantom import make_phantom, write_phantom
-from regnet_itk.training.synthesis import deformed_pair
+from regnet_itk.training.paper_pairs import deformed_pair
 
 NOISE = 5.0
 """HU, of both images of a deformed CT, as in the paper."""
@@ -31,7 +32,7 @@ def phantom_pair(
         Of this pair alone: it must tell apart whatever the other parameters tell apart.
     name : str
         Of the pair.
-    seed, kind, spacing, extent, amplitude : as for :func:`regnet_itk.phantom.make_phantom`
+    seed, kind, spacing, extent, amplitude : as for :func:`regnet_itk.anatomy.phantom.make_phantom`
     """
     if not (folder / _TRUTH).is_file():
         write_phantom(make_phantom(seed, kind, spacing=spacing, extent=extent, amplitude=amplitude), folder)

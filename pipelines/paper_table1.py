@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pair
 
+from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.compare import run_comparison
+from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
+from regnet_itk.comparison.run import DEFAULT_METHODS, read_methods
+from regnet_itk.comparison.step import StepSettings
+from regnet_itk.data.grid import Triple
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
-from regnet_itk.evaluation.comparison import DEFAULT_METHODS, read_methods
-from regnet_itk.evaluation.comparison_step import StepSettings
-from regnet_itk.evaluation.pairs import Pair, check_pairs, read_pairs, write_pairs
-from regnet_itk.geometry import Triple
-from regnet_itk.images import Image, read_image
-from regnet_itk.lungs import lung_mask
 from regnet_itk.training.loop import find_images
-from regnet_itk.training.synthesis import FREQUENCIES, random_displacement
+from regnet_itk.training.paper_pairs import FREQUENCIES, random_displacement
 
 KINDS = ("followup", "breathing")
 

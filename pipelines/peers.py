@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.cli.compare import run_comparison
-from regnet_itk.displacement import DisplacementField
+from regnet_itk.comparison.pairs import check_pairs, read_pairs
+from regnet_itk.comparison.run import DEFAULT_METHODS, Method, read_methods
+from regnet_itk.comparison.step import StepSettings
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError, RegNetItkError
-from regnet_itk.evaluation.comparison import DEFAULT_METHODS, Method, read_methods
-from regnet_itk.evaluation.comparison_step import StepSettings
-from regnet_itk.evaluation.pairs import check_pairs, read_pairs
-from regnet_itk.geometry import Grid
-from regnet_itk.images import Image
 from regnet_itk.parameters import ParameterMap, as_values
 from regnet_itk.stages.base import ImagePair, RunOptions, StageResult
-from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
+from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.resampling_keys import resampling_parameters
 
 MODULES = {"greedy": "picsl_greedy", "convexadam": "convexAdam"}
 """What is imported for a peer."""

@@ -26,10 +26,10 @@ import torch
 from evaluate_models import test_pairs
 
 from regnet_itk.cli.train import TrainingScreen
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
-from regnet_itk.evaluation.metrics import ErrorMoments, transform_error
-from regnet_itk.images import read_image
-from regnet_itk.model import find_model
+from regnet_itk.metrics.measures import ErrorMoments, transform_error
+from regnet_itk.networks.model import find_model
 from regnet_itk.outputs import write_whole
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
@@ -47,7 +47,7 @@ from regnet_itk.training.config import (
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions, find_images
 from regnet_itk.training.sources import all_images, with_images
-from regnet_itk.transforms import TransformChain
+from regnet_itk.transforms.chain import TransformChain
 
 Variants = dict[str, TrainingConfig]
 _PLAIN_FIELDS, _PLAIN_APPEARANCE = FieldRecipe(), AppearanceRecipe()

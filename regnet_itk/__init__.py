@@ -10,37 +10,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regnet_itk.displacement import DisplacementField, read_displacement_field
-    from regnet_itk.elastix_api import RegNetRegistrationMethod, registration_method
+    from regnet_itk.anatomy.phantom import make_phantom
+    from regnet_itk.data.field import DisplacementField, read_displacement_field
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.data.image import Image
+    from regnet_itk.data.image_files import read_image, write_image
+    from regnet_itk.data.landmarks import Landmarks, read_landmarks
     from regnet_itk.errors import RegNetItkError
-    from regnet_itk.geometry import Grid
-    from regnet_itk.images import Image, read_image, write_image
+    from regnet_itk.interfaces.itk_elastix import RegNetRegistrationMethod, registration_method
     from regnet_itk.parameters import ParameterMap, read_parameter_map
-    from regnet_itk.phantom import make_phantom
-    from regnet_itk.points import Landmarks, read_landmarks
     from regnet_itk.registration import register
     from regnet_itk.results import RegistrationResult
-    from regnet_itk.transforms import TransformChain, read_chain
+    from regnet_itk.transforms.chain import TransformChain
+    from regnet_itk.transforms.elastix_files import read_chain
 
 _HOME = {
-    "DisplacementField": "displacement",
-    "Grid": "geometry",
-    "Image": "images",
-    "Landmarks": "points",
+    "DisplacementField": "data.field",
+    "Grid": "data.grid",
+    "Image": "data.image",
+    "Landmarks": "data.landmarks",
     "ParameterMap": "parameters",
     "RegNetItkError": "errors",
-    "RegNetRegistrationMethod": "elastix_api",
+    "RegNetRegistrationMethod": "interfaces.itk_elastix",
     "RegistrationResult": "results",
-    "TransformChain": "transforms",
-    "make_phantom": "phantom",
-    "read_chain": "transforms",
-    "read_displacement_field": "displacement",
-    "read_image": "images",
-    "read_landmarks": "points",
+    "TransformChain": "transforms.chain",
+    "make_phantom": "anatomy.phantom",
+    "read_chain": "transforms.elastix_files",
+    "read_displacement_field": "data.field",
+    "read_image": "data.image_files",
+    "read_landmarks": "data.landmarks",
     "read_parameter_map": "parameters",
     "register": "registration",
-    "registration_method": "elastix_api",
-    "write_image": "images",
+    "registration_method": "interfaces.itk_elastix",
+    "write_image": "data.image_files",
 }
 
 __all__ = [

@@ -15,25 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.conversion import NIFTI_SUFFIXES, describe_transform, nifti_intent, read_field, spaced, transform_grid
-from regnet_itk.displacement import DisplacementField
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import FloatArray, Grid
+from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
+from regnet_itk.data.landmarks import check_inside, read_landmarks
 from regnet_itk.errors import ParameterError, PointsError, TransformError, did_you_mean
-from regnet_itk.geometry import FloatArray, Grid
-from regnet_itk.images import IMAGE_SUFFIXES, read_image
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
-from regnet_itk.points import check_inside, read_landmarks
-from regnet_itk.transforms import (
-    INITIAL_KEYS,
-    ITK_SUFFIXES,
-    BSplineTransform,
-    Link,
-    MatrixTransform,
-    TransformChain,
-    initial_file,
-    locate_file,
-    read_chain,
-    read_transform_map,
+from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.conversion import (
+    NIFTI_SUFFIXES,
+    describe_transform,
+    nifti_intent,
+    read_field,
+    spaced,
+    transform_grid,
 )
+from regnet_itk.transforms.elastix_files import INITIAL_KEYS, initial_file, locate_file, read_chain, read_transform_map
+from regnet_itk.transforms.itk_files import ITK_SUFFIXES
+from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 DIRECTION = "fixed to moving: T(x) = x + u(x) maps points of the fixed image to the moving image"
 FRAME = "mm, LPS"
@@ -413,7 +412,7 @@ def _landmarks(path: Path, like: Grid | None) -> Inspection:
 
 
 def _model(path: Path) -> Inspection:
-    from regnet_itk.model import load_model
+    from regnet_itk.networks.model import load_model
 
     model = load_model(path)
     count = sum(math.prod(tensor.shape) for tensor in model.network.state_dict().values())

@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.displacement import DisplacementField
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import INTERPOLATION_ORDERS, Image, as_image, check_mask, check_registrable
+from regnet_itk.data.image_files import read_image
+from regnet_itk.data.landmarks import Landmarks, check_landmarks, read_landmarks
 from regnet_itk.errors import ImageError, ParameterError, RegNetItkError, TransformError, did_you_mean
-from regnet_itk.evaluation.inverse_consistency import inverse_consistency
-from regnet_itk.evaluation.metrics import ErrorSummary, summarise_errors
-from regnet_itk.geometry import Grid
-from regnet_itk.images import INTERPOLATION_ORDERS, Image, as_image, check_mask, check_registrable, read_image
+from regnet_itk.metrics.inverse_consistency import inverse_consistency
+from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
-from regnet_itk.points import Landmarks, check_landmarks, read_landmarks
 from regnet_itk.results import RegistrationResult, StageReport, describe_error, overview_grid
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
-from regnet_itk.transforms import TransformChain, field_link, read_chain
+from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.elastix_files import read_chain
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
 
@@ -202,7 +204,7 @@ def _inverted(initial: TransformChain, pair: ImagePair) -> TransformChain:
     """Return the inverse of the transform to start from, for the way back."""
     if not initial.links:
         return initial
-    from regnet_itk.inverse import FAILED_SHARE, inverse_residual, invert_chain
+    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
 
     grid = overview_grid(pair.moving.grid)
     inverse = invert_chain(initial, pair.fixed.grid, grid)
@@ -291,7 +293,7 @@ def _check_output_keys(parameters: ParameterMap) -> None:
 def _check_what_networks_need(planned: Sequence[ElastixStage | RegNetStage], pair: ImagePair, device: str) -> None:
     networks = [stage for stage in planned if isinstance(stage, RegNetStage)]
     if networks:
-        from regnet_itk.inference import find_device
+        from regnet_itk.networks.devices import find_device
 
         find_device(device)
     elif not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):  # without the seconds that torch takes to load

@@ -12,15 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regnet_itk.displacement import DisplacementField
-from regnet_itk.evaluation.metrics import ErrorSummary, folding_share
-from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, write_image
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import write_image
+from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.outputs import staged_folder
-from regnet_itk.transforms import MatrixTransform, TransformChain, rename_elastix_files, resampling_parameters
+from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.elastix_files import rename_elastix_files, write_elastix
+from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.types import MatrixTransform
 
 if TYPE_CHECKING:
-    from regnet_itk.evaluation.inverse_consistency import InverseConsistency
+    from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.stages.base import Detail, ImagePair
 
@@ -213,11 +218,11 @@ class RegistrationResult:
 
     def _write_all(self, folder: Path, final: Path) -> None:
         """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
-        from regnet_itk.evaluation.figures import registration_figure
+        from regnet_itk.figures.overview import registration_figure
 
         self.write_stages(folder, final)
         last = len(self.stages) - 1
-        self.chain.write_itk(folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
+        write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
         (folder / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         registration_figure(
             self.pair.fixed,
@@ -271,7 +276,7 @@ class RegistrationResult:
             for link in self.chain.links
         ]
         with staged_folder(folder) as stage:
-            written = TransformChain(tuple(links)).write_elastix(stage, final)
+            written = write_elastix(TransformChain(tuple(links)), stage, final)
             if self.initial_links:
                 new_names = {file.name: self._file_name(file.name) for file in stage.iterdir()}
                 rename_elastix_files(stage, new_names, final)

@@ -13,15 +13,19 @@ import pytest
 import SimpleITK as sitk
 
 import regnet_itk
+from regnet_itk.anatomy.phantom import make_phantom, write_phantom
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ImageError, ModelError, OutputError, ParameterError, PointsError, TransformError
-from regnet_itk.geometry import Grid
-from regnet_itk.images import Image, read_image
-from regnet_itk.model import shipped_models
+from regnet_itk.networks.model import shipped_models
 from regnet_itk.parameters import ParameterMap, read_parameter_map
-from regnet_itk.phantom import make_phantom, write_phantom
 from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
-from regnet_itk.transforms import Link, MatrixTransform, TransformChain, read_chain
+from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.types import MatrixTransform
 
 AFFINE = read_parameter_map("affine").with_(
     NumberOfResolutions=2, ImagePyramidSchedule=[4, 4, 4, 2, 2, 2], MaximumNumberOfIterations=60
@@ -168,8 +172,8 @@ def test_where_to_start(phantom, tmp_path):
     chain = register(phantom.fixed, phantom.moving, REGNET, initial=SHIFT).chain
     assert chain.links[0] is SHIFT.links[0]
     (tmp_path / "elastix").mkdir()
-    paths = [*SHIFT.write_elastix(tmp_path / "elastix"), tmp_path / "shift.h5"]
-    SHIFT.write_itk(paths[1])
+    paths = [*write_elastix(SHIFT, tmp_path / "elastix"), tmp_path / "shift.h5"]
+    write_itk(SHIFT, paths[1])
     points = phantom.fixed_landmarks
     for path in paths:
         other = register(phantom.fixed, phantom.moving, REGNET, initial=path)

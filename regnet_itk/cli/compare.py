@@ -12,9 +12,9 @@ from regnet_itk.cli.main import FAILED, StrictCommand
 from regnet_itk.cli.run import LOG_LEVELS
 
 if TYPE_CHECKING:
-    from regnet_itk.evaluation.comparison import Method
-    from regnet_itk.evaluation.comparison_step import StepSettings
-    from regnet_itk.evaluation.pairs import Pair
+    from regnet_itk.comparison.pairs import Pair
+    from regnet_itk.comparison.run import Method
+    from regnet_itk.comparison.step import StepSettings
 
 _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
 
@@ -68,9 +68,9 @@ def command(
     Writes to DIR: table.csv .md .tex, quality.csv, differences.csv, measures.csv (each pair), the figures as .png and
     .svg, report.html, and in DIR/pairs the transforms. Started again, it keeps what is finished.
     """
-    from regnet_itk.evaluation.comparison import read_methods
-    from regnet_itk.evaluation.comparison_step import StepSettings
-    from regnet_itk.evaluation.pairs import check_pairs, read_pairs
+    from regnet_itk.comparison.pairs import check_pairs, read_pairs
+    from regnet_itk.comparison.run import read_methods
+    from regnet_itk.comparison.step import StepSettings
     from regnet_itk.outputs import check_writable
 
     check_writable(out)
@@ -96,7 +96,7 @@ def run_comparison(
 
     Parameters
     ----------
-    pairs, methods, out, settings, capture_range : see :func:`regnet_itk.evaluation.comparison.compare`
+    pairs, methods, out, settings, capture_range : see :func:`regnet_itk.comparison.run.compare`
     title : str
         Of the report.
     loglevel : str
@@ -108,9 +108,9 @@ def run_comparison(
         The exit status: not 0 if something failed.
     """
     from regnet_itk.cli.progress import StageProgress
-    from regnet_itk.evaluation.comparison import compare
-    from regnet_itk.evaluation.comparison_outputs import write_comparison
-    from regnet_itk.evaluation.tables import error_table, quality_table, table_markdown
+    from regnet_itk.comparison.outputs import write_comparison
+    from regnet_itk.comparison.run import compare
+    from regnet_itk.comparison.tables import error_table, quality_table, table_markdown
 
     shown = StageProgress(loglevel)
     with shown:

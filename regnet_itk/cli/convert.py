@@ -9,7 +9,7 @@ import click
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.conversion import Conversion, Vectors
+    from regnet_itk.transforms.conversion import Conversion, Vectors
 
 
 @click.command("convert", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,8 +43,8 @@ def command(
     elastix transform files (.txt), ITK transforms (.h5, .tfm), displacement fields (.mha, .mhd, .nrrd, .nii.gz). It is
     said whether the result is exact; if not, its error is measured and said.
     """
-    from regnet_itk.conversion import convert, parse_spacing
-    from regnet_itk.images import read_grid
+    from regnet_itk.data.image_files import read_grid
+    from regnet_itk.transforms.conversion import convert, parse_spacing
 
     done = convert(
         source,

@@ -19,9 +19,9 @@ def command(folder: Path, device: str, seed: int) -> None:
     Needs no download. DIR holds the images, masks, landmarks and the true displacement field; DIR/registration holds
     what a registration writes.
     """
+    from regnet_itk.anatomy.phantom import make_phantom, write_phantom
     from regnet_itk.cli.run import run
     from regnet_itk.outputs import check_writable
-    from regnet_itk.phantom import make_phantom, write_phantom
 
     check_writable(folder)
     click.echo("making the phantom ..", err=True)

@@ -10,7 +10,7 @@ import click
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.dirlab import Phase, Slices
+    from regnet_itk.comparison.dirlab import Phase, Slices
 
 
 @click.command("import", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +35,7 @@ def command(
     FOLDER is a case as it was unpacked (Case1Pack, copd1 ..), or a folder of several. Writes DIR/PAIRS.csv, and for
     each case DIR/NAME/inhale.mha, exhale.mha (Hounsfield units), inhale_points.txt and exhale_points.txt (mm, LPS).
     """
-    from regnet_itk.dirlab import PAIRS_FILE, add_pairs, find_cases, import_case
+    from regnet_itk.comparison.dirlab import PAIRS_FILE, add_pairs, find_cases, import_case
     from regnet_itk.outputs import check_writable
 
     check_writable(out)

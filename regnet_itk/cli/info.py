@@ -21,7 +21,7 @@ def command(file: str, like: str | None, as_json: bool) -> None:
     For transforms: unit, frame, direction, grid, how far points move, folding, every part with how it is combined, and
     files that are missing.
     """
-    from regnet_itk.images import read_grid
+    from regnet_itk.data.image_files import read_grid
     from regnet_itk.inspection import describe_inspection, inspect_file
 
     found = inspect_file(file, read_grid(like) if like else None)

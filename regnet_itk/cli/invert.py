@@ -11,11 +11,13 @@ import click
 
 from regnet_itk.cli.main import StrictCommand
 from regnet_itk.cli.transform import LOG_LEVELS, NOT_INVERTED, RunLog, set_threads
+from regnet_itk.transforms.elastix_files import write_elastix
+from regnet_itk.transforms.itk_files import write_itk
 
 if TYPE_CHECKING:
-    from regnet_itk.geometry import Grid
-    from regnet_itk.inverse import Residual
-    from regnet_itk.transforms import TransformChain
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.transforms.chain import TransformChain
+    from regnet_itk.transforms.inverse import Residual
 
 
 @click.command("invert", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,11 +55,11 @@ def invert(
     loglevel: str = "info",
 ) -> int:
     """Do what the command says, and return its exit status; the parameters are its options."""
+    from regnet_itk.data.image_files import read_grid
     from regnet_itk.errors import OutputError
-    from regnet_itk.images import read_grid
-    from regnet_itk.inverse import FAILED_SHARE, inverse_residual, invert_chain
     from regnet_itk.outputs import check_writable, staged_folder
-    from regnet_itk.transforms import read_chain
+    from regnet_itk.transforms.elastix_files import read_chain
+    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
 
     check_writable(out)
     if out.resolve() == Path(transform).resolve().parent:
@@ -84,10 +86,10 @@ def invert(
 
 def _fixed_grid(chain: TransformChain, given: Grid | None, source: str) -> Grid:
     """Return the grid of the fixed image: given, said by the file, or that of the displacement field in it."""
-    from regnet_itk.displacement import DisplacementField
+    from regnet_itk.data.field import DisplacementField
+    from regnet_itk.data.grid import Grid
     from regnet_itk.errors import TransformError
-    from regnet_itk.geometry import Grid
-    from regnet_itk.transforms import resampling_grid
+    from regnet_itk.transforms.resampling_keys import resampling_grid
 
     if given is not None:
         return given
@@ -104,10 +106,11 @@ def _fixed_grid(chain: TransformChain, given: Grid | None, source: str) -> Grid:
 
 def _with_settings(inverse: TransformChain, chain: TransformChain, wanted: Grid | None) -> TransformChain:
     """Return the inverse with what its files say of resampling: as the transform's files, on its own voxels."""
-    from regnet_itk.displacement import DisplacementField
-    from regnet_itk.inverse import image_grid
+    from regnet_itk.data.field import DisplacementField
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms import TransformChain, resampling_grid, resampling_parameters
+    from regnet_itk.transforms.chain import TransformChain
+    from regnet_itk.transforms.inverse import image_grid
+    from regnet_itk.transforms.resampling_keys import resampling_grid, resampling_parameters
 
     said = chain.links[-1].parameters if chain.links else ParameterMap({})
     last, fixed_grid = inverse.links[-1].transform, resampling_grid(said)
@@ -122,8 +125,8 @@ def _with_settings(inverse: TransformChain, chain: TransformChain, wanted: Grid 
 
 
 def _write(inverse: TransformChain, stage: Path, final: Path) -> None:
-    written = inverse.write_elastix(stage, final)
-    inverse.write_itk(stage / f"{written[-1].stem}-Composite.h5")
+    written = write_elastix(inverse, stage, final)
+    write_itk(inverse, stage / f"{written[-1].stem}-Composite.h5")
 
 
 def _tell(log: RunLog, residual: Residual) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
-from regnet_itk.waiting import wait_briefly
+from regnet_itk.threads import wait_briefly
 
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",

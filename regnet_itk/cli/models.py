@@ -12,7 +12,7 @@ import click
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.model import ModelDescription
+    from regnet_itk.networks.model import ModelDescription
 
 _WIDTH = 110
 _COLUMNS = ("name", "network", "voxels", "capture range", "region", "size", "validation", "test")
@@ -28,7 +28,7 @@ def command(model: str | None, as_json: bool) -> None:
 
     Weights are not read; a registration checks them against their hash.
     """
-    from regnet_itk.model import find_model, read_model_header, shipped_models
+    from regnet_itk.networks.model import find_model, read_model_header, shipped_models
 
     paths = [find_model(model)] if model is not None else list(shipped_models().values())
     read = [(path, *read_model_header(path)) for path in paths]

@@ -18,7 +18,7 @@ def command(folder: Path, dry_run: bool) -> None:
     elastix files name each other, and their displacement fields, by absolute paths. Paths that are right stay as they
     are; all files are changed, or none.
     """
-    from regnet_itk.repair import repair_folder
+    from regnet_itk.transforms.repair import repair_folder
 
     repairs = repair_folder(folder, dry_run)
     root = folder.resolve()

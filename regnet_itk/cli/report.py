@@ -32,8 +32,8 @@ def command(
     The page holds everything, and needs neither network nor server: the stages with their errors, a viewer of slices
     in three planes, parameters and versions. Images, mask and landmarks are those of the run, unless they are given.
     """
-    from regnet_itk.evaluation.finished_run import check_finished, read_finished_run, write_run_report
-    from regnet_itk.evaluation.report import check_report_path
+    from regnet_itk.report.finished_run import check_finished, read_finished_run, write_run_report
+    from regnet_itk.report.page import check_report_path
 
     check_finished(folder)
     path = folder / "report.html" if out is None else out

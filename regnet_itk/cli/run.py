@@ -15,7 +15,7 @@ import click
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.evaluation.metrics import ErrorSummary
+    from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.results import RegistrationResult, StageReport
 
 PRIORITIES = ["high", "abovenormal", "normal", "belownormal", "idle"]

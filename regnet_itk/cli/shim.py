@@ -16,7 +16,16 @@ import click
 
 from regnet_itk.cli.main import INTERRUPTED, StrictCommand, terminated
 from regnet_itk.errors import RegNetItkError
-from regnet_itk.shim import ELASTIX_VERSION, FAILED, PRESETS, Call, WrongCall, parse_call, run_elastix, usage
+from regnet_itk.interfaces.stand_ins import (
+    ELASTIX_VERSION,
+    FAILED,
+    PRESETS,
+    Call,
+    WrongCall,
+    parse_call,
+    run_elastix,
+    usage,
+)
 
 _LEVELS = ("info", "warning", "error", "off")
 _WARNING = "warning"
@@ -30,7 +39,7 @@ def command(folder: Path) -> None:
     They take elastix's arguments, write its files, and know RegNet stages besides. DIR/parameter_files holds the
     shipped stages, set up for these programs.
     """
-    from regnet_itk.shim import write_launchers
+    from regnet_itk.interfaces.stand_ins import write_launchers
 
     files = write_launchers(folder)
     print(f"{' and '.join(map(str, files))} written; parameter files are in {folder / PRESETS}")
@@ -201,3 +210,7 @@ _PROGRAMS: dict[str, Callable[[Call, Callable[[str], None]], None]] = {
     "elastix": run_elastix,
     "transformix": _run_transformix,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(stand_in(sys.argv[1:]))

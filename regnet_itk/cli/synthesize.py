@@ -11,8 +11,8 @@ from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
     from regnet_itk.cli.progress import StageProgress
-    from regnet_itk.evaluation.synthetic_pairs import SynthesisInput
-    from regnet_itk.images import Image
+    from regnet_itk.data.image import Image
+    from regnet_itk.synthesis import SynthesisInput
 
 
 @click.command("synthesize", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,9 +43,9 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
     in mm, LPS), NAME_K_fixed_mask.mha if there are lungs, NAME_displacements.png; and pairs.csv for regnet-itk compare.
     """
     from regnet_itk.cli.progress import StageProgress
-    from regnet_itk.evaluation.pairs import Pair, write_pairs
-    from regnet_itk.evaluation.synthetic_pairs import write_synthetic_pairs
+    from regnet_itk.comparison.pairs import Pair, write_pairs
     from regnet_itk.outputs import check_writable, staged_folder
+    from regnet_itk.synthesis import write_synthetic_pairs
 
     check_writable(out)
     names = _names(images)
@@ -69,8 +69,8 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
 
 def _names(images: tuple[Path, ...]) -> list[str]:
     """Return the names of the images' files, without folders and suffixes."""
+    from regnet_itk.data.image_files import IMAGE_SUFFIXES
     from regnet_itk.errors import ParameterError
-    from regnet_itk.images import IMAGE_SUFFIXES
 
     names: dict[str, Path] = {}
     for path in images:
@@ -88,16 +88,17 @@ def _names(images: tuple[Path, ...]) -> list[str]:
 
 def _check_headers(images: tuple[Path, ...]) -> None:
     """Find, before the first image is worked on, one that is missing or cannot be used."""
-    from regnet_itk.images import read_grid
+    from regnet_itk.data.image_files import read_grid
 
     for path in images:
         read_grid(path)
 
 
 def _read(path: Path, name: str, mask: Path | None, shown: StageProgress) -> SynthesisInput:
+    from regnet_itk.data.image import check_mask, check_registrable
+    from regnet_itk.data.image_files import read_image
     from regnet_itk.errors import ImageError
-    from regnet_itk.evaluation.synthetic_pairs import SynthesisInput
-    from regnet_itk.images import check_mask, check_registrable, read_image
+    from regnet_itk.synthesis import SynthesisInput
 
     image = read_image(path)
     check_registrable(image, f"image '{path}'")
@@ -110,7 +111,7 @@ def _read(path: Path, name: str, mask: Path | None, shown: StageProgress) -> Syn
             raise ImageError(f"'{mask}': {error}") from None
         return SynthesisInput(name, image, lungs)
     try:
-        from regnet_itk.lungs import lung_mask
+        from regnet_itk.anatomy.lungs import lung_mask
 
         lungs = lung_mask(image)
     except ImageError:

@@ -44,7 +44,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
 
     import torch
 
-    from regnet_itk.model import find_model
+    from regnet_itk.networks.model import find_model
     from regnet_itk.outputs import check_writable
     from regnet_itk.training.config import find_recipe
     from regnet_itk.training.loop import Trainer, TrainingOptions

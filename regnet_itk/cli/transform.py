@@ -16,11 +16,11 @@ from regnet_itk.cli.main import StrictCommand
 from regnet_itk.cli.progress import StageProgress
 
 if TYPE_CHECKING:
-    from regnet_itk.geometry import Grid
-    from regnet_itk.images import Image
-    from regnet_itk.point_mapping import MappedPoints
-    from regnet_itk.transforms import TransformChain
-    from regnet_itk.warping import WarpSettings
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.data.image import Image
+    from regnet_itk.transforms.chain import TransformChain
+    from regnet_itk.transforms.point_mapping import MappedPoints
+    from regnet_itk.transforms.warping import WarpSettings
 
 NOT_INVERTED = 3
 """Exit status when the results were written, and a part of them has no inverse."""
@@ -108,11 +108,11 @@ class Request:
 
 def transform(asked: Request) -> int:
     """Do what the command says, and return its exit status."""
-    from regnet_itk.images import read_grid
+    from regnet_itk.data.image_files import read_grid
     from regnet_itk.outputs import check_writable, staged_folder
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms import read_chain
-    from regnet_itk.warping import WarpSettings
+    from regnet_itk.transforms.elastix_files import read_chain
+    from regnet_itk.transforms.warping import WarpSettings
 
     check_writable(asked.out)
     set_threads(asked.threads)
@@ -207,7 +207,7 @@ class _Work:
 
     def _warp_images(self) -> list[Grid]:
         """Warp the images, and return their grids."""
-        from regnet_itk.images import read_image
+        from regnet_itk.data.image_files import read_image
 
         grids = []
         for path, name in zip(self.asked.images, _result_names(self.asked.images), strict=True):
@@ -218,7 +218,7 @@ class _Work:
 
     def _warped(self, image: Image, path: str) -> Image:
         from regnet_itk.errors import ImageError
-        from regnet_itk.warping import pixel_type_of, warp_image, warp_labels
+        from regnet_itk.transforms.warping import pixel_type_of, warp_image, warp_labels
 
         try:
             if self.asked.label:
@@ -231,13 +231,13 @@ class _Work:
             raise ImageError(f"{path}: {error}") from None
 
     def _displacement(self) -> None:
-        from regnet_itk.warping import displacement_on
+        from regnet_itk.transforms.warping import displacement_on
 
         self._write(displacement_on(self.chain, self._grid()).to_sitk, f"deformationField.{self.settings.format}")
 
     def _determinant(self) -> None:
-        from regnet_itk.images import read_image
-        from regnet_itk.jacobian import jacobian_determinant_on, summarise_folding
+        from regnet_itk.data.image_files import read_image
+        from regnet_itk.transforms.jacobian import jacobian_determinant_on, summarise_folding
 
         determinants = jacobian_determinant_on(self.chain, self._grid())
         summary = summarise_folding(determinants, read_image(self.asked.mask, "mask") if self.asked.mask else None)
@@ -251,8 +251,8 @@ class _Work:
         )
 
     def _matrices(self) -> None:
-        from regnet_itk.images import place
-        from regnet_itk.jacobian import jacobian_matrices_on
+        from regnet_itk.data.image import place
+        from regnet_itk.transforms.jacobian import jacobian_matrices_on
 
         grid = self._grid()
         found = jacobian_matrices_on(self.chain, grid).reshape(*grid.shape, 9)
@@ -277,8 +277,8 @@ class _Work:
         self.log.note(f"{name} written")
 
     def _map_points(self, moving: Grid | None) -> int:
-        from regnet_itk.point_mapping import map_landmarks, output_points_text
-        from regnet_itk.points import read_landmarks, write_landmarks
+        from regnet_itk.data.landmarks import read_landmarks, write_landmarks
+        from regnet_itk.transforms.point_mapping import map_landmarks, output_points_text
 
         path, back = str(self.asked.points), self.asked.back
         given = read_landmarks(path, moving if back else self.fixed_grid)
@@ -329,7 +329,7 @@ def _listed(names: Any) -> str:
 
 def _result_names(paths: tuple[str, ...]) -> list[str]:
     """Return the names of the results without suffix: one is ``result``, several are named after their inputs."""
-    from regnet_itk.warping import stem
+    from regnet_itk.transforms.warping import stem
 
     if len(paths) == 1:
         return ["result"]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from regnet_itk.data.image import Image
+from regnet_itk.data.pixel_types import PIXEL_TYPES
 from regnet_itk.errors import ParameterError, did_you_mean
-from regnet_itk.images import Image
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms import TransformChain
+    from regnet_itk.transforms.chain import TransformChain
 
 Detail = str | float | int | bool
 
@@ -116,22 +117,6 @@ class Stage(Protocol):
         """Register `pair`, starting from the transform `initial`, and return the better transform."""
 
 
-_PIXEL_TYPES: dict[str, Any] = {
-    "char": np.int8,
-    "unsigned char": np.uint8,
-    "short": np.int16,
-    "unsigned short": np.uint16,
-    "int": np.int32,
-    "unsigned int": np.uint32,
-    "long": np.int64,
-    "unsigned long": np.uint64,
-    "float": np.float32,
-    "double": np.float64,
-}
-_PIXEL_TYPES |= {np.dtype(dtype).name: dtype for dtype in _PIXEL_TYPES.values()}  # "int16" .., as of elastix 5.3
-PIXEL_TYPES = tuple(_PIXEL_TYPES)
-
-
 def check_pixel_type(parameters: ParameterMap) -> str:
     """Return the ``ResultImagePixelType`` of a stage, by default "short" as in elastix.
 
@@ -141,8 +126,8 @@ def check_pixel_type(parameters: ParameterMap) -> str:
         If there is no such type.
     """
     name = parameters.get_str("ResultImagePixelType", "short")
-    if name not in _PIXEL_TYPES:
-        near = did_you_mean(name, _PIXEL_TYPES) or f"; known are {', '.join(PIXEL_TYPES)}"
+    if name not in PIXEL_TYPES:
+        near = did_you_mean(name, PIXEL_TYPES) or f"; known are {', '.join(PIXEL_TYPES)}"
         raise ParameterError(f"{parameters.source}: there is no ResultImagePixelType '{name}'{near}")
     return name
 
@@ -158,7 +143,7 @@ def cast_result(image: Image, parameters: ParameterMap) -> Image:
     ParameterError
         If there is no such type.
     """
-    wanted = np.dtype(_PIXEL_TYPES[check_pixel_type(parameters)])
+    wanted = np.dtype(PIXEL_TYPES[check_pixel_type(parameters)])
     if wanted.kind == "f":
         return Image(image.array.astype(wanted), image.grid)
     limits = np.iinfo(wanted)

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regnet_itk.displacement import DisplacementField
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
-from regnet_itk.images import Image, read_image
 from regnet_itk.parameters import parse_parameter_text
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
-from regnet_itk.transforms import INITIAL_KEYS, KNOWN_TRANSFORMS, Link, TransformChain, chain_from_maps
+from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.elastix_files import INITIAL_KEYS, KNOWN_TRANSFORMS, chain_from_maps, write_elastix
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -182,7 +184,7 @@ class ElastixStage:
     def _write_job(self, job: Path, pair: ImagePair, initial: TransformChain, options: RunOptions) -> None:
         for name in ("output", "initial"):
             (job / name).mkdir()
-        chain = initial.write_elastix(job / "initial")
+        chain = write_elastix(initial, job / "initial")
         (job / "parameters.txt").write_text(_for_elastix(self.parameters, options.seed).to_text(), encoding="utf-8")
         settings = {
             "parent": os.getpid(),

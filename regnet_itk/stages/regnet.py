@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.errors import ImageError, ParameterError
-from regnet_itk.images import Image, bounding_box
+from regnet_itk.networks.suitability import capture_range_reached, coarse_voxels, unlike_intensities
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
-from regnet_itk.suitability import capture_range_reached, coarse_voxels, unlike_intensities
-from regnet_itk.transforms import TransformChain, field_link, resampling_parameters
+from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.resampling_keys import resampling_parameters
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-    from regnet_itk.displacement import DisplacementField
-    from regnet_itk.geometry import Grid
-    from regnet_itk.inference import Predictor
-    from regnet_itk.lungs import ChestMasks
-    from regnet_itk.model import Model
+    from regnet_itk.anatomy.lungs import ChestMasks
+    from regnet_itk.data.field import DisplacementField
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.networks.inference import Predictor
+    from regnet_itk.networks.model import Model
     from regnet_itk.parameters import ParameterMap
 
 DEFAULT_MODEL = "regnet_multistage"
@@ -138,7 +139,7 @@ class RegNetStage:
         ParameterError
             If the pixel type of the result, the output step or one of the stages does not exist.
         """
-        from regnet_itk.inference import finest_level
+        from regnet_itk.networks.inference import finest_level
 
         check_pixel_type(self.parameters)
         finest_level(self._model(), self.settings.stages)
@@ -153,8 +154,8 @@ class RegNetStage:
         ParameterError
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
-        from regnet_itk.inference import covering, fade
-        from regnet_itk.lungs import ChestMasks
+        from regnet_itk.anatomy.lungs import ChestMasks
+        from regnet_itk.networks.inference import covering, fade
 
         started = time.perf_counter()
         settings, model = self.settings, self._model()
@@ -198,7 +199,7 @@ class RegNetStage:
         return StageResult(chain, time.perf_counter() - started, warped, details)
 
     def _predictor(self, model: Model, options: RunOptions) -> Predictor:
-        from regnet_itk.inference import InferenceOptions, Predictor
+        from regnet_itk.networks.inference import InferenceOptions, Predictor
 
         settings = self.settings
         chosen = InferenceOptions(
@@ -212,7 +213,7 @@ class RegNetStage:
 
         None if it is not to be improved at all.
         """
-        from regnet_itk.instance_optimisation import MARGIN, VOXEL_SIZE, voxel_size_within
+        from regnet_itk.refinement.instance_optimisation import MARGIN, VOXEL_SIZE, voxel_size_within
 
         if not self.settings.instance_iterations:
             return None
@@ -236,14 +237,14 @@ class RegNetStage:
         self, pair: ImagePair, composite: sitk.Transform, region: Image, u: DisplacementField, options: RunOptions
     ) -> DisplacementField:
         """Improve u on this pair, on the voxels of `region` and around it."""
-        from regnet_itk.instance_optimisation import (
+        from regnet_itk.refinement.instance_optimisation import (  # fmt: skip
             MARGIN,
             VOXEL_SIZE,
             InstanceOptions,
             InstancePair,
             improved,
             smoothness_factor,
-        )  # fmt: skip
+        )
 
         voxel_size = region.grid.spacing[0]
         if voxel_size > VOXEL_SIZE:
@@ -283,7 +284,7 @@ class RegNetStage:
         return [warning for warning in found if warning is not None]
 
     def _model(self) -> Model:
-        from regnet_itk.model import find_model
+        from regnet_itk.networks.model import find_model
 
         beside = Path(self.parameters.source).parent
         path = find_model(self.settings.model, beside).resolve()
@@ -330,7 +331,7 @@ class RegNetStage:
 @lru_cache(maxsize=4)
 def _loaded(path: Path, changed: int) -> Model:
     """Load a model once for as long as its file is not `changed` (its time stamp)."""
-    from regnet_itk.model import load_model
+    from regnet_itk.networks.model import load_model
 
     return load_model(path)
 
@@ -339,8 +340,8 @@ def _resampled(
     pair: ImagePair, grid: Grid, composite: sitk.Transform, options: RunOptions, averaged: bool = False
 ) -> tuple[Image, Image]:
     """Return the fixed image, and the moving image through the transform so far, on the same voxels."""
-    from regnet_itk.inference import limited_threads
-    from regnet_itk.resampling import resampled_for_network
+    from regnet_itk.networks.devices import limited_threads
+    from regnet_itk.networks.resampling import resampled_for_network
 
     with limited_threads(options.threads):
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regnet_itk.separable import along_axes
+from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
 from regnet_itk.training.fields import FieldMaker
 from regnet_itk.training.filters import slice_matrix, smoothed

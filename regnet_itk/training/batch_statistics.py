@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from regnet_itk.model import Model
+from regnet_itk.networks.model import Model
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.validation import predict_blocks
 

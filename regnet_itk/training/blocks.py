@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regnet_itk.network import warp
+from regnet_itk.networks.layers import warp
 from regnet_itk.training.appearance import SOFT_TISSUE, dressed, with_lung_density
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import FieldMaker, slid

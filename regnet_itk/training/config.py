@@ -192,10 +192,10 @@ class TrainingConfig:
 def shipped_recipes() -> dict[str, Path]:
     """Return the training configurations that come with the package, by the names of the models they make."""
     package = Path(__file__).resolve().parent.parent
-    for folder in (package / "recipes", package.parent / "pipelines"):
-        files = sorted(folder.glob("train_*.toml")) if folder.is_dir() else []
+    for folder in (package / "recipes", package.parent / "pipelines" / "recipes"):
+        files = sorted(folder.glob("*.toml")) if folder.is_dir() else []
         if files:
-            return {file.stem.removeprefix("train_"): file for file in files}
+            return {file.stem: file for file in files}
     return {}
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from regnet_itk.separable import along_axes
+from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import FieldRecipe
 from regnet_itk.training.filters import gaussian, smoothed
 from regnet_itk.training.random import Random

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regnet_itk.separable import along_axes
+from regnet_itk.networks.separable import along_axes
 
 
 def smoothing_matrix(size: int, sigma: float, device: torch.device | None = None) -> Tensor:

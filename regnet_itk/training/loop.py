@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from regnet_itk.data.grid import FloatArray
 from regnet_itk.errors import InterruptedRunError, ModelError
-from regnet_itk.geometry import FloatArray
-from regnet_itk.inference import find_device, find_precision
-from regnet_itk.model import Model, ModelDescription, load_model, make_network, save_model
-from regnet_itk.network import RegNet, warp
+from regnet_itk.networks.devices import find_device, find_precision
+from regnet_itk.networks.layers import warp
+from regnet_itk.networks.model import Model, ModelDescription, load_model, make_network, save_model
+from regnet_itk.networks.regnet import RegNet
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.batch_statistics import gather_statistics, norms_of, own_statistics_kept
 from regnet_itk.training.blocks import Block, BlockMaker
@@ -28,12 +29,12 @@ from regnet_itk.training.config import VOXEL_SIZE, Judge, Phase, TrainingConfig
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.losses import DeepSupervision, coarse_to_fine_loss, regnet_loss
 from regnet_itk.training.pairs import PairBlocks
+from regnet_itk.training.paper_pairs import FREQUENCIES
 from regnet_itk.training.prepared import prepare
 from regnet_itk.training.processes import Processes, own_device
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
-from regnet_itk.training.synthesis import FREQUENCIES
 from regnet_itk.training.validation import (
     Validation,
     ValidationBlocks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet_itk.network import RegNet
+from regnet_itk.networks.regnet import RegNet
 
 _LEVEL_SHARES = (0.25, 0.5, 1.0, 1.0)
 """Of the coarse-to-fine network's levels, the finest last."""

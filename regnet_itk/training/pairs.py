@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.errors import ImageError
-from regnet_itk.images import Image, bounding_box
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
+from regnet_itk.training.paper_pairs import SyntheticPair, paper_pairs
 from regnet_itk.training.random import Random
 from regnet_itk.training.sampling import balanced_positions
 from regnet_itk.training.sources import cache_name, read_with_lungs
-from regnet_itk.training.synthesis import SyntheticPair, paper_pairs
 
 _VERSION = 1
 _MARGIN = 45.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from regnet_itk.data.grid import FloatArray
 from regnet_itk.errors import ImageError
-from regnet_itk.geometry import FloatArray
 
 BALANCE = (1.5, 4.0, 8.0)
 """mm between small, medium, large and very large displacements; smooth random fields are mostly small."""

@@ -15,9 +15,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.anatomy.lungs import lung_mask
+from regnet_itk.data.image import Image, bounding_box
+from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
 from regnet_itk.errors import ImageError, did_you_mean
-from regnet_itk.images import IMAGE_SUFFIXES, Image, bounding_box, read_image
-from regnet_itk.lungs import lung_mask
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR
 from regnet_itk.training.config import TrainingConfig

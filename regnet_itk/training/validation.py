@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regnet_itk.model import Model
-from regnet_itk.network import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet
+from regnet_itk.networks.model import Model
+from regnet_itk.networks.regnet import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import Judge, PairRecipe
 from regnet_itk.training.prepared import Prepared, Shape

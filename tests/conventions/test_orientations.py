@@ -17,22 +17,17 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.displacement import DisplacementField
-from regnet_itk.geometry import Grid
-from regnet_itk.images import Image
-from regnet_itk.inverse import inverse_points, inverse_residual, invert_chain
-from regnet_itk.jacobian import jacobian_determinant_on, jacobian_matrices_on
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap
-from regnet_itk.transforms import (
-    BSplineTransform,
-    Link,
-    MatrixTransform,
-    TransformChain,
-    field_link,
-    read_chain,
-    resampling_parameters,
-)
-from regnet_itk.warping import warp_image
+from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
+from regnet_itk.transforms.jacobian import jacobian_determinant_on, jacobian_matrices_on
+from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
+from regnet_itk.transforms.warping import warp_image
 
 OUTSIDE = -1000.0
 AXES = [
@@ -183,7 +178,7 @@ def _assert_as_transformix(case, judge, folder):
     for name, written, jacobian in (("regnet", case.regnet, False), ("elastix", case.elastix, True)):
         here = folder / name
         here.mkdir()
-        path = written.write_elastix(here)[-1]
+        path = write_elastix(written, here)[-1]
         theirs = judge(path, case, here, jacobian)
         chain = read_chain(path)
         ours = warp_image(case.image, chain, case.fixed, order=3, default=OUTSIDE).array

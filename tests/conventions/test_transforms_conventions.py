@@ -15,20 +15,15 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regnet_itk.displacement import DisplacementField
-from regnet_itk.geometry import Grid
-from regnet_itk.images import Image
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
-from regnet_itk.transforms import (
-    BSplineTransform,
-    Link,
-    MatrixTransform,
-    TransformChain,
-    chain_from_maps,
-    field_link,
-    read_chain,
-    resampling_parameters,
-)
+from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.elastix_files import chain_from_maps, read_chain, write_elastix
+from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 ROTATED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 FIXED = Grid((26, 22, 18), (2.0, 2.5, 3.5), (-40.0, 15.0, 130.0), ROTATED)
@@ -217,7 +212,7 @@ def _assert_same_image(chain, theirs, moving):
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_written_chain_means_the_same_to_itk_elastix(name, tmp_path, points, moving, moving_itk):
     chain = TransformChain(CHAINS[name])
-    path = chain.write_elastix(tmp_path)[-1]
+    path = write_elastix(chain, tmp_path)[-1]
     theirs, image = _library(path, points, moving_itk, tmp_path)
     _assert_same_points(chain.map_points(points), theirs, points)
     _assert_same_image(chain, image, moving)
@@ -227,7 +222,7 @@ def test_a_written_chain_means_the_same_to_itk_elastix(name, tmp_path, points, m
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_written_chain_means_the_same_to_the_program_transformix(name, tmp_path, points, moving):
     chain = TransformChain(CHAINS[name])
-    path = chain.write_elastix(tmp_path)[-1]
+    path = write_elastix(chain, tmp_path)[-1]
     theirs, image = _program(path, points, moving, tmp_path)
     _assert_same_points(chain.map_points(points), theirs, points)
     _assert_same_image(chain, image, moving)
@@ -246,7 +241,7 @@ def test_a_file_of_elastix_is_understood_as_itk_elastix_does(name, tmp_path, poi
 def test_a_file_of_elastix_is_written_back_as_the_same_transform(name, tmp_path, points):
     chain = read_chain(_write_file(tmp_path, name))
     (tmp_path / "again").mkdir()
-    path = chain.write_elastix(tmp_path / "again")[-1]
+    path = write_elastix(chain, tmp_path / "again")[-1]
     assert f'(Transform "{name.split()[0]}")' in path.read_text(encoding="utf-8")
     np.testing.assert_allclose(read_chain(path).map_points(points), chain.map_points(points), atol=1e-9)
 
@@ -257,7 +252,7 @@ def test_the_composite_file_means_the_same_to_itk_and_simpleitk(name, tmp_path, 
     import SimpleITK as sitk
 
     chain = TransformChain(CHAINS[name])
-    chain.write_itk(tmp_path / "all.h5")
+    write_itk(chain, tmp_path / "all.h5")
     ours = chain.map_points(points)
     read = sitk.ReadTransform(str(tmp_path / "all.h5"))
     assert np.abs(ours - [read.TransformPoint(p) for p in points.tolist()]).max() < 1e-6
@@ -318,7 +313,7 @@ def test_outside_the_field_the_initial_transform_still_applies(tmp_path, moving_
     small = Grid((6, 6, 6), (4.0, 4.0, 4.0), tuple(FIXED.centre()), ROTATED)
     chain = TransformChain((_plain(_affine()), field_link(_field(0, small), SETTINGS)))
     far = FIXED.corners().round(4)
-    theirs, _ = _library(chain.write_elastix(tmp_path)[-1], far, moving_itk, tmp_path)
+    theirs, _ = _library(write_elastix(chain, tmp_path)[-1], far, moving_itk, tmp_path)
     assert np.abs(theirs - _affine().map_points(far)).max() < 1e-3
     assert np.abs(theirs - chain.map_points(far)).max() < 1e-3
     assert parse_parameter_text((tmp_path / "TransformParameters.1.txt").read_text(encoding="utf-8"))[

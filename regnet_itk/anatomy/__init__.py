@@ -1,0 +1,1 @@
+"""What knows about patients: lungs, bodies, the digital chest."""

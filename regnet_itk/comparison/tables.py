@@ -1,0 +1,411 @@
+"""The tables of a comparison: the paper's Table 1, the other measures, and what differs, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from regnet_itk.comparison.pairs import Pair
+from regnet_itk.comparison.run import BEFORE, Comparison, Method, Outcome
+from regnet_itk.comparison.step import mean_dice
+from regnet_itk.metrics.measures import ErrorMoments, summarise_errors
+from regnet_itk.metrics.statistics import PairedDifference, holm, paired_difference
+from regnet_itk.report.page import Cell, Column, Table, Value
+
+ALL, NO_GROUP = "all", "no group"
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A row of Table 1.
+
+    Parameters
+    ----------
+    evaluation : str
+        "MAE" (|e_x| + |e_y| + |e_z| of the displacement field, as in the paper), "EPE" (its Euclidean length), "TRE"
+        or "TRE'".
+    method, data : str
+        `data` is the group of the pairs.
+    count : int
+        Voxels or landmarks.
+    pairs : int
+        Pairs of images that they come from.
+    means, sds : tuple of float
+        Of the measure, and of the absolute errors along x, y, z, over all voxels or landmarks, mm.
+    median, p95, above_2mm, above_5mm : float
+        Of landmarks; NaN for fields.
+    """
+
+    evaluation: str
+    method: str
+    data: str
+    count: int
+    pairs: int
+    means: tuple[float, ...]
+    sds: tuple[float, ...]
+    median: float = math.nan
+    p95: float = math.nan
+    above_2mm: float = math.nan
+    above_5mm: float = math.nan
+
+
+def subsets(comparison: Comparison) -> dict[str, list[Pair]]:
+    """Return all pairs, and if there are several groups, those of each."""
+    groups = comparison.groups
+    if len(groups) == 1:
+        return {groups[0] or ALL: list(comparison.pairs)}
+    every = f"{ALL} pairs" if ALL in groups else ALL
+    parts = {group or NO_GROUP: [pair for pair in comparison.pairs if pair.group == group] for group in groups}
+    return {every: list(comparison.pairs), **parts}
+
+
+def error_rows(comparison: Comparison) -> list[ErrorRow]:
+    """Return the rows of Table 1: MAE and EPE where the truth is known, TRE and TRE' where there are landmarks."""
+    of = [(method, data, pairs) for data, pairs in subsets(comparison).items() for method in comparison.methods]
+    rows: list[ErrorRow | None] = []
+    for name, first in (("MAE", 1), ("EPE", 0)):
+        rows += [_field_row(comparison, *which, name=name, first=first) for which in of]
+    for name, limit in (("TRE", None), ("TRE'", comparison.capture_range)):
+        rows += [_landmark_row(comparison, *which, name=name, limit=limit) for which in of]
+    return [row for row in rows if row is not None]
+
+
+def _field_row(
+    comparison: Comparison, method: Method, data: str, pairs: Sequence[Pair], *, name: str, first: int
+) -> ErrorRow | None:
+    outcomes = (comparison.outcome(pair, method) for pair in pairs)
+    moments = [o.last.measures.field for o in outcomes if o is not None and o.last.measures.field is not None]
+    if not moments:
+        return None
+    pooled = sum(moments[1:], start=moments[0])
+    means, sds = pooled.means, pooled.sds
+    return ErrorRow(
+        name, method.name, data, pooled.count, len(moments), (means[first], *means[2:]), (sds[first], *sds[2:])
+    )
+
+
+def _landmark_row(
+    comparison: Comparison, method: Method, data: str, pairs: Sequence[Pair], *, name: str, limit: float | None
+) -> ErrorRow | None:
+    found = [vectors for pair in pairs if len(vectors := comparison.differences(pair, method, limit))]
+    if not found:
+        return None
+    s = summarise_errors(np.concatenate(found))
+    return ErrorRow(
+        name, method.name, data, s.count, len(found), (s.mean, *s.mean_absolute), (s.sd, *s.sd_absolute), s.median,
+        s.p95, s.above_2mm, s.above_5mm,
+    )  # fmt: skip
+
+
+def error_table(comparison: Comparison) -> Table:
+    """Return Table 1."""
+    columns = [
+        Column("Evaluation"), Column("Method"), Column("Data"), Column("Measure", "mm"), Column("x", "mm"),
+        Column("y", "mm"), Column("z", "mm"), Column("median", "mm", digits=2), Column("95 %", "mm", digits=2),
+        Column("> 2 mm", "%", digits=1), Column("> 5 mm", "%", digits=1), Column("n", digits=0),
+        Column("pairs", digits=0),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for row in error_rows(comparison):
+        numbers = [_spread(mean, sd) for mean, sd in zip(row.means, row.sds, strict=True)]
+        shares = [100 * row.above_2mm, 100 * row.above_5mm]
+        rows.append(
+            [row.evaluation, row.method, row.data, *numbers, row.median, row.p95, *shares, row.count, row.pairs]
+        )
+    return Table("Errors", columns, rows, _error_caption(comparison))
+
+
+def _error_caption(comparison: Comparison) -> str:
+    return (
+        "Mean ± standard deviation over all landmarks, or all voxels inside the fixed masks, of all pairs; x, y, z: "
+        "absolute errors along the axes. MAE: |e_x| + |e_y| + |e_z| of the displacement where the truth is known, as "
+        "in the paper, whose three columns add up to its first; EPE: its Euclidean length. TRE: distance of landmarks "
+        f"after registration; TRE': of those within {comparison.capture_range:g} mm after {comparison.reference}."
+    )
+
+
+def _spread(mean: float, sd: float, digits: int = 2) -> Value:
+    return Value(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}")
+
+
+_Measure = Callable[[Outcome], float]
+
+
+def _field_length(outcome: Outcome) -> float:
+    found = outcome.last.measures.field
+    return found.means[0] if found is not None else math.nan
+
+
+_QUALITY: tuple[tuple[Column, _Measure, float, int], ...] = (  # with the factor for the unit, and digits
+    (Column("correlation"), lambda o: o.last.measures.correlation, 1.0, 3),
+    (Column("Dice"), lambda o: mean_dice(o.last.measures), 1.0, 3),
+    (Column("det J <= 0", "%"), lambda o: o.last.measures.folding, 100.0, 4),
+    (Column("SD log det J"), lambda o: o.last.measures.log_jacobian_sd, 1.0, 3),
+    (Column("time", "s"), lambda o: o.seconds, 1.0, 1),
+    (Column("last stage", "s"), lambda o: o.last.seconds, 1.0, 1),
+    (Column("peak memory", "GB"), lambda o: max(r.peak_mb for r in o.records) / 1024, 1.0, 2),
+)
+
+
+def quality_table(comparison: Comparison) -> Table:
+    """Return the measures that need no truth, and what each method costs: mean ± standard deviation over pairs."""
+    rows: list[list[Cell]] = []
+    for data, pairs in subsets(comparison).items():
+        for method in comparison.methods:
+            outcomes = [o for pair in pairs if (o := comparison.outcome(pair, method)) is not None]
+            values: list[Cell] = []
+            for column, measure, factor, digits in _QUALITY:
+                wanted = outcomes if method.stages or column.name in _WITHOUT_STAGES else []
+                values.append(_over_pairs([factor * measure(o) for o in wanted], digits))
+            rows.append([method.name, data, *values, len(outcomes), len(pairs) - len(outcomes)])
+    columns = [Column("Method"), Column("Data"), *(column for column, *_ in _QUALITY)]
+    columns += [Column("pairs", digits=0), Column("failed", digits=0)]
+    caption = (
+        "Mean ± standard deviation over pairs. Correlation, Dice and det J inside the fixed masks, where there are "
+        "any; det J on voxels of 2 mm or more, its logarithm where it is positive. Time: all stages of the chain, "
+        "without reading and writing; last stage: that one alone. Peak memory: of the largest process."
+    )
+    return Table("Quality and cost", columns, rows, caption)
+
+
+_WITHOUT_STAGES = ("correlation", "Dice")
+
+
+def _over_pairs(values: Sequence[float], digits: int) -> Value | None:
+    known = np.array([value for value in values if math.isfinite(value)])
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    return _spread(mean, float(known.std(ddof=1)), digits) if len(known) > 1 else Value(mean, f"{mean:.{digits}f}")
+
+
+@dataclass(frozen=True)
+class DifferenceRow:
+    """How a measure of the first method differs from that of the second; see :class:`PairedDifference`."""
+
+    measure: str
+    first: str
+    second: str
+    difference: PairedDifference
+    adjusted: float
+
+
+def difference_rows(comparison: Comparison, seed: int = 0) -> list[DifferenceRow]:
+    """Compare every two methods, over the pairs on which both ended well.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    seed : int
+        Of the bootstrap.
+    """
+    methods = [method for method in comparison.methods if method.name != BEFORE]
+    rows = []
+    for name, values in _per_pair(comparison):
+        found = []
+        for first, second in combinations(methods, 2):
+            both = [(values(pair, first), values(pair, second)) for pair in comparison.pairs]
+            known = np.array([ab for ab in both if np.isfinite(ab).all()]).reshape(-1, 2)
+            if len(known) > 1:
+                found.append((first.name, second.name, paired_difference(known[:, 0], known[:, 1], seed=seed)))
+        adjusted = holm([difference.p_value for *_, difference in found])
+        rows += [DifferenceRow(name, *row, p) for row, p in zip(found, adjusted, strict=True)]
+    return rows
+
+
+def _per_pair(comparison: Comparison) -> Iterator[tuple[str, Callable[[Pair, Method], float]]]:
+    """Yield the measures that are compared, each as a function that gives a number a pair."""
+
+    def of_landmarks(limit: float | None) -> Callable[[Pair, Method], float]:
+        def mean(pair: Pair, method: Method) -> float:
+            found = comparison.differences(pair, method, limit)
+            return float(np.linalg.norm(found, axis=1).mean()) if len(found) else math.nan
+
+        return mean
+
+    def of_outcome(measure: _Measure) -> Callable[[Pair, Method], float]:
+        def value(pair: Pair, method: Method) -> float:
+            outcome = comparison.outcome(pair, method)
+            return math.nan if outcome is None else measure(outcome)
+
+        return value
+
+    yield "EPE, mm", of_outcome(_field_length)
+    yield "TRE, mm", of_landmarks(None)
+    yield "TRE', mm", of_landmarks(comparison.capture_range)
+    yield "correlation", of_outcome(lambda o: o.last.measures.correlation)
+    yield "Dice", of_outcome(lambda o: mean_dice(o.last.measures))
+
+
+def difference_table(comparison: Comparison, seed: int = 0) -> Table:
+    """Return what differs between every two methods."""
+    columns = [
+        Column("Measure"), Column("First"), Column("Second"), Column("first - second", digits=3),
+        Column("95 % interval"), Column("p", digits=4), Column("p, adjusted", digits=4), Column("pairs", digits=0),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for row in difference_rows(comparison, seed):
+        d = row.difference
+        interval = Value(d.low, f"{d.low:.3f} to {d.high:.3f}")
+        rows.append([row.measure, row.first, row.second, d.mean, interval, d.p_value, row.adjusted, d.count])
+    caption = (
+        "Means a pair, over the pairs on which both methods ended well: the pair is the unit, for its landmarks are "
+        "not independent. Interval: percentile bootstrap over pairs (10 000 resamples, seeded). p: Wilcoxon's "
+        "signed-rank test, two-sided; adjusted for the number of comparisons of a measure by Holm's method."
+    )
+    return Table("Differences between methods", columns, rows, caption)
+
+
+def failure_table(comparison: Comparison) -> Table:
+    """Return what failed, and why."""
+    rows = [[pair.name, method.name, reason] for pair, method, reason in comparison.failures]
+    return Table("Failed", [Column("Pair"), Column("Method"), Column("Reason")], rows)
+
+
+# As text
+
+
+def errors_csv(comparison: Comparison) -> str:
+    """Return Table 1 as CSV, a number a cell, in mm; shares go from 0 to 1."""
+    axes = ("", "_x", "_y", "_z")
+    header = ["evaluation", "method", "data", *(f"{what}{axis}_mm" for axis in axes for what in ("mean", "sd"))]
+    header += ["median_mm", "p95_mm", "share_above_2mm", "share_above_5mm", "count", "pairs"]
+    rows = []
+    for row in error_rows(comparison):
+        numbers = [value for both in zip(row.means, row.sds, strict=True) for value in both]
+        numbers += [row.median, row.p95, row.above_2mm, row.above_5mm]
+        rows.append([row.evaluation, row.method, row.data, *map(_number, numbers), row.count, row.pairs])
+    return _csv([header, *rows])
+
+
+def measures_csv(comparison: Comparison) -> str:
+    """Return every measure of every pair and method as CSV."""
+    header = [
+        "pair", "data", "method", "tre_mm", "tre_capture_range_mm", "landmarks", "landmarks_in_capture_range", "epe_mm",
+        "mae_mm", "correlation", "dice", "share_det_jacobian_not_positive", "sd_log_det_jacobian", "seconds",
+        "seconds_of_stages", "peak_mb", "transform", "error",
+    ]  # fmt: skip
+    rows = [header]
+    for pair in comparison.pairs:
+        for method in comparison.methods:
+            rows.append([pair.name, pair.group, method.name, *_measures(comparison, pair, method)])
+    return _csv(rows)
+
+
+def _measures(comparison: Comparison, pair: Pair, method: Method) -> list[str]:
+    outcome = comparison.outcome(pair, method)
+    if outcome is None:
+        return [""] * 14 + [comparison.outcomes[pair.name, method.name].error]
+    landmarks = [comparison.differences(pair, method, limit) for limit in (None, comparison.capture_range)]
+    lengths = [np.linalg.norm(found, axis=1) for found in landmarks]
+    measures = outcome.last.measures
+    field = measures.field.means if isinstance(measures.field, ErrorMoments) else (math.nan, math.nan)
+    numbers = [
+        field[0],
+        field[1],
+        measures.correlation,
+        mean_dice(measures),
+        measures.folding,
+        measures.log_jacobian_sd,
+    ]
+    return [
+        *(_number(float(length.mean()) if len(length) else math.nan) for length in lengths),
+        *(str(len(length)) for length in lengths),
+        *map(_number, numbers),
+        _number(outcome.seconds),
+        " + ".join(f"{record.label} {record.seconds:.2f}" for record in outcome.records),
+        _number(max(record.peak_mb for record in outcome.records)),
+        str(outcome.transform or ""),
+        "",
+    ]
+
+
+def table_csv(table: Table) -> str:
+    """Return a table as CSV, its cells as they are shown."""
+    return _csv([[_heading(column) for column in table.columns], *([*_texts(table, row)] for row in table.rows)])
+
+
+def table_markdown(table: Table) -> str:
+    """Return a table as Markdown, with its title and caption."""
+    lines = [f"**{table.title}**", ""]
+    lines.append(_markdown_line(map(_heading, table.columns)))
+    lines.append("|" + "---|" * len(table.columns))
+    lines += [_markdown_line(_texts(table, row)) for row in table.rows]
+    return "\n".join([*lines, "", table.caption]).rstrip() + "\n"
+
+
+def _markdown_line(cells: Iterator[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table_latex(table: Table) -> str:
+    r"""Return a table as LaTeX (plain ``tabular`` with ``\hline``), with its title and caption."""
+    spec = "l" + "".join(
+        "r" if any(_is_number(row[c]) for row in table.rows) else "l" for c in range(1, len(table.columns))
+    )
+    lines = [r"\begin{table}", r"\centering\small", rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{{spec}}}", r"\hline", _latex_line(map(_heading, table.columns)), r"\hline"]
+    before = ""
+    for row in table.rows:
+        first, *rest = _texts(table, row)
+        if table.columns[0].name == "Evaluation":  # named once, as in the paper
+            if before and first != before:
+                lines.append(r"\hline")
+            first, before = ("" if first == before else first), first
+        lines.append(_latex_line([first, *rest]))
+    return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _latex_line(cells: Sequence[str] | Iterator[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<=": r"$\le$", ">": r"$>$", "<": r"$<$",
+    "|": r"$|$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    out, position = [], 0
+    while position < len(text):
+        sign = next(s for s in ("<=", text[position]) if text.startswith(s, position))
+        out.append(_LATEX.get(sign, sign))
+        position += len(sign)
+    return "".join(out)
+
+
+def _heading(column: Column) -> str:
+    return f"{column.name}, {column.unit}" if column.unit else column.name
+
+
+def _texts(table: Table, row: Sequence[Cell]) -> Iterator[str]:
+    """Yield the cells of a row as they are shown."""
+    for column, cell in zip(table.columns, row, strict=True):
+        if isinstance(cell, Value):
+            yield cell.text
+        elif isinstance(cell, float):
+            yield "" if math.isnan(cell) else f"{cell:.{3 if column.digits is None else column.digits}f}"
+        else:
+            yield "" if cell is None else str(cell)
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, Value | int | float)
+
+
+def _number(value: float) -> str:
+    return repr(round(value, 6)) if math.isfinite(value) else ""
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""Grids, images, fields, landmarks: numbers with a place in physical space."""

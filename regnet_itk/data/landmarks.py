@@ -1,0 +1,407 @@
+"""Landmarks: read and write the files in which elastix, VTK, 3D Slicer and spreadsheets hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet_itk.data.grid import FloatArray, Grid
+from regnet_itk.errors import PointsError
+
+_FLIP = np.array([-1.0, -1.0, 1.0])  # between LPS and RAS
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Points in the space of an image.
+
+    Parameters
+    ----------
+    points : ndarray, shape (n, 3)
+        In mm, LPS.
+    names : tuple of str
+        One a point, or none at all.
+
+    Raises
+    ------
+    PointsError
+        If the shape is another, a value is not finite, or the number of names does not fit.
+    """
+
+    points: FloatArray
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        points = np.array(self.points, dtype=float)
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "names", tuple(self.names))
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise PointsError(f"points need an array of shape (n, 3), not {points.shape}")
+        if not np.isfinite(points).all():
+            bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+            raise PointsError(f"point {bad} is not finite: {points[bad].tolist()}")
+        if self.names and len(self.names) != len(points):
+            raise PointsError(f"{len(self.names)} names were given for {len(points)} points")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+# Reading
+
+
+@dataclass
+class _Rows:
+    """Points as a file holds them: numbers with the line they came from."""
+
+    source: str
+    rows: list[tuple[float, float, float]]
+    lines: list[int]
+    names: list[str]
+
+    @classmethod
+    def of(cls, source: str) -> _Rows:
+        return cls(source, [], [], [])
+
+    def add(self, texts: Sequence[Any], line: int, name: str = "") -> None:
+        where = f"{self.source}, line {line}" if line else f"{self.source}, point {len(self.rows)}"
+        if len(texts) != 3:
+            raise PointsError(f"{where}: a point needs 3 coordinates, not {len(texts)}")
+        try:
+            x, y, z = (float(text) for text in texts)
+        except (TypeError, ValueError):
+            raise PointsError(f"{where}: expected 3 numbers, not '{' '.join(map(str, texts))}'") from None
+        if not np.isfinite((x, y, z)).all():
+            raise PointsError(f"{where}: the point {x} {y} {z} is not finite")
+        self.rows.append((x, y, z))
+        self.lines.append(line)
+        self.names.append(name)
+
+    def landmarks(self, convert: Callable[[FloatArray], FloatArray] | None = None) -> Landmarks:
+        if not self.rows:
+            raise PointsError(f"landmark file '{self.source}' holds no points")
+        points = np.array(self.rows)
+        names = tuple(self.names) if any(self.names) else ()
+        return Landmarks(convert(points) if convert else points, names)
+
+
+def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
+    """Read landmarks.
+
+    Parameters
+    ----------
+    path : str or Path
+        elastix's text (``point`` or ``index``, the count, the coordinates), a .vtk polydata file in ASCII, a .csv
+        file with the columns x, y, z in mm, LPS, or Slicer's .fcsv and .mrk.json.
+    grid : Grid, optional
+        The grid of the image that the points lie in; only files of voxel indices need it.
+
+    Raises
+    ------
+    PointsError
+        If the file is missing or malformed, with file and line, or if it holds indices and there is no grid.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise PointsError(f"landmark file '{path}' does not exist") from None
+    except UnicodeDecodeError:
+        raise PointsError(f"landmark file '{path}' is not a text file; write it in ASCII") from None
+    except OSError as error:
+        raise PointsError(f"landmark file '{path}' cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise PointsError(f"landmark file '{path}' is empty")
+    return _reader(path)(text, str(path), grid)
+
+
+def _reader(path: Path) -> Callable[[str, str, Grid | None], Landmarks]:
+    name = path.name.lower()
+    if name.endswith(".json"):
+        return _read_json
+    readers = {".txt": _read_elastix, ".pts": _read_elastix, ".vtk": _read_vtk, ".csv": _read_csv, ".fcsv": _read_fcsv}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise PointsError(f"landmark file '{path}' needs the suffix .txt, .vtk, .csv, .fcsv or .mrk.json")
+    return readers[suffix]
+
+
+def _need_grid(source: str, grid: Grid | None) -> Grid:
+    if grid is None:
+        raise PointsError(f"landmark file '{source}' holds voxel indices; give the image that they belong to")
+    return grid
+
+
+def _lines(text: str) -> list[tuple[int, list[str]]]:
+    """Return the words of every line that is not blank, with its number."""
+    return [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def _read_elastix(text: str, source: str, grid: Grid | None) -> Landmarks:
+    lines = _lines(text)
+    kind = "index"  # elastix's choice when the first line is the count
+    if lines[0][1][0].lower() in ("point", "index") and len(lines[0][1]) == 1:
+        kind = lines.pop(0)[1][0].lower()
+    if not lines:
+        raise PointsError(f"{source}: the count of points is missing after '{kind}'")
+    number, words = lines.pop(0)
+    if len(words) != 1 or not words[0].isdigit():
+        raise PointsError(f"{source}, line {number}: expected 'point', 'index' or the count, not '{' '.join(words)}'")
+    found = _Rows.of(source)
+    for line, coordinates in lines:
+        found.add(coordinates, line)
+    if len(found.rows) != int(words[0]):
+        raise PointsError(f"{source}, line {number}: {words[0]} points are announced and {len(found.rows)} follow")
+    return found.landmarks(_need_grid(source, grid).index_to_point if kind == "index" else None)
+
+
+_VTK_SECTIONS = ("VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS", "POINT_DATA", "CELL_DATA", "METADATA", "FIELD")
+
+
+def _read_vtk(text: str, source: str, grid: Grid | None) -> Landmarks:
+    lines = _lines(text)
+    upper = [" ".join(words).upper() for _, words in lines[:4]]
+    if not upper[0].startswith("# VTK") or "ASCII" not in upper:
+        raise PointsError(f"{source}: expected a legacy VTK file (.vtk) in ASCII")
+    if "DATASET POLYDATA" not in upper:
+        raise PointsError(f"{source}: expected DATASET POLYDATA")
+    start = next((i for i, (_, words) in enumerate(lines) if words[0].upper() == "POINTS"), None)
+    if start is None or len(lines[start][1]) != 3 or not lines[start][1][1].isdigit():
+        raise PointsError(f"{source}: the line 'POINTS count type' is missing")
+    number, count = lines[start][0], int(lines[start][1][1])
+    values: list[tuple[int, str]] = []
+    for line, words in lines[start + 1 :]:
+        if len(values) >= 3 * count or words[0].upper() in _VTK_SECTIONS:
+            break
+        values += [(line, word) for word in words]
+    found = _Rows.of(source)
+    for i in range(0, 3 * (len(values) // 3), 3):
+        found.add([word for _, word in values[i : i + 3]], values[i][0])
+    if len(found.rows) != count:
+        raise PointsError(f"{source}, line {number}: {count} points are announced and {len(found.rows)} follow")
+    return found.landmarks()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_csv(text: str, source: str, grid: Grid | None) -> Landmarks:
+    found = _Rows.of(source)
+    delimiter = ";" if ";" in text and "," not in text else ","
+    columns: list[int] | None = None
+    label: int | None = None
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    for row in reader:
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or cells[0].startswith("#"):
+            continue
+        if columns is None:
+            columns, label = _csv_header(cells, f"{source}, line {reader.line_num}")
+            if not any(map(_is_number, cells)):
+                continue
+        if max(columns) >= len(cells):
+            raise PointsError(f"{source}, line {reader.line_num}: a point needs 3 coordinates, not {len(cells)}")
+        name = cells[label] if label is not None and label < len(cells) else ""
+        found.add([cells[i] for i in columns], reader.line_num, name)
+    return found.landmarks()
+
+
+def _csv_header(cells: list[str], where: str) -> tuple[list[int], int | None]:
+    """Return the columns of x, y, z and of the name; without a header there are just x, y, z."""
+    if any(map(_is_number, cells)):
+        if len(cells) != 3:
+            raise PointsError(f"{where}: a point needs 3 coordinates, not {len(cells)}; name the columns x, y, z")
+        return [0, 1, 2], None
+    lower = [cell.lower().removesuffix("_mm") for cell in cells]
+    if not {"x", "y", "z"} <= set(lower):
+        raise PointsError(f"{where}: expected the columns x, y and z, not '{', '.join(cells)}'")
+    label = next((lower.index(name) for name in ("name", "label") if name in lower), None)
+    return [lower.index(axis) for axis in "xyz"], label
+
+
+def _coordinates(system: str, source: str, grid: Grid | None) -> Callable[[FloatArray], FloatArray] | None:
+    """Return what turns points of Slicer's coordinate system into LPS."""
+    system = system.strip().upper()
+    if system in ("RAS", "0"):
+        return lambda points: points * _FLIP
+    if system in ("LPS", "1"):
+        return None
+    if system in ("IJK", "2"):
+        return _need_grid(source, grid).index_to_point
+    raise PointsError(f"{source}: the coordinate system must be RAS, LPS or IJK, not '{system}'")
+
+
+def _read_fcsv(text: str, source: str, grid: Grid | None) -> Landmarks:
+    found = _Rows.of(source)
+    system = "RAS"  # Slicer's own, if the file does not say
+    columns = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label"]
+    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
+        if not row or not any(row):
+            continue
+        if row[0].startswith("#"):
+            key, _, value = ",".join(row).lstrip("# ").partition("=")
+            if key.strip().lower() == "coordinatesystem":
+                system = value
+            elif key.strip().lower() == "columns":
+                columns = [name.strip().lower() for name in value.split(",")]
+            continue
+        cells = dict(zip_longest(columns, (cell.strip() for cell in row[: len(columns)]), fillvalue=""))
+        texts = [cells[axis] for axis in "xyz" if cells.get(axis)]
+        found.add(texts, number, str(cells.get("label", "")))
+    return found.landmarks(_coordinates(system, source, grid))
+
+
+def _read_json(text: str, source: str, grid: Grid | None) -> Landmarks:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PointsError(f"{source}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    markups = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(markups, list) or not markups or not isinstance(markups[0], dict):
+        raise PointsError(f"{source}: expected a markups file of 3D Slicer; 'markups' is missing")
+    if len(markups) > 1:
+        raise PointsError(f"{source}: holds {len(markups)} markups; give a file with one list of points")
+    control = markups[0].get("controlPoints")
+    if not isinstance(control, list):
+        raise PointsError(f"{source}: 'controlPoints' is missing")
+    found = _Rows.of(source)
+    for point in control:
+        position = point.get("position") if isinstance(point, dict) else None
+        found.add(position if isinstance(position, list) else [], 0, str(point.get("label", "")) if position else "")
+    return found.landmarks(_coordinates(str(markups[0].get("coordinateSystem", "LPS")), source, grid))
+
+
+# Writing
+
+
+def write_landmarks(landmarks: Landmarks, path: str | Path) -> None:
+    """Write landmarks in mm; the suffix chooses the format, as in `read_landmarks`. Whole or not at all.
+
+    Raises
+    ------
+    PointsError
+        If the suffix is unknown.
+    OutputError
+        If the file cannot be written.
+    """
+    from regnet_itk.outputs import write_whole
+
+    path = Path(path)
+    name = path.name.lower()
+    writers: dict[str, Callable[[Landmarks], str]] = {
+        ".txt": _elastix_text, ".pts": _elastix_text, ".vtk": _vtk_text, ".csv": _csv_text, ".fcsv": _fcsv_text,
+    }  # fmt: skip
+    writer = _json_text if name.endswith(".mrk.json") else writers.get(path.suffix.lower())
+    if writer is None:
+        raise PointsError(f"cannot write landmarks to '{path}': use the suffix .txt, .vtk, .csv, .fcsv or .mrk.json")
+    text = writer(landmarks)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _rows_text(points: FloatArray, separator: str = " ") -> list[str]:
+    return [separator.join(repr(float(value)) for value in point) for point in points]
+
+
+def _elastix_text(landmarks: Landmarks) -> str:
+    return "\n".join(["point", str(len(landmarks)), *_rows_text(landmarks.points)]) + "\n"
+
+
+def _vtk_text(landmarks: Landmarks) -> str:
+    n = len(landmarks)
+    head = ["# vtk DataFile Version 3.0", "landmarks", "ASCII", "DATASET POLYDATA", f"POINTS {n} double"]
+    vertices = [f"VERTICES {n} {2 * n}", *(f"1 {i}" for i in range(n))]
+    return "\n".join([*head, *_rows_text(landmarks.points), *vertices]) + "\n"
+
+
+def _csv_text(landmarks: Landmarks) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [(name,) for name in landmarks.names]
+    writer.writerow(["x", "y", "z", *(["name"] if names else [])])
+    for point, name in zip_longest(landmarks.points.tolist(), names, fillvalue=()):
+        writer.writerow([*map(repr, point), *name])
+    return out.getvalue()
+
+
+def _labels(landmarks: Landmarks) -> tuple[str, ...]:
+    return landmarks.names or tuple(f"P-{i + 1}" for i in range(len(landmarks)))
+
+
+def _fcsv_text(landmarks: Landmarks) -> str:
+    out = io.StringIO()
+    out.write("# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n")
+    out.write("# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n")
+    writer = csv.writer(out, lineterminator="\n")
+    for i, (point, name) in enumerate(zip(landmarks.points.tolist(), _labels(landmarks), strict=True)):
+        writer.writerow([i + 1, *map(repr, point), 0, 0, 0, 1, 1, 1, 0, name, "", ""])
+    return out.getvalue()
+
+
+def _json_text(landmarks: Landmarks) -> str:
+    points = [
+        {"id": str(i + 1), "label": name, "position": point, "selected": True, "locked": False, "visibility": True}
+        for i, (point, name) in enumerate(zip(landmarks.points.tolist(), _labels(landmarks), strict=True))
+    ]
+    schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
+    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
+    return json.dumps({"@schema": schema, "markups": [markup]}, indent=1) + "\n"
+
+
+# Checking
+
+
+def check_landmarks(
+    fixed: Landmarks, moving: Landmarks, fixed_grid: Grid | None = None, moving_grid: Grid | None = None
+) -> None:
+    """Refuse landmarks that do not correspond, or that lie outside their images.
+
+    Parameters
+    ----------
+    fixed, moving : Landmarks
+        Point i of one corresponds to point i of the other.
+    fixed_grid, moving_grid : Grid, optional
+        The images' grids; without them only the counts are compared.
+
+    Raises
+    ------
+    PointsError
+        With both counts, or with the number of points that lie outside and which they are.
+    """
+    if len(fixed) != len(moving):
+        raise PointsError(
+            f"there are {len(fixed)} fixed and {len(moving)} moving landmarks; they must correspond one to one"
+        )
+    for role, landmarks, grid in (("fixed", fixed, fixed_grid), ("moving", moving, moving_grid)):
+        if grid is not None:
+            check_inside(landmarks, grid, role)
+
+
+def check_inside(landmarks: Landmarks, grid: Grid, role: str) -> None:
+    """Refuse landmarks outside an image.
+
+    Raises
+    ------
+    PointsError
+        Says how many, which, and whether they look like RAS coordinates.
+    """
+    outside = np.flatnonzero(~grid.contains(landmarks.points))
+    if not len(outside):
+        return
+    which = ", ".join(map(str, outside[:5])) + (" .." if len(outside) > 5 else "")
+    message = f"{len(outside)} of {len(landmarks)} {role} landmarks lie outside the {role} image (point {which})"
+    if grid.contains(landmarks.points * _FLIP).all():
+        raise PointsError(f"{message}; they look like RAS: change the sign of x and y, since LPS is meant")
+    raise PointsError(f"{message}; points are in mm, LPS, in the space of their own image")

@@ -1,1 +1,0 @@
-"""How good a registration is: measures and pictures."""

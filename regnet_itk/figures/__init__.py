@@ -1,0 +1,1 @@
+"""Slices of images drawn, and the picture of one registration."""

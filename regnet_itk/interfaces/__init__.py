@@ -1,0 +1,1 @@
+"""Other programs' calls: itk-elastix's, and elastix's and transformix's command lines."""

@@ -1,0 +1,344 @@
+"""The calls that users of itk-elastix know, with RegNet stages allowed among the parameter maps.
+
+`registration_method` is called like ``itk.elastix_registration_method``, and `RegNetRegistrationMethod` like
+``itk.ElastixRegistrationMethod``. Both take and return itk images and an ``itk.ParameterObject``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet_itk.errors import ParameterError, RegistrationError
+from regnet_itk.outputs import check_writable
+from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.registration import DEFAULT_STAGES, register
+from regnet_itk.results import RegistrationResult
+from regnet_itk.transforms.elastix_files import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.itk_files import write_itk
+
+_kept_folders: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders of transforms whose maps may still be in use; they go when the process ends."""
+
+
+def registration_method(
+    fixed_image: Any,
+    moving_image: Any,
+    *,
+    parameter_object: Any = None,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    initial_transform_parameter_file_name: str | Path | None = None,
+    output_directory: str | Path | None = None,
+    log_to_console: bool = False,
+    number_of_threads: int | None = None,
+    device: str = "auto",
+) -> tuple[Any, Any]:
+    """Register as ``itk.elastix_registration_method`` does, RegNet stages included.
+
+    Parameters
+    ----------
+    fixed_image, moving_image : itk.Image
+        Scalar 3D images.
+    parameter_object : itk.ParameterObject, optional
+        Its maps are the stages; one with ``(Registration "RegNetRegistration")`` is a RegNet stage. By default the
+        shipped affine and RegNet files.
+    fixed_mask, moving_mask : itk.Image, optional
+        Voxels other than 0 count.
+    initial_transform_parameter_file_name : path, optional
+        An elastix transform file to start from.
+    output_directory : path, optional
+        Where to write everything that the command line writes. The returned maps name their field and initial
+        transform files there; without it those lie in a temporary folder for the rest of the process.
+    log_to_console : bool
+        Print the log.
+    number_of_threads : int, optional
+        CPU threads.
+    device : str
+        "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Returns
+    -------
+    result_image : itk.Image
+        The moving image on the fixed grid, float32.
+    result_transform_parameters : itk.ParameterObject
+        ``itk.transformix_filter`` takes it; see :meth:`RegNetRegistrationMethod.GetTransformParameterObject`.
+    """
+    method = RegNetRegistrationMethod.New(fixed_image, moving_image)
+    if parameter_object is not None:
+        method.SetParameterObject(parameter_object)
+    if fixed_mask is not None:
+        method.SetFixedMask(fixed_mask)
+    if moving_mask is not None:
+        method.SetMovingMask(moving_mask)
+    if initial_transform_parameter_file_name is not None:
+        method.SetInitialTransformParameterFileName(str(initial_transform_parameter_file_name))
+    if output_directory is not None:
+        method.SetOutputDirectory(str(output_directory))
+    method.SetLogToConsole(log_to_console)
+    if number_of_threads is not None:
+        method.SetNumberOfThreads(number_of_threads)
+    method.SetDevice(device)
+    method.UpdateLargestPossibleRegion()
+    return method.GetOutput(), method.GetTransformParameterObject()
+
+
+class RegNetRegistrationMethod:
+    """A registration with the setters and getters of ``itk.ElastixRegistrationMethod``.
+
+    Observers are added as to any ITK filter: ``method.AddObserver(itk.ProgressEvent(), function)`` with a function
+    of no argument, which asks ``method.GetProgress()``; StartEvent and EndEvent are sent too.
+    """
+
+    def __init__(self) -> None:
+        import itk
+
+        self._events = itk.Object.New()
+        self._images: dict[str, Any] = {}
+        self._parameter_object: Any = None
+        self._initial: str | None = None
+        self._output_directory: str = ""
+        self._log_to_console = False
+        self._threads: int | None = None
+        self._device = "auto"
+        self._progress = 0.0
+        self._result: RegistrationResult | None = None
+        self._transforms: Any = None
+
+    @classmethod
+    def New(cls, fixed_image: Any = None, moving_image: Any = None, **settings: Any) -> RegNetRegistrationMethod:
+        """Make a method; keywords are setters in snake case, such as ``fixed_mask=mask``."""
+        method = cls()
+        for name, value in {"fixed_image": fixed_image, "moving_image": moving_image, **settings}.items():
+            if value is None:
+                continue
+            setter = "Set" + "".join(part.capitalize() for part in name.split("_"))
+            if not hasattr(method, setter):
+                raise ParameterError(f"RegNetRegistrationMethod has no {setter}")
+            getattr(method, setter)(value)
+        return method
+
+    def SetFixedImage(self, image: Any) -> None:
+        """Set the fixed image (itk, SimpleITK, or regnet_itk.Image)."""
+        self._set_image("fixed", image)
+
+    def SetMovingImage(self, image: Any) -> None:
+        """Set the moving image."""
+        self._set_image("moving", image)
+
+    def SetFixedMask(self, image: Any) -> None:
+        """Set the mask of the fixed image; voxels other than 0 count."""
+        self._set_image("fixed_mask", image)
+
+    def SetMovingMask(self, image: Any) -> None:
+        """Set the mask of the moving image."""
+        self._set_image("moving_mask", image)
+
+    def GetFixedImage(self) -> Any:
+        """Return the fixed image."""
+        return self._images.get("fixed")
+
+    def GetMovingImage(self) -> Any:
+        """Return the moving image."""
+        return self._images.get("moving")
+
+    def GetFixedMask(self) -> Any:
+        """Return the mask of the fixed image, or None."""
+        return self._images.get("fixed_mask")
+
+    def GetMovingMask(self) -> Any:
+        """Return the mask of the moving image, or None."""
+        return self._images.get("moving_mask")
+
+    def SetParameterObject(self, parameter_object: Any) -> None:
+        """Set the ``itk.ParameterObject`` whose maps are the stages."""
+        self._parameter_object = parameter_object
+        self._forget()
+
+    def GetParameterObject(self) -> Any:
+        """Return the parameter object; by default the one of the shipped affine and RegNet files."""
+        if self._parameter_object is None:
+            self._parameter_object = _parameter_object([read_parameter_map(name) for name in DEFAULT_STAGES])
+        return self._parameter_object
+
+    def SetInitialTransformParameterFileName(self, name: str) -> None:
+        """Set the elastix transform file to start from."""
+        self._initial = str(name) or None
+        self._forget()
+
+    def GetInitialTransformParameterFileName(self) -> str:
+        """Return the elastix transform file to start from, or an empty string."""
+        return self._initial or ""
+
+    def SetOutputDirectory(self, folder: str) -> None:
+        """Set the folder to write everything to that the command line writes."""
+        self._output_directory = str(folder)
+        self._forget()
+
+    def GetOutputDirectory(self) -> str:
+        """Return the output folder, or an empty string."""
+        return self._output_directory
+
+    def SetLogToConsole(self, on: bool) -> None:
+        """Print the log, or do not."""
+        self._log_to_console = on
+
+    def GetLogToConsole(self) -> bool:
+        """Say whether the log is printed."""
+        return self._log_to_console
+
+    def SetNumberOfThreads(self, threads: int) -> None:
+        """Set the number of CPU threads; 0 means all."""
+        self._threads = threads or None
+        self._forget()
+
+    def GetNumberOfThreads(self) -> int:
+        """Return the number of CPU threads; 0 means all."""
+        return self._threads or 0
+
+    def SetDevice(self, device: str) -> None:
+        """Set where networks run: "auto", "cpu", "cuda", "cuda:N" or "mps"."""
+        self._device = device
+        self._forget()
+
+    def GetDevice(self) -> str:
+        """Return where networks run."""
+        return self._device
+
+    def AddObserver(self, event: Any, command: Callable[[], None]) -> int:
+        """Call `command` at every such event (itk.ProgressEvent(), itk.StartEvent(), itk.EndEvent())."""
+        tag: int = self._events.AddObserver(event, command)
+        return tag
+
+    def RemoveObserver(self, tag: int) -> None:
+        """Remove an observer again."""
+        self._events.RemoveObserver(tag)
+
+    def GetProgress(self) -> float:
+        """Return how much is done, 0 to 1."""
+        return self._progress
+
+    def Update(self) -> None:
+        """Register, unless that has been done since the last change."""
+        if self._result is None:
+            self._run()
+
+    def UpdateLargestPossibleRegion(self) -> None:
+        """Register, unless that has been done since the last change."""
+        self.Update()
+
+    def GetOutput(self) -> Any:
+        """Return the moving image on the fixed grid as itk image of float32."""
+        image = self._done().warped
+        return type(image)(image.array.astype(np.float32), image.grid).to_itk()
+
+    def GetResult(self) -> RegistrationResult:
+        """Return the whole result: transforms, displacement field, a report for each stage."""
+        return self._done()
+
+    def GetTransformParameterObject(self) -> Any:
+        """Return an ``itk.ParameterObject`` with the transform for transformix, one map for each stage.
+
+        A RegNet stage after a stage that is not linear is the exception: elastix can have the whole only in other
+        parts, whose number may differ.
+        """
+        result = self._done()
+        if self._transforms is None:
+            self._transforms = _parameter_object(_whole(result.write_transforms(self._transform_folder())[-1]))
+        return self._transforms
+
+    def GetCombinationTransform(self) -> Any:
+        """Return the whole transform, fixed to moving, as ``itk.CompositeTransform``."""
+        import itk
+
+        result = self._done()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "transform.h5"
+            write_itk(result.chain, path, result.pair.fixed.grid)
+            return itk.transformread(str(path))[0]
+
+    def _set_image(self, role: str, image: Any) -> None:
+        self._images[role] = image
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the result: it does not belong to the settings any more."""
+        self._result = self._transforms = None
+
+    def _done(self) -> RegistrationResult:
+        if self._result is None:
+            raise RegistrationError("there is no result yet: call Update() first")
+        return self._result
+
+    def _transform_folder(self) -> Path:
+        """Return the folder that the transform maps name: the output folder, or one for the rest of the process."""
+        if self._output_directory:
+            return Path(self._output_directory)
+        _kept_folders.append(tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True))
+        return Path(_kept_folders[-1].name)
+
+    def _run(self) -> None:
+        import itk
+
+        for role in ("fixed", "moving"):
+            if role not in self._images:
+                raise ParameterError(f"no {role} image was set: call Set{role.capitalize()}Image first")
+        maps = [stage.with_(ResultImagePixelType="float") for stage in _maps_of(self.GetParameterObject())]  # as itk's
+        if self._output_directory:
+            check_writable(self._output_directory)
+        lines: list[str] = []
+
+        def log(line: str) -> None:
+            lines.append(line)
+            if self._log_to_console:
+                print(line, flush=True)  # noqa: T201 - that is what the setting asks for
+
+        def progress(stage: int, name: str, fraction: float, text: str) -> None:
+            self._progress = max(self._progress, (stage + fraction) / len(maps))
+            self._events.InvokeEvent(itk.ProgressEvent())
+
+        self._progress = 0.0
+        self._events.InvokeEvent(itk.StartEvent())
+        result = register(
+            self._images["fixed"], self._images["moving"], maps,
+            fixed_mask=self._images.get("fixed_mask"), moving_mask=self._images.get("moving_mask"),
+            initial=self._initial, threads=self._threads, device=self._device, progress=progress, log=log,
+        )  # fmt: skip
+        if self._output_directory:
+            result.write(self._output_directory, lines)
+        self._result = result
+        self._events.InvokeEvent(itk.EndEvent())
+
+
+def _maps_of(parameter_object: Any) -> list[ParameterMap]:
+    """Return the maps of an ``itk.ParameterObject``."""
+    maps = []
+    for number in range(parameter_object.GetNumberOfParameterMaps()):
+        values = {key: tuple(value) for key, value in dict(parameter_object.GetParameterMap(number)).items()}
+        maps.append(ParameterMap(values, f"parameter map {number}"))
+    if not maps:
+        raise ParameterError("the parameter object has no parameter map; add at least one")
+    return maps
+
+
+def _whole(path: Path) -> list[ParameterMap]:
+    """Return the maps of a transform file and of those it starts from, down to what was given before the stages.
+
+    The library applies the maps of one object in their order, whatever files they name.
+    """
+    values = read_parameter_map(path)
+    initial = Path(values.get_str(INITIAL_KEYS[0], NO_INITIAL))
+    return [*(_whole(initial) if initial.name.startswith("TransformParameters.") else []), values]
+
+
+def _parameter_object(maps: list[ParameterMap]) -> Any:
+    import itk
+
+    found = itk.ParameterObject.New()
+    for values in maps:
+        found.AddParameterMap({key: tuple(value) for key, value in values.values.items()})
+    return found

@@ -1,0 +1,301 @@
+"""Stand in for the programs ``elastix`` and ``transformix`` that 3D Slicer, MITK and scripts call.
+
+They find two launchers in a folder; these take elastix's arguments, write its files, stream its log to stdout, end with
+its exit statuses, and know RegNet stages besides.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regnet_itk.errors import OutputError, ParameterError, RegNetItkError, did_you_mean
+from regnet_itk.outputs import check_writable, staged_folder, write_whole
+from regnet_itk.transforms.itk_files import write_itk
+
+if TYPE_CHECKING:
+    from regnet_itk.parameters import ParameterMap
+
+PROGRAMS = ("elastix", "transformix")
+ELASTIX_VERSION = "5.3.1"
+"""What ``--version`` says: the elastix whose arguments and files these are."""
+
+DONE, FAILED, NO_FOLDER, MISSING = 0, 1, 254, 255
+"""elastix's exit statuses: the last is for a missing ``-p`` or ``-tp``, the one before for a missing ``-out``."""
+
+PRESETS = "parameter_files"
+"""The folder beside the launchers with the shipped stages, set up for programs that read elastix's .mhd files."""
+
+_MARK = "written by regnet-itk shim"
+_FLAGS = {
+    "elastix": (
+        "-f",
+        "-m",
+        "-out",
+        "-p",
+        "-fMask",
+        "-mMask",
+        "-t0",
+        "-fp",
+        "-mp",
+        "-priority",
+        "-threads",
+        "-loglevel",
+    ),
+    "transformix": ("-tp", "-out", "-in", "-def", "-jac", "-jacmat", "-priority", "-threads", "-loglevel"),
+}
+# Slicer sets these for its own Python and ITK; the launchers give them back the values of whoever wrote the launchers.
+_SURROUNDINGS = (
+    "PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ITK_AUTOLOAD_PATH",
+)  # fmt: skip
+
+Say = Callable[[str], None]
+
+
+# The launchers
+
+
+def write_launchers(
+    folder: str | Path,
+    python: str = sys.executable,
+    windows: bool = os.name == "nt",
+    environment: Mapping[str, str] = os.environ,
+) -> list[Path]:
+    """Write the launchers ``elastix`` and ``transformix``, and parameter files for the programs that call them.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Created if needed.
+    python : str
+        The interpreter that has this package.
+    windows : bool
+        Write .cmd files, not shell scripts.
+    environment : mapping
+        The launchers set the variables that concern Python and libraries as they are here.
+
+    Returns
+    -------
+    list of Path
+        The launchers.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or holds a program of that name that was not written here.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    files = [folder / (f"{program}.cmd" if windows else program) for program in PROGRAMS]
+    for file in files:
+        if file.exists() and not (file.is_file() and _MARK.encode() in file.read_bytes()[:400]):
+            raise OutputError(f"'{file}' exists and is not a launcher of regnet-itk; choose another folder")
+    _write_presets(folder / PRESETS)
+    for file, program in zip(files, PROGRAMS, strict=True):
+        text = _command_file(program, python, environment) if windows else _script(program, python, environment)
+        write_whole(file, lambda part, text=text: _write_executable(part, text))  # type: ignore[misc]
+    return files
+
+
+def _write_executable(part: Path, text: str) -> None:
+    part.write_bytes(text.encode())
+    part.chmod(0o755)
+
+
+def _script(program: str, python: str, environment: Mapping[str, str]) -> str:
+    lines = ["#!/bin/sh", f"# {_MARK}: stands in for {program}"]
+    for name in _SURROUNDINGS:
+        if name in environment:
+            lines += [f"{name}={shlex.quote(environment[name])}", f"export {name}"]
+        else:
+            lines.append(f"unset {name}")
+    return "\n".join([*lines, f'exec {shlex.quote(python)} -P -m regnet_itk.cli.shim {program} "$@"', ""])
+
+
+def _command_file(program: str, python: str, environment: Mapping[str, str]) -> str:
+    lines = ["@echo off", f"rem {_MARK}: stands in for {program}", "setlocal"]
+    lines += [f'set "{name}={environment.get(name, "")}"'.replace("%", "%%") for name in _SURROUNDINGS]
+    python = python.replace("%", "%%")
+    return "\r\n".join([*lines, f'"{python}" -P -m regnet_itk.cli.shim {program} %*', "exit /b %ERRORLEVEL%", ""])
+
+
+def _write_presets(folder: Path) -> None:
+    from regnet_itk.parameters import read_parameter_map, shipped_parameter_files
+
+    with staged_folder(folder) as stage:
+        for name in shipped_parameter_files():
+            values = read_parameter_map(name).with_(
+                ResultImageFormat="mhd",  # what Slicer looks for
+                CompressResultImage=False,
+                ITKTransformOutputFileNameExtension="h5",
+                WriteITKCompositeTransform=True,
+            )
+            (stage / f"{name}.txt").write_text(values.to_text(), encoding="utf-8")
+
+
+# The programs
+
+
+class WrongCall(RegNetItkError):
+    """A command line that elastix refuses before it looks at a file; `status` is its exit status."""
+
+    def __init__(self, message: str, status: int = FAILED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line of elastix or transformix.
+
+    Parameters
+    ----------
+    program : {"elastix", "transformix"}
+    values : mapping
+        Flag to values; only ``-p`` has several.
+    """
+
+    program: str
+    values: Mapping[str, tuple[str, ...]]
+
+    def one(self, flag: str) -> str | None:
+        """Return the value of a flag, or None if it is not given."""
+        return self.values[flag][-1] if flag in self.values else None
+
+
+def parse_call(program: str, words: Sequence[str]) -> Call:
+    """Take a command line apart.
+
+    Parameters
+    ----------
+    program : {"elastix", "transformix"}
+    words : sequence of str
+        Without the program itself.
+
+    Raises
+    ------
+    WrongCall
+        At a flag that does not exist or has no value, and without what is mandatory. elastix itself takes the first
+        two without a word.
+    """
+    known, values = _FLAGS[program], dict[str, tuple[str, ...]]()
+    for position in range(0, len(words), 2):
+        flag = re.sub(r"^(-f|-m|-fMask|-mMask|-fp|-mp)0$", r"\1", words[position])
+        if re.fullmatch(r"(-f|-m|-fMask|-mMask)[1-9]\d*", flag):
+            raise WrongCall(f"{flag}: one fixed and one moving image are registered here, not several at once")
+        if flag not in known:
+            raise WrongCall(f'there is no option "{flag}"{did_you_mean(flag, known)}')
+        if position + 1 == len(words):
+            raise WrongCall(f'the option "{flag}" needs a value')
+        if flag in values and flag != "-p":
+            raise WrongCall(f'the option "{flag}" is given twice')
+        values[flag] = (*values.get(flag, ()), words[position + 1])
+    for flag, status in (("-p" if program == "elastix" else "-tp", MISSING), ("-out", NO_FOLDER)):
+        if flag not in values:
+            raise WrongCall(f'No CommandLine option "{flag}" given!', status)
+    if program == "elastix":
+        for flag, what in (("-f", "fixed"), ("-m", "moving")):
+            if flag not in values:
+                raise WrongCall(f'could not read {what} image: "{flag}" is unspecified')
+    elif not {"-in", "-def", "-jac", "-jacmat"} & set(values):
+        raise WrongCall(
+            'At least one of the CommandLine options "-in", "-def", "-jac", or "-jacmat" should be given!', MISSING
+        )
+    return Call(program, values)
+
+
+def run_elastix(call: Call, say: Say) -> None:
+    """Register as elastix does: its files, in its folder, and its log to `say`.
+
+    Parameters
+    ----------
+    call : Call
+    say : callable
+        Is given each line of the log while elastix or a network works.
+
+    Raises
+    ------
+    RegNetItkError
+        As `regnet_itk.register` and `RegistrationResult.write`.
+    """
+    from regnet_itk.registration import register
+
+    began = time.perf_counter()
+    threads = _threads(call)
+    maps = [_as_elastix_would(name) for name in call.values["-p"]]
+    result = register(
+        call.one("-f"), call.one("-m"), maps,
+        fixed_mask=call.one("-fMask"), moving_mask=call.one("-mMask"), initial=call.one("-t0"),
+        fixed_landmarks=call.one("-fp"), moving_landmarks=call.one("-mp"),
+        threads=threads, priority=call.one("-priority"), progress=_Progress(say), log=say,
+    )  # fmt: skip
+    out = Path(str(call.one("-out")))
+    with staged_folder(out) as stage:
+        result.write_stages(stage, out.resolve())
+        for number, report in enumerate(result.stages):
+            suffix = _composite_suffix(report.parameters)
+            if suffix:
+                file = stage / f"TransformParameters.{number}-Composite.{suffix}"
+                write_itk(type(result.chain)(result.chain.links[: report.links]), file, result.pair.fixed.grid)
+    say(f"\nTotal time elapsed: {time.perf_counter() - began:.1f}s.")
+
+
+def _threads(call: Call) -> int | None:
+    given = call.one("-threads")
+    if given is None:
+        return None
+    if not given.isdigit() or int(given) < 1:
+        raise ParameterError(f"-threads needs a whole number above 0, not '{given}'")
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(int(given))
+    return int(given)
+
+
+def _as_elastix_would(name: str) -> ParameterMap:
+    """Read a parameter file; results have elastix's usual format unless it says another."""
+    from regnet_itk.parameters import read_parameter_map
+
+    values = read_parameter_map(name)
+    _composite_suffix(values)
+    usual = {"ResultImageFormat": "mhd", "CompressResultImage": "false"}
+    return values.with_({key: value for key, value in usual.items() if key not in values})
+
+
+def _composite_suffix(values: ParameterMap) -> str | None:
+    """Return the suffix of the composite transform that a stage shall write, or None; RegNet's always writes one."""
+    from regnet_itk.transforms.itk_files import ITK_SUFFIXES
+
+    suffix = values.get_str("ITKTransformOutputFileNameExtension", "h5" if values.is_regnet else "")
+    if not suffix or not values.get_bool("WriteITKCompositeTransform", values.is_regnet):
+        return None
+    if f".{suffix}" not in ITK_SUFFIXES:
+        known = ", ".join(known.removeprefix(".") for known in ITK_SUFFIXES)
+        raise ParameterError(f"{values.source}: ITKTransformOutputFileNameExtension is one of {known}, not '{suffix}'")
+    return suffix
+
+
+class _Progress:
+    """Says how far a network is; elastix's own log says it by itself."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._said = say, (-1, 0.0)
+
+    def __call__(self, stage: int, name: str, fraction: float, text: str) -> None:
+        """Take a report of progress, as `regnet_itk.register` gives it."""
+        before, done = self._said
+        if name.startswith("RegNet") and (stage != before or fraction - done >= 0.1):
+            self._said = stage, fraction
+            self._say(f"{name}: {fraction:.0%} {text}")
+
+
+def usage(program: str) -> str:
+    """Return what the program says when it is called without arguments."""
+    return f'Use "{program} --help" for information about {program}-usage.'

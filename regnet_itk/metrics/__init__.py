@@ -1,0 +1,1 @@
+"""Measures of one registration, and statistics of several."""

@@ -1,1 +1,0 @@
-"""The trained weights that ship with the package."""

@@ -1,0 +1,1 @@
+"""Networks, their files, and a network over a whole image."""

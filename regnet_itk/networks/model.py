@@ -1,0 +1,227 @@
+"""Models as files: the weights of a network with a description of what it is and what it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regnet_itk.errors import ModelError, did_you_mean
+from regnet_itk.outputs import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FORMAT = "regnet-itk model 1"
+_LONGEST_HEADER = 100_000_000  # bytes, of the format
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model is. It travels inside the model's file.
+
+    Parameters
+    ----------
+    name : str
+    architecture : {"regnet", "regnet_early", "regnet_1scale", "coarse_to_fine"}
+    voxel_size : float
+        Voxels in mm that the network works on.
+    intensity_range : tuple of float
+        These HU become -1 and 1; what lies outside is clipped.
+    capture_range : float
+        Largest displacement in mm that it was trained on.
+    training : dict
+        Images with their sources, recipe, steps, hours, machine, seed, versions.
+    accuracy : dict
+        Measured errors, with the sets they were measured on.
+    region : {"body", "lungs"}
+        Where it predicts if no mask is given: what lies outside was not seen, or hardly, in training.
+    """
+
+    name: str
+    architecture: str
+    voxel_size: float
+    intensity_range: tuple[float, float]
+    capture_range: float
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    region: str = "body"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its description; `digest` is the SHA-256 of its weights."""
+
+    network: nn.Module
+    description: ModelDescription
+    digest: str
+
+    def normalise(self, hounsfield: Tensor) -> Tensor:
+        """Map the intensity range to -1..1, clipped."""
+        low, high = self.description.intensity_range
+        return hounsfield.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
+
+
+def make_network(architecture: str, voxel_size: float) -> nn.Module:
+    """Return an untrained network.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture.
+    """
+    from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
+    from regnet_itk.networks.regnet import RegNet
+
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "regnet": RegNet,
+        "regnet_early": lambda: RegNet(early_fusion=True),
+        "regnet_1scale": lambda: RegNet(scales=1),
+        "coarse_to_fine": lambda: CoarseToFineRegNet(voxel_size=voxel_size),
+    }
+    if architecture not in makers:
+        raise ModelError(f"unknown network architecture '{architecture}'{did_you_mean(architecture, makers)}")
+    return makers[architecture]()
+
+
+def save_model(network: nn.Module, description: ModelDescription, path: str | Path) -> None:
+    """Write a model as one safetensors file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {
+        "format": _FORMAT,
+        "description": json.dumps(dataclasses.asdict(description)),
+        "sha256": _digest(tensors),
+    }
+    # not save_file: it makes a file that only its owner can read, whatever the umask says
+    write_whole(path, lambda part: part.write_bytes(save(tensors, metadata=metadata)))
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model and check that it is whole and fits its network.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, truncated, not a model, altered, or of another network than it says.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"model file '{path}' does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
+    digest = _digest(tensors)
+    if digest != metadata.get("sha256"):
+        raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
+    description = _description(metadata.get("description", ""), path)
+    try:
+        network = make_network(description.architecture, description.voxel_size)
+    except ModelError as error:
+        raise ModelError(f"model file '{path}': {error}") from None
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(
+            f"model file '{path}' does not fit the network '{description.architecture}' that it names: {reason[:200]}"
+        ) from None
+    network.requires_grad_(False)
+    return Model(network.eval().to(memory_format=torch.channels_last_3d), description, digest)  # type: ignore[call-overload]
+
+
+def read_model_header(path: str | Path) -> tuple[ModelDescription, str]:
+    """Read what a model says of itself, and the hash of its weights, without reading the weights or loading torch.
+
+    :func:`load_model` checks the hash, this does not.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, or does not begin as a model's file does.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"model file '{path}' does not exist")
+    try:
+        with path.open("rb") as file:  # of a safetensors file: the length of its header, then the header as JSON
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < min(path.stat().st_size, _LONGEST_HEADER):
+                raise ValueError("its header is cut off")
+            metadata = dict(json.loads(file.read(length)).get("__metadata__") or {})
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
+    return _description(metadata.get("description", ""), path), str(metadata.get("sha256", ""))
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return the models that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
+
+
+def find_model(name_or_path: str, beside: Path | None = None) -> Path:
+    """Return the file of a shipped model's name, or of a path (also relative to the folder `beside`).
+
+    Raises
+    ------
+    ModelError
+        If there is neither, with the nearest name.
+    """
+    shipped = shipped_models()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    for candidate in (Path(name_or_path), (beside or Path()) / name_or_path):
+        if candidate.is_file():
+            return candidate
+    raise ModelError(
+        f"no model '{name_or_path}': neither a file nor one of the shipped models {sorted(shipped)}"
+        + did_you_mean(name_or_path, shipped)
+    )
+
+
+def _description(text: str, path: Path) -> ModelDescription:
+    try:
+        values = dict(json.loads(text))
+        low, high = (float(hounsfield) for hounsfield in values.pop("intensity_range"))
+        for name in ("voxel_size", "capture_range"):
+            values[name] = float(values[name])
+        if not (low < high and values["voxel_size"] > 0):
+            raise ValueError("an empty intensity range, or voxels without a size")
+        if values.get("region", "body") not in ("body", "lungs"):
+            raise ValueError(f"'{values['region']}' is no region")
+        return ModelDescription(intensity_range=(low, high), **values)
+    except KeyError as error:
+        raise ModelError(f"model file '{path}' has a description without {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""A field improved on the pair itself."""

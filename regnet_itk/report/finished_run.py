@@ -1,0 +1,343 @@
+"""The folder that a registration wrote, read back to be looked at: its images, transforms, landmarks and record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regnet_itk.data.image import Image, check_mask
+from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
+from regnet_itk.data.landmarks import check_landmarks, read_landmarks
+from regnet_itk.errors import ImageError, ParameterError, RegistrationError
+from regnet_itk.metrics.inverse_consistency import InverseConsistency
+from regnet_itk.metrics.measures import folding_share, normalised_correlation, summarise_errors
+from regnet_itk.parameters import ParameterMap
+from regnet_itk.report.page import Cell, Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
+from regnet_itk.report.viewer import LONGEST_AXIS, residuals
+from regnet_itk.results import overview_grid
+from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.elastix_files import read_chain
+
+RECORD = "registration.json"
+PICTURE = "registration.png"
+
+_FLAGS = {
+    "fixed": "-f",
+    "moving": "-m",
+    "fixed_mask": "-fMask",
+    "fixed_landmarks": "-fp",
+    "moving_landmarks": "-mp",
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A registration that was written to a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    record : mapping
+        The contents of its ``registration.json``.
+    pair : ViewerPair
+        Its images, mask and landmarks; its methods are the initial transform, if there was one, and the stages.
+    files : mapping of str to Path
+        Where the images, mask and landmarks were read.
+    warnings : tuple of str
+        What the record names and is no longer there.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    pair: ViewerPair
+    files: Mapping[str, Path]
+    warnings: tuple[str, ...] = ()
+
+
+def read_finished_run(folder: str | Path, **files: str | Path | None) -> FinishedRun:
+    """Read what a registration wrote to a folder, and the images that it registered.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The ``-out`` folder of ``regnet-itk run``.
+    **files : str or Path, optional
+        `fixed`, `moving`, `fixed_mask`, `fixed_landmarks`, `moving_landmarks`: files to use in place of those that
+        the folder's record names. Of images that have moved, one of the same name in the folder or the one above it
+        is found too.
+
+    Raises
+    ------
+    RegistrationError
+        If the folder holds no finished registration.
+    ImageError
+        If an image is missing, or is not the one that was registered (its size or spacing differ).
+    PointsError, TransformError, ParameterError
+        If landmarks do not correspond or lie outside, a transform is broken, or landmarks of one image are missing.
+    """
+    folder = Path(folder)
+    record = _read_record(folder)
+    paths, warnings = _find_inputs(folder, record, files)
+    images = {role: _registered_image(paths[role], role, record) for role in ("fixed", "moving")}
+    mask = read_image(paths["fixed_mask"], "fixed mask") if "fixed_mask" in paths else None
+    if mask is not None:
+        check_mask(mask, images["fixed"], "fixed")
+    points = {
+        role: read_landmarks(paths[f"{role}_landmarks"], images[role].grid)
+        for role in ("fixed", "moving")
+        if f"{role}_landmarks" in paths
+    }
+    if len(points) == 1:
+        raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
+    if points:
+        check_landmarks(points["fixed"], points["moving"], images["fixed"].grid, images["moving"].grid)
+    name = f"{_bare(paths['moving'])} registered to {_bare(paths['fixed'])}"
+    pair = ViewerPair(
+        name, images["fixed"], images["moving"], _methods(folder, record), mask,
+        points.get("fixed"), points.get("moving"),
+    )  # fmt: skip
+    return FinishedRun(folder, record, pair, paths, tuple(warnings))
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse a folder without the record of a finished registration.
+
+    Raises
+    ------
+    RegistrationError
+    """
+    if not (folder / RECORD).is_file():
+        state = "has no" if folder.is_dir() else "is no folder with a"
+        raise RegistrationError(f"'{folder}' {state} {RECORD}: give the -out folder of a finished regnet-itk run")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    check_finished(folder)
+    path = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _check_record(record)
+    except OSError as error:
+        raise RegistrationError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise RegistrationError(f"'{path}' is damaged, or was not written by regnet-itk run; register again") from None
+    return record
+
+
+def _check_record(record: Any) -> None:
+    """Raise if what a report needs is missing."""
+    for role in ("fixed", "moving"):
+        if len(record[role]["size"]) != 3 or len(record[role]["spacing"]) != 3:
+            raise ValueError(role)
+    int(record["initial_transforms"])
+    for stage in record["stages"]:
+        str(stage["name"]), float(stage["seconds"]), dict(stage["parameters"])
+    _recorded_errors(record)
+    _both_ways(record)
+
+
+def _find_inputs(
+    folder: Path, record: Mapping[str, Any], given: Mapping[str, str | Path | None]
+) -> tuple[dict[str, Path], list[str]]:
+    """Return where the inputs lie, and what is said of those that are missing but can be done without."""
+    unknown = set(given) - set(_FLAGS)
+    if unknown:
+        raise ParameterError(f"there is no input '{unknown.pop()}'; known are {', '.join(_FLAGS)}")
+    found, warnings = {}, []
+    recorded = record.get("inputs", {})
+    for name, flag in _FLAGS.items():
+        path = given.get(name)
+        if path is not None:
+            found[name] = Path(path)
+        elif name in recorded:
+            old = Path(recorded[name])
+            there = next((p for p in (old, folder / old.name, folder.parent / old.name) if p.exists()), None)
+            if there is not None:
+                found[name] = there
+            elif name not in ("fixed", "moving"):
+                warnings.append(f"the {name.replace('_', ' ')} '{old}' is no longer there; give {flag} to use it")
+        if name in ("fixed", "moving") and name not in found:
+            where = (
+                f"'{recorded[name]}' is no longer there" if name in recorded else f"'{folder}' does not say where it is"
+            )
+            raise ImageError(f"the {name} image is missing: {where}; give it with {flag}")
+    half = {"fixed_landmarks", "moving_landmarks"} & set(found)
+    if warnings and len(half) == 1 and given.get(next(iter(half))) is None:
+        del found[half.pop()]  # the other one's absence is told already
+    return found, warnings
+
+
+def _bare(path: Path) -> str:
+    """Return the name of an image's file without its suffix."""
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def _registered_image(path: Path, role: str, record: Mapping[str, Any]) -> Image:
+    image = read_image(path, f"{role} image")
+    size, spacing = tuple(record[role]["size"]), tuple(record[role]["spacing"])
+    same = image.grid.size == size and all(
+        abs(a - b) <= 1e-4 * b for a, b in zip(image.grid.spacing, spacing, strict=True)
+    )
+    if not same:
+        raise ImageError(
+            f"'{path}' is not the {role} image that was registered: size {image.grid.size} and spacing "
+            f"{image.grid.spacing} against {size} and {spacing}; give that with {_FLAGS[role]}"
+        )
+    return image
+
+
+def _methods(folder: Path, record: Mapping[str, Any]) -> list[ViewerMethod]:
+    """Return the transform before the stages, if there was one, and that after each of them."""
+    methods = []
+    if record["initial_transforms"]:
+        chain = read_chain(folder / f"InitialTransform.{record['initial_transforms'] - 1}.txt")
+        methods.append(ViewerMethod("initial transform", chain))
+    for number, stage in enumerate(record["stages"]):
+        chain = read_chain(folder / f"TransformParameters.{number}.txt")
+        methods.append(ViewerMethod(f"{number} {stage['name']}", chain))
+    return methods
+
+
+def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LONGEST_AXIS) -> None:
+    """Write the report of a finished registration, whole or not at all; see :func:`write_report`.
+
+    Parameters
+    ----------
+    run : FinishedRun
+    path : str or Path
+        The file (.html).
+    longest_axis : int
+        Voxels along the longest axis of the viewer's volumes, at most.
+    """
+    picture = run.folder / PICTURE
+    figures = []
+    if picture.is_file():
+        alt = "Axial, coronal and sagittal plane of the fixed, moving and warped image, their differences, and |u|"
+        figures.append(Figure("Overview", picture, alt))
+    write_report(
+        path,
+        run.pair.name,
+        tables=[stage_table(run)],
+        figures=figures,
+        pairs=[run.pair],
+        notes=_notes(run),
+        summary=_summary(run),
+        longest_axis=longest_axis,
+    )
+
+
+def stage_table(run: FinishedRun) -> Table:
+    """Return the table of a registration's stages: time, landmark error, correlation and folding after each."""
+    stages = run.record["stages"]
+    errors = _error_rows(run)
+    rows: list[list[Cell]] = [["no registration", None, *errors[0], _correlation(run, TransformChain()), None]]
+    grid = overview_grid(run.pair.fixed.grid)
+    mask = run.pair.fixed_mask.resampled(grid, order=0) if run.pair.fixed_mask is not None else None
+    first = len(run.pair.methods) - len(stages)
+    for number, method in enumerate(run.pair.methods):
+        stage = number - first
+        seconds = stages[stage]["seconds"] if stage >= 0 else None
+        seen = mask is None or mask.array.any()  # a mask may be thinner than these voxels
+        folding = 100 * folding_share(method.chain.displacement_on(grid), mask) if seen else None
+        rows.append([method.name, seconds, *errors[number + 1], _correlation(run, method.chain), folding])
+    columns = [
+        Column("after"),
+        Column("time", "s", digits=1),
+        Column("TRE, mean ± SD", "mm", "lowest"),
+        Column("median", "mm", "lowest", 2),
+        Column("largest", "mm", "lowest", 2),
+        Column("correlation", "", "highest", 3),
+        Column("det J ≤ 0", "%"),
+    ]
+    keep = [i for i in range(len(columns)) if i not in (2, 3, 4) or any(row[i] is not None for row in rows)]
+    where = "in the fixed mask" if mask is not None else "in the whole fixed image"
+    return Table(
+        "Stages",
+        [columns[i] for i in keep],
+        [[row[i] for i in keep] for row in rows],
+        f"Correlation of the fixed with the warped image, and the share of folding, {where}; "
+        f"det J on voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm.",
+    )
+
+
+def _error_rows(run: FinishedRun) -> list[list[Cell]]:
+    """Return the cells of the landmark errors before and after each method: of the landmarks, or as recorded."""
+    measured = [residuals(run.pair, method) for method in (None, *run.pair.methods)]
+    if measured[0] is not None:
+        return [_error_cells(asdict(summarise_errors(vectors))) for vectors in measured if vectors is not None]
+    recorded = _recorded_errors(run.record)
+    if run.record["initial_transforms"]:
+        recorded.insert(0, _error_cells(None))  # what was recorded first is the error of the transform to start from
+    return recorded
+
+
+def _recorded_errors(record: Mapping[str, Any]) -> list[list[Cell]]:
+    """Return the cells of the landmark errors before the stages and after each."""
+    entries = [record.get("landmarks_before"), *(stage.get("landmarks") for stage in record["stages"])]
+    return [_error_cells(entry) for entry in entries]
+
+
+def _error_cells(error: Mapping[str, float] | None) -> list[Cell]:
+    if error is None:
+        return [None, None, None]
+    return [Value(error["mean"], f"{error['mean']:.2f} ± {error['sd']:.2f}"), error["median"], error["max"]]
+
+
+def _correlation(run: FinishedRun, chain: TransformChain) -> float:
+    """Return the correlation of the fixed with the moving image under a chain, interpolated linearly."""
+    pair, grid = run.pair, run.pair.fixed.grid
+    warped = pair.moving.resampled(grid, chain.to_sitk(grid), default=float(pair.moving.array.min()))
+    return normalised_correlation(warped, pair.fixed, pair.fixed_mask)
+
+
+def _summary(run: FinishedRun) -> str:
+    record, parts = run.record, []
+    seconds = sum(stage["seconds"] for stage in record["stages"])
+    names = ", ".join(str(stage["name"]) for stage in record["stages"])
+    count = len(record["stages"])
+    parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
+    parts += _both_ways(record)
+    parts += [f"Warning: {warning}." for warning in run.warnings]
+    return " ".join(parts)
+
+
+def _both_ways(record: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the inverse consistency, if the images were registered both ways."""
+    if "inverse_consistency" not in record:
+        return []
+    return [f"Registered both ways: {InverseConsistency(**record['inverse_consistency']).describe()}."]
+
+
+def _notes(run: FinishedRun) -> list[Note]:
+    """Return what the record says: images, stages with their models, versions, and the parameter maps.
+
+    Of files the name is told, not the folder: pages are passed on, and folders are often named after patients.
+    """
+    record = run.record
+    inputs = {}
+    for role in ("fixed", "moving"):
+        told = record[role]
+        size, spacing = " x ".join(map(str, told["size"])), " x ".join(f"{s:.4g}" for s in told["spacing"])
+        inputs[f"{role} image"] = f"{size} voxels of {spacing} mm, {told.get('pixel_type', '')}"
+    inputs |= {f"file of the {name.replace('_', ' ')}": path.name for name, path in run.files.items()}
+    inputs |= {name: str(value) for name, value in record.get("settings", {}).items() if value is not None}
+    notes = [Note("Images and settings", inputs)]
+    left_out = ("stage", "name", "parameters", "landmarks", "seconds")
+    for number, stage in enumerate(record["stages"]):
+        told = {key.replace("_", " "): _short(value) for key, value in stage.items() if key not in left_out}
+        if "source" in told:
+            told["source"] = Path(told["source"]).name
+        notes.append(Note(f"Stage {number}: {stage['name']}", told))
+    notes.append(Note("Versions", {name: str(value) for name, value in record.get("versions", {}).items()}))
+    for number, stage in enumerate(record["stages"]):
+        parameters = ParameterMap({key: tuple(map(str, values)) for key, values in stage["parameters"].items()})
+        notes.append(Note(f"Parameters of stage {number}: {stage['name']}", parameters.to_text(), folded=True))
+    return notes
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,192 @@
+"""Instance optimisation and its features, judged by a plain loop, SimpleITK's resampling and known displacements."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import Image
+from regnet_itk.errors import ParameterError
+from regnet_itk.networks.self_similarity import mind_features
+from regnet_itk.refinement.instance_optimisation import InstanceOptions, InstancePair, improved
+
+torch.set_num_threads(1)
+TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (15, -25, 40), degrees=True).as_matrix()))
+GRID = Grid((52, 46, 40), (1.5, 1.5, 1.5), (-40.0, 120.0, 33.0), TURNED)
+FIELD_GRID = Grid((38, 34, 31), (2.1, 2.1, 2.1), tuple(GRID.index_to_point((-1.3, -0.7, -1.1))), TURNED)
+OPTIONS = InstanceOptions(iterations=30, device="cpu", threads=1)
+
+
+# Features
+
+
+def test_features_are_those_of_the_paper():
+    image = np.random.default_rng(0).random((9, 11, 10))
+    found = mind_features(torch.from_numpy(image).float()).numpy()
+    padded = np.pad(image, 3, mode="edge")
+    neighbours = [2 * sign * np.eye(3, dtype=int)[axis] for axis in range(3) for sign in (1, -1)]
+    pairs = [(a, b) for a, b in combinations(neighbours, 2) if a @ b == 0]
+
+    def patch(at):
+        return padded[tuple(slice(i + 2, i + 5) for i in at)]
+
+    for voxel in ((4, 5, 5), (0, 0, 0), (8, 10, 9), (2, 9, 0)):
+        unlike = np.array([((patch(voxel + a) - patch(voxel + b)) ** 2).mean() for a, b in pairs])
+        unlike -= unlike.min()
+        wanted = np.exp(-unlike / unlike.mean())
+        np.testing.assert_allclose(np.sort(found[voxel]), np.sort(wanted), atol=1e-5)
+
+
+def test_each_feature_compares_the_same_pair_everywhere():
+    """A shifted image has shifted features, channel by channel, and a brighter or stretched one has the same."""
+    image = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(24, 25, 26)), 1.0)).float()
+    features = mind_features(image)
+    assert features.shape == (24, 25, 26, 12)
+    moved = mind_features(image.roll((1, 2, -3), (0, 1, 2)))
+    inner = (slice(8, -8),) * 3
+    torch.testing.assert_close(moved.roll((-1, -2, 3), (0, 1, 2))[inner], features[inner])
+    torch.testing.assert_close(mind_features(2 * image + 5)[inner], features[inner], atol=1e-4, rtol=1e-4)
+    assert features.std(dim=(0, 1, 2)).min() > 0.05
+
+
+def test_features_do_not_depend_on_the_slabs(monkeypatch):
+    image = torch.rand(20, 12, 14)
+    whole = mind_features(image)
+    monkeypatch.setattr("regnet_itk.networks.self_similarity._SLAB_VOXELS", 300)
+    torch.testing.assert_close(mind_features(image), whole)
+
+
+# Improving a field
+
+
+def texture(grid):
+    rng = np.random.default_rng(3)
+    values = sum(ndimage.gaussian_filter(rng.normal(size=grid.shape), s) * s**1.5 for s in (1.2, 2.0, 3.5))
+    return Image((-600 + 180 * values / values.std()).clip(-1000, 200).astype(np.float32), grid)
+
+
+def hill(height, width, shift=0.0):
+    height, centre = np.asarray(height, dtype=float), GRID.centre() + shift
+    return lambda points: np.exp(-0.5 * ((points - centre) ** 2).sum(-1, keepdims=True) / width**2) * height
+
+
+truth = hill([3.0, -4.0, 5.0], 18.0)
+mistake = hill([-1.2, 1.0, 1.4], 14.0, 4.0)
+
+
+def field(function):
+    return DisplacementField(function(FIELD_GRID.points()).astype(np.float32), FIELD_GRID)
+
+
+def pair(change=lambda values: values, known=None, region=None):
+    """Return a pair with F(x) = M(x + truth(x)), resampled by SimpleITK, its region well inside."""
+    moving = texture(GRID)
+    wide = GRID.pad((8, 8, 8), (8, 8, 8))
+    vectors = sitk.GetImageFromArray(truth(wide.points()), isVector=True)
+    vectors.SetOrigin(wide.origin)
+    vectors.SetSpacing(wide.spacing)
+    vectors.SetDirection(wide.direction_matrix.ravel().tolist())
+    fixed = moving.resampled(GRID, sitk.DisplacementFieldTransform(vectors), order=3, default=-1000.0)
+    if region is None:
+        region = np.zeros(GRID.shape, dtype=bool)
+        region[7:-7, 7:-7, 7:-7] = True
+    known = np.ones(GRID.shape, dtype=bool) if known is None else known
+    fixed = Image(change(fixed.array).astype(np.float32), GRID)
+    return InstancePair(fixed, moving, Image(region, GRID), Image(known, GRID))
+
+
+def error(u, inside):
+    points = GRID.points()[inside]
+    return float(np.linalg.norm(u.at(points) - truth(points), axis=-1).mean())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda values: values, lambda values: 0.6 * values - 150.0, lambda values: -values - 1000.0],
+    ids=["alike", "less contrast", "inverted"],
+)
+def test_a_mistake_is_mended_on_a_turned_grid(change):
+    given = pair(change)
+    start = field(lambda points: truth(points) + mistake(points))
+    found = improved(given, start, OPTIONS)
+    inside = given.region.array
+    assert error(start, inside) > 0.5
+    assert error(found, inside) < 0.35 * error(start, inside)
+    assert found.grid == start.grid
+
+
+def test_what_is_right_stays_right():
+    given = pair()
+    found = improved(given, field(truth), OPTIONS)
+    assert error(found, given.region.array) < 0.12  # mm, on voxels of 1.5 mm
+
+
+def test_far_from_the_region_little_changes():
+    region = np.zeros(GRID.shape, dtype=bool)
+    region[:12, :12, :12] = True
+    start = field(lambda points: truth(points) + np.array([0.6, -0.6, 0.6]))
+    found = improved(pair(region=region), start, OPTIONS)
+    changed = np.linalg.norm(found.vectors - start.vectors, axis=-1)
+    assert changed[:6, :6, :6].max() > 0.1
+    far = FIELD_GRID.shape[0] // 2 + 5
+    assert changed[far:].mean() < 0.1 * changed[:6, :6, :6].mean()
+
+
+def test_an_unknown_part_of_the_moving_image_pulls_at_nothing():
+    """Air stands where the scan of the moving image ends: left out, not matched."""
+    known = np.ones(GRID.shape, dtype=bool)
+    known[22:] = False
+    start = field(truth)
+
+    def cut(given):
+        return InstancePair(
+            given.fixed, Image(np.where(known, given.moving.array, -1000.0), GRID), given.region, given.known
+        )
+
+    ignored, matched = (improved(cut(pair(known=k)), start, OPTIONS) for k in (known, np.ones_like(known)))
+    inside = pair().region.array
+    assert error(ignored, inside) < 0.4
+    assert error(matched, inside) > 2.5 * error(ignored, inside)
+
+
+def test_the_same_seed_gives_the_same_field_and_no_step_none():
+    start = field(mistake)
+    few = InstanceOptions(iterations=3, device="cpu", threads=1, seed=5)
+    first, again = (improved(pair(), start, few) for _ in range(2))
+    np.testing.assert_array_equal(first.vectors, again.vectors)
+    assert improved(pair(), start, InstanceOptions(iterations=0)) is start
+    nowhere = np.zeros(GRID.shape, dtype=bool)
+    assert improved(pair(region=nowhere), start, few) is start
+    unknown = improved(pair(known=nowhere), start, few)
+    np.testing.assert_array_equal(unknown.vectors, start.vectors)
+
+
+def test_smoothness_and_progress():
+    start, told = field(lambda points: truth(points) + mistake(points)), []
+    stiff = improved(pair(), start, InstanceOptions(10, smoothness=100.0, device="cpu"), told.append)
+    soft = improved(pair(), start, InstanceOptions(10, smoothness=0.02, device="cpu"))
+    bent, free = (np.abs(np.diff(u.vectors - start.vectors, n=2, axis=0)).mean() for u in (stiff, soft))
+    assert bent < 0.7 * free
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("values", "words"), [((-1,), "0 steps or more, not -1"), ((5, -0.1), "0 or more, not -0.1")])
+def test_options_that_make_no_sense(values, words):
+    with pytest.raises(ParameterError, match=words):
+        InstanceOptions(*values)
+
+
+def test_features_of_all_pairs_are_distinct():
+    """Twelve pairs, none twice: each channel differs from each other."""
+    features = mind_features(torch.rand(16, 16, 16)).flatten(0, 2)
+    together = np.corrcoef(features.T.numpy())
+    assert all(abs(together[a, b]) < 0.9 for a, b in product(range(12), range(12)) if a != b)

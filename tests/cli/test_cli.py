@@ -16,21 +16,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from command import call
+from quick_stages import AFFINE, REGNET
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.cli.main import main
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.networks.model import shipped_models
-from regnet_itk.parameters import read_parameter_map
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.transforms.elastix_files import read_chain
 
 PROGRAM = Path(sys.executable).with_name("regnet-itk")
-AFFINE = read_parameter_map("affine").with_(
-    NumberOfResolutions=2, ImagePyramidSchedule=[4, 4, 4, 2, 2, 2], MaximumNumberOfIterations=40
-)
-REGNET = read_parameter_map("regnet_multistage")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_cli import AFFINE, REGNET, call
+from command import call
+from quick_stages import AFFINE, REGNET
 from transform_cases import CHAINS, FIXED, MOVING, affine, smooth_field
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom

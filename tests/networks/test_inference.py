@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from network_cases import noise, patch_by_patch, random_regnet, randomised
 from scipy.spatial.transform import Rotation
-from test_network import noise, patch_by_patch, random_regnet, randomised
 from torch import nn
 
 from regnet_itk.data.field import DisplacementField

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_network import noise, random_regnet, randomised
+from network_cases import noise, random_regnet, randomised
 
 from regnet_itk.networks import streaming
 from regnet_itk.networks.regnet import RegNet

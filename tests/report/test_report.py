@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from browser import Browser, find_chromium
+from command import call
 from PIL import Image as Picture
-from test_cli import AFFINE, call
+from quick_stages import AFFINE
 
 from regnet_itk.anatomy.lungs import body_mask
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom

@@ -408,11 +408,11 @@ def test_the_child_ends_with_a_caller_that_is_killed(pair, tmp_path):
         sitk.WriteImage(image.to_sitk(), str(tmp_path / f"{name}.mha"))
     (tmp_path / "p.txt").write_text(BSPLINE.with_(MaximumNumberOfIterations=100_000).to_text())
     script = """
-        from regnet_itk.images import read_image
+        from regnet_itk.data.image_files import read_image
         from regnet_itk.parameters import read_parameter_map
         from regnet_itk.stages.base import ImagePair, RunOptions
         from regnet_itk.stages.elastix import ElastixStage
-        from regnet_itk.transforms import TransformChain
+        from regnet_itk.transforms.chain import TransformChain
         pair = ImagePair(read_image("fixed.mha"), read_image("moving.mha"))
         report = lambda share, text: print(share, flush=True) if share > 0 else None
         ElastixStage(read_parameter_map("p.txt")).run(pair, TransformChain(), RunOptions(progress=report))

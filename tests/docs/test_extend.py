@@ -1,0 +1,60 @@
+"""The pages in docs/extend/ are complete: all their Python blocks run, in order, in an empty folder.
+
+A block that begins with ```python no-test is left out. What a page asserts is checked; end a page with an assertion
+that would fail if its extension did nothing.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+from documents import blocks, run_python
+
+PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "extend").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_page_runs(page, tmp_path, monkeypatch):
+    if not blocks(page.read_text(encoding="utf-8"), "python"):
+        pytest.skip("no Python to run")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # a page may write a module and import it
+    run_python(page)
+
+
+PAGE = """
+```python
+from dataclasses import dataclass
+
+@dataclass
+class Point:
+    x: "float"
+```
+```python no-test
+raise SystemExit
+```
+```sh
+ls
+```
+```python
+later = Point(2.0)
+assert later.x == height
+```
+"""
+
+
+def test_blocks_share_their_names_and_those_marked_are_left_out(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert run_python(page, {"height": 2.0}).later.x == 2.0
+
+
+def test_an_error_names_the_line_of_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    with pytest.raises(AssertionError) as failed:
+        run_python(page, {"height": 3.0})
+    last = traceback.extract_tb(failed.tb)[-1]
+    assert (last.filename, last.lineno) == (str(page), PAGE.count("\n", 0, PAGE.index("assert")) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Checkpoint:
         States of the random numbers of every process.
     step : int
     seconds : float
+    averaged : dict
+        State of the averaged weights; empty if none are kept.
     """
 
     network: str
@@ -36,6 +38,7 @@ class Checkpoint:
     random: list[list[Tensor]]
     step: int
     seconds: float
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.

@@ -41,6 +41,11 @@ class FieldRecipe:
     small_share: float = 0.0
     """Share of the pairs whose whole field is scaled down, log-uniformly to as little as `smallest`."""
     smallest: float = 0.05
+    even: float = 0.0
+    """Shift a field so that the displacement at the block's centre has any direction, and a length drawn uniformly up
+    to so many mm: long displacements are then as frequent as short ones."""
+    even_share: float = 0.0
+    """Share of the pairs that are shifted so."""
     sliding: float = 0.0
     """Largest part of the motion along the chest wall that is lost outside of the lungs."""
     sliding_share: float = 0.0
@@ -156,6 +161,9 @@ class TrainingConfig:
     """Standard deviation in mm of a Gaussian that takes the scans' own noise away, which both images would share."""
     judged_by: Judge | None = None
     """What the validation pairs are made with; the last phase's recipes by default."""
+    averaging: float = 0.0
+    """Decay of the exponential average of the weights, which is what is judged and saved; 0 takes the weights
+    themselves."""
     auxiliary_outputs: bool = True
     """Whether RegNet learns from an output of each resolution too; the paper's has its own output only."""
     seed: int = 2017
@@ -172,6 +180,10 @@ class TrainingConfig:
             raise ParameterError("a training configuration names images in 'train' and in 'validation', or in neither")
         if not self.phases:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
+        if not 0.0 <= self.averaging < 1.0:
+            raise ParameterError(
+                f"'averaging' is the decay of an average, at least 0 and below 1, as 0.999: not {self.averaging:g}"
+            )
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
         if self.network != "coarse_to_fine" and any(p.blocks * p.block_size**3 < 2 for p in self.phases):

@@ -64,7 +64,16 @@ class FieldMaker:
             u = u + torch.einsum("ij,bjzyx->bizyx", linear, self.positions) + shift.view(1, 3, 1, 1, 1)
         if random.happens(recipe.small_share):
             u = u * random.log_uniform((recipe.smallest, 1.0))
+        if random.happens(recipe.even_share):
+            u = u + self._to_even_length(u, recipe.even)
         return u
+
+    def _to_even_length(self, u: Tensor, longest: float) -> Tensor:
+        """Return the shift after which the centre's displacement has any direction and a length up to `longest`."""
+        direction = self.random.normal_small(3)
+        wanted = direction / direction.norm() * self.random.uniform((0.0, longest))
+        z, y, x = (n // 2 for n in self.shape)
+        return wanted.to(u.device).view(1, 3, 1, 1, 1) - u[:, :, z, y, x].view(1, 3, 1, 1, 1)
 
     def noise(self, channels: int, sigma: float) -> Tensor:
         """Draw smooth noise (1, channels, z, y, x): random coefficients of Gaussians of `sigma` mm, sigma / 2 apart.

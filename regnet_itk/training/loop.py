@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.errors import InterruptedRunError, ModelError
@@ -142,11 +143,25 @@ class Trainer:
         self.module.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.trained = self.processes.wrapped(self.module)
         self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=1e-5)
+        self.averaged = self._averaged_module()
         self.log = TrainingLog(self.folder)
         self.step, self.seconds = 0, 0.0
         self.textures: list[Source] = []
         self._last_error: float | None = None
         self._stop = Stop()
+
+    def _averaged_module(self) -> AveragedModel | None:
+        if not self.config.averaging:
+            return None
+        return AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging))
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is judged and saved: with averaged weights, if the configuration asks for them."""
+        if self.averaged is None:
+            return self.network
+        module = self.averaged.module
+        return module.network if isinstance(module, DeepSupervision) else module
 
     def _first_network(self) -> nn.Module:
         self._start: dict[str, Any] = {}
@@ -199,11 +214,11 @@ class Trainer:
                 if self.step < first + steps:
                     self._run_phase(number, first)
                 first += steps
-        if norms_of(self.network) and not self.config.phases[-1].frozen_statistics:
-            self._calibrate(self.config.phases[-1])
+        if norms_of(self.judged) and not self.config.phases[-1].frozen_statistics:
+            self._calibrate(self.judged, self.config.phases[-1])
         path = self.folder / f"{self._model_name}.safetensors"
         if self.processes.first:
-            save_model(self.network, self._description(self.validate()), path)
+            save_model(self.judged, self._description(self.validate()), path)
             self.log.draw()
         self.processes.wait()
         return path
@@ -213,7 +228,7 @@ class Trainer:
         images = self._maker(phase, self.random)
         textures = BlockMaker(self.textures, block_shape(self.network, phase.block_size), self.voxel_size, self.random)
         if phase.frozen_statistics and self.step == first:
-            self._calibrate(phase)
+            self._calibrate(self.network, phase)
         started, losses = time.perf_counter(), []
         while self.step < first + steps:
             if phase.texture_share and (not self.textures or self.step % _TEXTURE_STEPS == 0):
@@ -301,6 +316,8 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimiser.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
         error, magnitude = (v.norm(dim=1).mean() for v in (predicted[-1].detach().float() - u, u))
         return float(loss.detach()), float(error / magnitude.clamp(min=1e-3))
 
@@ -323,10 +340,11 @@ class Trainer:
         While batch normalisation learns, its running statistics lag behind the weights; `during` is the phase whose
         blocks then give the statistics to measure with. Training goes on with its own.
         """
-        if during is None or not norms_of(self.network) or during.frozen_statistics:
+        if during is None or not norms_of(self.judged) or during.frozen_statistics:
             return self._validated()
-        with own_statistics_kept(self.network):
-            self._gather_statistics(during, _QUICK_CALIBRATION_STEPS, Random(self.config.seed + 2, self.device))
+        with own_statistics_kept(self.judged):
+            random = Random(self.config.seed + 2, self.device)
+            self._gather_statistics(self.judged, during, _QUICK_CALIBRATION_STEPS, random)
             return self._validated()
 
     def _validated(self) -> Validation:
@@ -340,17 +358,17 @@ class Trainer:
             self.device,
             pairs=None if judge else last.pairs,
         )
-        return blocks.measure(self._model(self.network), self.precision)
+        return blocks.measure(self._model(self.judged), self.precision)
 
-    def _calibrate(self, phase: Phase) -> None:
+    def _calibrate(self, network: nn.Module, phase: Phase) -> None:
         """Average the statistics of batch normalisation over fresh blocks: the running ones lag behind."""
-        self._gather_statistics(phase, _CALIBRATION_STEPS, self.random)
-        self.processes.same_weights(self.network)
+        self._gather_statistics(network, phase, _CALIBRATION_STEPS, self.random)
+        self.processes.same_weights(network)
 
-    def _gather_statistics(self, phase: Phase, steps: int, random: Random) -> None:
+    def _gather_statistics(self, network: nn.Module, phase: Phase, steps: int, random: Random) -> None:
         maker = self._maker(phase, random)
         batches = ([maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)] for _ in range(steps))
-        gather_statistics(self._model(self.network), batches, self.precision)
+        gather_statistics(self._model(network), batches, self.precision)
 
     def _log(self, phase: int, rate: float, training: FloatArray) -> None:
         if not self.processes.first:
@@ -375,12 +393,15 @@ class Trainer:
         random = self.processes.gathered(self.random.state())
         if self.processes.first:
             state = (self.module.state_dict(), self.optimiser.state_dict(), random, self.step, self.seconds)
-            Checkpoint(self.config.network, *state).write(self._checkpoint_path)
+            averaged = self.averaged.state_dict() if self.averaged is not None else {}
+            Checkpoint(self.config.network, *state, averaged).write(self._checkpoint_path)
 
     def _load_checkpoint(self) -> None:
         found = Checkpoint.read(self._checkpoint_path, self.config.network)
         self.module.load_state_dict(found.weights)
         self.optimiser.load_state_dict(found.optimiser)
+        if self.averaged is not None and found.averaged:
+            self.averaged.load_state_dict(found.averaged)
         self.random.restore(found.random[self.processes.rank % len(found.random)])
         self.step, self.seconds = found.step, found.seconds
 
@@ -411,7 +432,7 @@ class Trainer:
                 },
             }
         }
-        capture = max(last.theta[1], last.breathing)
+        capture = max(last.theta[1], last.breathing, last.even if last.even_share else 0.0)
         if self.config.phases[-1].pairs:
             capture = max(frequency.theta for frequency in FREQUENCIES.values())
         return dataclasses.replace(bare, capture_range=capture, training=training, accuracy=accuracy)

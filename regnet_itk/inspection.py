@@ -17,13 +17,21 @@ import numpy as np
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import check_inside, read_landmarks
+from regnet_itk.data.suffixes import (
+    FOREIGN_TRANSFORM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ITK_SUFFIXES,
+    LANDMARK_SUFFIXES,
+    MODEL_SUFFIX,
+    NIFTI_SUFFIXES,
+    PARAMETER_SUFFIXES,
+)
 from regnet_itk.errors import ParameterError, PointsError, TransformError, did_you_mean
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.conversion import (
-    NIFTI_SUFFIXES,
     describe_transform,
     nifti_intent,
     read_field,
@@ -31,7 +39,6 @@ from regnet_itk.transforms.conversion import (
     transform_grid,
 )
 from regnet_itk.transforms.elastix_files import INITIAL_KEYS, initial_file, locate_file, read_chain, read_transform_map
-from regnet_itk.transforms.itk_files import ITK_SUFFIXES
 from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 DIRECTION = "fixed to moving: T(x) = x + u(x) maps points of the fixed image to the moving image"
@@ -40,10 +47,7 @@ OVERVIEW_SPACING = 2.0
 """mm; a chain is looked at on voxels of this size, or on the fixed image's if they are larger. Fields on their own."""
 
 _LOOKED_AT = 1_000_000  # vectors
-_LANDMARK_SUFFIXES = (".pts", ".vtk", ".csv", ".fcsv", ".json")
-_TRANSFORM_SUFFIXES = (*ITK_SUFFIXES, ".mat", ".xfm")
-_TEXT_SUFFIXES = (".txt", ".toml")
-_MODEL_SUFFIX = ".safetensors"
+_TRANSFORM_SUFFIXES = (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES)
 _OF_TRANSFORM_FILE = ("TransformParameters", "DeformationFieldFileName", "TransformFileName", "NumberOfParameters")
 _FILE_KEYS = ("DeformationFieldFileName", "TransformFileName")
 
@@ -97,13 +101,13 @@ def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _image(path)
-    if suffix in _TEXT_SUFFIXES:
+    if suffix in PARAMETER_SUFFIXES:
         return _text(path, like)
     if suffix in _TRANSFORM_SUFFIXES:
         return _itk_transform(path, like)
-    if suffix in _LANDMARK_SUFFIXES:
+    if suffix in LANDMARK_SUFFIXES:
         return _landmarks(path, like)
-    if suffix == _MODEL_SUFFIX:
+    if suffix == MODEL_SUFFIX:
         return _model(path)
     return _voxels(path)
 
@@ -121,7 +125,7 @@ def _voxels(path: Path) -> Inspection:
     except RuntimeError:
         if path.name.lower().endswith(IMAGE_SUFFIXES):
             return _image(path)  # says why not
-        known = (*IMAGE_SUFFIXES, *_TEXT_SUFFIXES, *_TRANSFORM_SUFFIXES, *_LANDMARK_SUFFIXES, _MODEL_SUFFIX)
+        known = (*IMAGE_SUFFIXES, *PARAMETER_SUFFIXES, *_TRANSFORM_SUFFIXES, *LANDMARK_SUFFIXES, MODEL_SUFFIX)
         given = path.suffix or "no suffix"
         raise TransformError(f"'{path}': nothing is known about '{given}'{did_you_mean(given, known)}") from None
     components, kind = reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID())

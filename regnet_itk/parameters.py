@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
 from regnet_itk.errors import ParameterError, did_you_mean
 
 ELASTIX_REGISTRATIONS = (
@@ -24,7 +25,6 @@ ELASTIX_REGISTRATIONS = (
     "MultiResolutionRegistrationWithFeatures",
 )
 REGNET_REGISTRATION = "RegNetRegistration"
-SUFFIXES = (".txt", ".toml")
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TOML_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -270,7 +270,7 @@ def shipped_parameter_files() -> dict[str, Path]:
     """Return the parameter files that come with the package, by name."""
     package = Path(__file__).resolve().parent
     for folder in (package / "parameter_files", package.parent / "parameter_files"):
-        files = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES) if folder.is_dir() else []
+        files = sorted(p for p in folder.glob("*") if p.suffix in PARAMETER_SUFFIXES) if folder.is_dir() else []
         if files:
             return {file.stem: file for file in files}
     return {}

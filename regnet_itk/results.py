@@ -43,7 +43,7 @@ def describe_error(error: ErrorSummary) -> str:
     return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageReport:
     """What one stage did.
 

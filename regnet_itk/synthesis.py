@@ -24,7 +24,7 @@ _CORONAL = 1
 _DPI = 130
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SynthesisInput:
     """An image that synthetic pairs are made of.
 

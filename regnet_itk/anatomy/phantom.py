@@ -8,7 +8,7 @@ image's own. Landmarks are forks of the vessels of the lungs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ class Motion:
         return np.stack([ux, uy, uz], axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Phantom:
     """Two images of one digital patient, and the truth about them.
 
@@ -128,9 +128,9 @@ class Phantom:
     fixed_mask: Image
     moving_mask: Image
     displacement: DisplacementField
-    fixed_landmarks: FloatArray
-    moving_landmarks: FloatArray
-    motion: Motion
+    fixed_landmarks: FloatArray = field(repr=False)
+    moving_landmarks: FloatArray = field(repr=False)
+    motion: Motion = field(repr=False)
 
 
 @dataclass(frozen=True)

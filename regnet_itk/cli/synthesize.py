@@ -69,14 +69,12 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
 
 def _names(images: tuple[Path, ...]) -> list[str]:
     """Return the names of the images' files, without folders and suffixes."""
-    from regnet_itk.data.image_files import IMAGE_SUFFIXES
+    from regnet_itk.data.suffixes import without_suffix
     from regnet_itk.errors import ParameterError
 
     names: dict[str, Path] = {}
     for path in images:
-        whole = path.resolve().name
-        suffix = max((s for s in IMAGE_SUFFIXES if whole.lower().endswith(s)), key=len, default="")
-        name = whole.removesuffix(whole[len(whole) - len(suffix) :]) or "image"
+        name = without_suffix(path.resolve()) or "image"
         if name in names:
             raise ParameterError(
                 f"'{names[name]}' and '{path}' would both make files '{name}_1_fixed.mha'; "

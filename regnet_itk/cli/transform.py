@@ -217,15 +217,16 @@ class _Work:
         return grids
 
     def _warped(self, image: Image, path: str) -> Image:
+        from regnet_itk.data.pixel_types import pixel_type_of
         from regnet_itk.errors import ImageError
-        from regnet_itk.transforms.warping import pixel_type_of, warp_image, warp_labels
+        from regnet_itk.transforms.warping import warp_image, warp_labels
 
         try:
             if self.asked.label:
                 return warp_labels(image, self.chain, self._grid(), linear=self.asked.label == "linear")
             return warp_image(
                 image, self.chain, self._grid(), order=self.settings.order, default=self.settings.default,
-                pixel_type=self.settings.pixel_type or pixel_type_of(image),
+                pixel_type=self.settings.pixel_type or pixel_type_of(image.array),
             )  # fmt: skip
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None

@@ -14,10 +14,18 @@ from regnet_itk.comparison.run import Comparison, Method
 from regnet_itk.comparison.step import as_array
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image import Image
+from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.image_files import read_image
-from regnet_itk.figures.overview import INK
-from regnet_itk.figures.slices import Plane, Shade, difference_shade, draw_slice, grey_shade, planes_through
+from regnet_itk.figures.slices import (
+    INK,
+    Plane,
+    Shade,
+    difference_shade,
+    draw_outline,
+    draw_slice,
+    grey_shade,
+    planes_through,
+)
 from regnet_itk.metrics.measures import normalised_correlation
 from regnet_itk.outputs import write_whole
 from regnet_itk.transforms.chain import TransformChain
@@ -328,15 +336,9 @@ class _Example:
 
 def _surroundings(fixed: Image, mask: Image) -> tuple[Image, Image]:
     """Return the parts of an image and its mask around the mask."""
-    low, high = [], []
-    for axis in range(3):
-        found = np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != 2 - axis)))
-        margin = round(_MARGIN / mask.grid.spacing[axis])
-        low.append(max(0, int(found[0]) - margin))
-        high.append(min(mask.grid.size[axis], int(found[-1]) + 1 + margin))
-    part = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-    grid = fixed.grid.crop(low, [b - a for a, b in zip(low, high, strict=True)])
-    return Image(fixed.array[part], grid), Image(mask.array[part], grid)
+    box = bounding_box(mask.array != 0, [round(_MARGIN / spacing) for spacing in reversed(mask.grid.spacing)])
+    grid = fixed.grid.part(box)
+    return Image(fixed.array[box], grid), Image(mask.array[box], grid)
 
 
 def _panels(examples: Sequence[_Example], columns: int, rows_each: int) -> tuple[Figure, Any]:
@@ -366,7 +368,8 @@ def _displacements(examples: Sequence[_Example], names: list[str]) -> Figure:
             axes.set_axis_off()
             if name in pictures:
                 shown = draw_slice(axes, example.plane, pictures[name], shade, letters=axes is panels[0])
-                _outline(axes, example)
+                if example.mask is not None:
+                    draw_outline(axes, example.plane, example.mask)
             axes.set_title(_heading(name), fontsize=_SIZE - 1)
         if shown is not None:
             _bar(part, shown, panels, "mm")
@@ -381,16 +384,6 @@ def _bar(part: Any, shown: Any, panels: Any, unit: str) -> None:
     bar = part.colorbar(shown, ax=list(panels), shrink=0.85, aspect=18, pad=0.01)
     bar.set_label(unit, fontsize=_SIZE)
     bar.ax.tick_params(labelsize=_SIZE - 0.5)
-
-
-def _outline(axes: Axes, example: _Example) -> None:
-    """Draw the border of the mask."""
-    if example.mask is None:
-        return
-    inside = example.plane.slice(example.mask.array).astype(float)
-    if inside.any() and not inside.all() and min(inside.shape) > 1:
-        width, height = example.plane.size_mm
-        axes.contour(inside, levels=[0.5], colors="white", linewidths=0.7, origin="upper", extent=(0, width, height, 0))
 
 
 def _images(examples: Sequence[_Example]) -> Figure:

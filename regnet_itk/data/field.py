@@ -26,9 +26,9 @@ _BLOCK_SLICES = 8
 _BLOCK_VOXELS = 32_768
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DisplacementField:
-    """A displacement field.
+    """A displacement field; each equals itself only.
 
     Parameters
     ----------
@@ -46,6 +46,10 @@ class DisplacementField:
             raise TransformError(
                 f"vectors of shape {self.vectors.shape} do not fit a grid of size (x, y, z) = {self.grid.size}"
             )
+
+    def __repr__(self) -> str:
+        squares = max(float(np.einsum("yxc,yxc->yx", u, u, dtype=float).max()) for u in self.vectors)  # little memory
+        return f"DisplacementField({self.grid.describe()}, {self.vectors.dtype}, |u| up to {math.sqrt(squares):.4g} mm)"
 
     def at(self, points: npt.ArrayLike) -> FloatArray:
         """Return u (..., 3) in mm at the points (..., 3); zero outside the grid."""

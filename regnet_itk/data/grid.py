@@ -85,6 +85,11 @@ class Grid:
         """(3, 3) matrix that turns an index difference into a difference of points in mm."""
         return self.direction_matrix * np.asarray(self.spacing)
 
+    def describe(self) -> str:
+        """Return the size and the spacing as a short text: "512 x 512 x 300 voxels of 0.7 x 0.7 x 1 mm"."""
+        size, spacing = " x ".join(map(str, self.size)), " x ".join(f"{s:.4g}" for s in self.spacing)
+        return f"{size} voxels of {spacing} mm"
+
     def index_to_point(self, index: npt.ArrayLike) -> FloatArray:
         """Return the points (..., 3) in mm of the continuous indices (..., 3)."""
         return np.asarray(index, dtype=float) @ self.index_to_point_matrix.T + np.asarray(self.origin)
@@ -122,6 +127,17 @@ class Grid:
         """Return the part of `size` voxels that begins at index `start`; it may reach outside this grid."""
         nx, ny, nz = (int(n) for n in size)
         return Grid((nx, ny, nz), self.spacing, _triple(self.index_to_point(start)), self.direction)
+
+    def part(self, box: Sequence[slice]) -> Grid:
+        """Return the part that a box cuts out of an array on this grid; its slices go along z, y, x.
+
+        Parameters
+        ----------
+        box : sequence of 3 slices
+            With ends, and no step, as :func:`regnet_itk.data.image.bounding_box` returns them.
+        """
+        along = tuple(reversed(box))
+        return self.crop([s.start for s in along], [s.stop - s.start for s in along])
 
     def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """Return this grid with `lower` voxels more before, and `upper` more after, along x, y, z."""

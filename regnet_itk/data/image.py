@@ -16,9 +16,9 @@ INTERPOLATION_ORDERS = range(6)
 SMALLEST_SIZE = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
-    """A scalar 3D image.
+    """A scalar 3D image; each equals itself only.
 
     Parameters
     ----------
@@ -37,6 +37,11 @@ class Image:
                 f"an array of shape (z, y, x) = {self.array.shape} does not fit a grid of "
                 f"size (x, y, z) = {self.grid.size}"
             )
+
+    def __repr__(self) -> str:
+        array = self.array
+        span = f", {float(array.min()):g} to {float(array.max()):g}" if array.dtype.kind in "biuf" else ""
+        return f"Image({self.grid.describe()}, {array.dtype}{span})"
 
     def to_sitk(self) -> Any:
         """Return a SimpleITK image with the same voxels (copied) and grid."""

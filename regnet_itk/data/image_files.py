@@ -20,7 +20,6 @@ from regnet_itk.errors import ImageError
 
 SLICE_TOLERANCE = 0.1  # share of the slice spacing by which the slices of a DICOM series may be off
 _DICOM_POSITION = "0020|0032"
-IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 
 
 def read_image(path: str | Path, role: str = "image") -> Image:

@@ -21,7 +21,7 @@ _FLIP = np.array([-1.0, -1.0, 1.0])  # between LPS and RAS
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Points in the space of an image.
+    """Points in the space of an image; each set equals itself only.
 
     Parameters
     ----------
@@ -53,6 +53,13 @@ class Landmarks:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Landmarks(0 points)"
+        ends = zip("xyz", self.points.min(axis=0), self.points.max(axis=0), strict=True)
+        spans = ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in ends)
+        return f"Landmarks({len(self)} points, {spans} mm)"
 
 
 # Reading

@@ -13,7 +13,16 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import OutputError
-from regnet_itk.figures.slices import INK, Plane, Shade, difference_shade, draw_slice, grey_shade, planes_through
+from regnet_itk.figures.slices import (
+    INK,
+    Plane,
+    Shade,
+    difference_shade,
+    draw_outline,
+    draw_slice,
+    grey_shade,
+    planes_through,
+)
 from regnet_itk.metrics.measures import normalised_correlation
 from regnet_itk.outputs import write_whole
 
@@ -213,7 +222,7 @@ def _fill(figure: Figure, layout: _Layout, number: int, column: _Column, overlay
         if overlay.landmarks is not None and column.landmarks:
             _mark(axes, plane, overlay.landmarks)
         if overlay.mask is not None and column.outline:
-            _outline(axes, plane, overlay.mask)
+            draw_outline(axes, plane, overlay.mask)
     if column.bar:
         left, _, width, _ = layout.panel(number, 0)
         bar = figure.add_axes(layout.share((left + 0.2, 0.4, width - 0.4, 0.1)))
@@ -228,11 +237,3 @@ def _mark(axes: Axes, plane: Plane, landmarks: FloatArray) -> None:
     near = spots[np.abs(off) <= 4.0]
     axes.plot(near[:, 0], near[:, 1], "o", markersize=4.5, markerfacecolor="none", markeredgecolor="#ffb000",
               markeredgewidth=0.9)  # fmt: skip
-
-
-def _outline(axes: Axes, plane: Plane, mask: Image) -> None:
-    """Draw the border of the mask."""
-    inside = plane.slice(mask.array != 0).astype(float)
-    if inside.any() and not inside.all() and min(inside.shape) > 1:
-        width, height = plane.size_mm
-        axes.contour(inside, levels=[0.5], colors="white", linewidths=0.7, origin="upper", extent=(0, width, height, 0))

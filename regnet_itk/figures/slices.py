@@ -174,6 +174,23 @@ def difference_shade(fixed: Image, other: Image) -> Shade:
     return Shade(-reach, reach, "RdBu_r")
 
 
+def draw_outline(axes: Axes, plane: Plane, mask: Image) -> None:
+    """Draw the border of a mask on its slice, if it has one there.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    plane : Plane
+        Of the mask's grid.
+    mask : Image
+        Voxels other than 0 count.
+    """
+    inside = plane.slice(mask.array != 0).astype(float)
+    if inside.any() and not inside.all() and min(inside.shape) > 1:
+        width, height = plane.size_mm
+        axes.contour(inside, levels=[0.5], colors="white", linewidths=0.7, origin="upper", extent=(0, width, height, 0))
+
+
 def draw_slice(axes: Axes, plane: Plane, picture: npt.NDArray[Any], shade: Shade, letters: bool) -> Any:
     """Draw one slice in mm, in the middle of its panel, and return what a colour bar needs.
 

@@ -271,7 +271,7 @@ def _as_elastix_would(name: str) -> ParameterMap:
 
 def _composite_suffix(values: ParameterMap) -> str | None:
     """Return the suffix of the composite transform that a stage shall write, or None; RegNet's always writes one."""
-    from regnet_itk.transforms.itk_files import ITK_SUFFIXES
+    from regnet_itk.data.suffixes import ITK_SUFFIXES
 
     suffix = values.get_str("ITKTransformOutputFileNameExtension", "h5" if values.is_regnet else "")
     if not suffix or not values.get_bool("WriteITKCompositeTransform", values.is_regnet):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regnet_itk.data.image import Image, check_mask
-from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
+from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
+from regnet_itk.data.suffixes import without_suffix
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError
 from regnet_itk.metrics.inverse_consistency import InverseConsistency
 from regnet_itk.metrics.measures import folding_share, normalised_correlation, summarise_errors
@@ -33,7 +34,7 @@ _FLAGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FinishedRun:
     """A registration that was written to a folder.
 
@@ -94,7 +95,7 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
         raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
     if points:
         check_landmarks(points["fixed"], points["moving"], images["fixed"].grid, images["moving"].grid)
-    name = f"{_bare(paths['moving'])} registered to {_bare(paths['fixed'])}"
+    name = f"{without_suffix(paths['moving'])} registered to {without_suffix(paths['fixed'])}"
     pair = ViewerPair(
         name, images["fixed"], images["moving"], _methods(folder, record), mask,
         points.get("fixed"), points.get("moving"),
@@ -168,12 +169,6 @@ def _find_inputs(
     if warnings and len(half) == 1 and given.get(next(iter(half))) is None:
         del found[half.pop()]  # the other one's absence is told already
     return found, warnings
-
-
-def _bare(path: Path) -> str:
-    """Return the name of an image's file without its suffix."""
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
-    return path.name[: -len(suffix)] if suffix else path.name
 
 
 def _registered_image(path: Path, role: str, record: Mapping[str, Any]) -> Image:

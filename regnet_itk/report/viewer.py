@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from regnet_itk.anatomy.hounsfield import is_hounsfield
 from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image import Image
+from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.landmarks import Landmarks, check_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError
 from regnet_itk.figures.slices import planes_through
@@ -62,7 +62,7 @@ class ViewerMethod:
     chain: TransformChain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ViewerPair:
     """A pair of images with the methods that registered it.
 
@@ -105,7 +105,7 @@ class ViewerPair:
             check_landmarks(self.fixed_landmarks, self.moving_landmarks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """Values on the viewer's grid, as codes.
 
@@ -120,7 +120,7 @@ class Volume:
     """
 
     name: str
-    codes: npt.NDArray[np.uint8]
+    codes: npt.NDArray[np.uint8] = field(repr=False)
     low: float
     high: float
 
@@ -193,18 +193,8 @@ def _shown_box(pair: ViewerPair) -> tuple[FloatArray, FloatArray]:
             return low, high
     if region is None or not region.array.any():
         return low, high
-    inside = _bounding_grid(region).corners()
+    inside = region.grid.part(bounding_box(region.array != 0, 0)).corners()
     return np.maximum(low, inside.min(axis=0) - margin), np.minimum(high, inside.max(axis=0) + margin)
-
-
-def _bounding_grid(mask: Image) -> Grid:
-    """Return the part of a mask's grid that just holds the mask."""
-    start, size = [], []
-    for axis in range(3):  # x, y, z
-        found = np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != 2 - axis)))
-        start.append(int(found[0]))
-        size.append(int(found[-1] - found[0] + 1))
-    return mask.grid.crop(start, size)
 
 
 def viewer_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:

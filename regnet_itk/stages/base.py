@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from regnet_itk.data.image import Image
-from regnet_itk.data.pixel_types import PIXEL_TYPES
-from regnet_itk.errors import ParameterError, did_you_mean
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -31,7 +27,7 @@ def _no_progress(fraction: float, text: str) -> None:
     """Drop a report of progress."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImagePair:
     """What is registered.
 
@@ -77,7 +73,7 @@ class RunOptions:
     progress: Callable[[float, str], None] = field(default=_no_progress)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageResult:
     """What a stage found.
 
@@ -115,39 +111,3 @@ class Stage(Protocol):
 
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
         """Register `pair`, starting from the transform `initial`, and return the better transform."""
-
-
-def check_pixel_type(parameters: ParameterMap) -> str:
-    """Return the ``ResultImagePixelType`` of a stage, by default "short" as in elastix.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such type.
-    """
-    name = parameters.get_str("ResultImagePixelType", "short")
-    if name not in PIXEL_TYPES:
-        near = did_you_mean(name, PIXEL_TYPES) or f"; known are {', '.join(PIXEL_TYPES)}"
-        raise ParameterError(f"{parameters.source}: there is no ResultImagePixelType '{name}'{near}")
-    return name
-
-
-def cast_result(image: Image, parameters: ParameterMap) -> Image:
-    """Return a warped image with the pixel type that the stage's ``ResultImagePixelType`` asks for.
-
-    Whole numbers are cut towards zero, as elastix and transformix do. Values that the type cannot hold become its
-    nearest value; elastix lets them wrap around, which makes the brightest voxels dark.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such type.
-    """
-    wanted = np.dtype(PIXEL_TYPES[check_pixel_type(parameters)])
-    if wanted.kind == "f":
-        return Image(image.array.astype(wanted), image.grid)
-    limits = np.iinfo(wanted)
-    cut = np.trunc(image.array.astype(np.float64))
-    below = np.nextafter(float(limits.max), 0.0)  # the largest 64-bit numbers are no doubles
-    inside = np.clip(cut, limits.min, below).astype(wanted)
-    return Image(np.where(cut >= float(limits.max), limits.max, inside).astype(wanted), image.grid)

@@ -25,11 +25,13 @@ import numpy as np
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
+from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
 from regnet_itk.parameters import parse_parameter_text
-from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
+from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_files import INITIAL_KEYS, KNOWN_TRANSFORMS, chain_from_maps, write_elastix
+from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -128,7 +130,7 @@ class ElastixStage:
         if transform in COMPONENTS and (transform not in KNOWN_TRANSFORMS or transform == "DeformationFieldTransform"):
             usable = ", ".join(name for name in KNOWN_TRANSFORMS if name != "DeformationFieldTransform")
             raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {usable}")
-        check_pixel_type(self.parameters)
+        result_pixel_type(self.parameters)
         bending = "Metric" in self.parameters and BENDING_ENERGY in self.parameters["Metric"]
         if bending and any(isinstance(link.transform, DisplacementField) for link in initial.links):
             raise ParameterError(
@@ -207,7 +209,7 @@ class ElastixStage:
         values = parse_parameter_text(file.read_text(encoding="utf-8"), f"elastix's result of {self.parameters.source}")
         (link,) = chain_from_maps([values.without(*INITIAL_KEYS)]).links
         as_asked = link.parameters.with_(  # elastix's library replaces the first, and the others were for the way here
-            ResultImagePixelType=check_pixel_type(self.parameters),
+            ResultImagePixelType=result_pixel_type(self.parameters),
             ResultImageFormat=self.parameters.get_str("ResultImageFormat", "mhd"),
             CompressResultImage=self.parameters.get_bool("CompressResultImage", False),
         )
@@ -219,7 +221,8 @@ class ElastixStage:
             return None
         if not file.is_file():
             raise RegistrationError(f"{self.parameters.source}: elastix ended without writing the result image")
-        return cast_result(read_image(file, "elastix's result"), self.parameters)
+        found = read_image(file, "elastix's result")
+        return Image(cast_values(found.array, result_pixel_type(self.parameters)), found.grid)
 
 
 def _for_elastix(parameters: ParameterMap, seed: int | None) -> ParameterMap:

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from regnet_itk.data.image import Image, bounding_box
+from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.networks.suitability import capture_range_reached, coarse_voxels, unlike_intensities
-from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult, cast_result, check_pixel_type
+from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult
 from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import resampling_parameters, result_pixel_type
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -141,7 +142,7 @@ class RegNetStage:
         """
         from regnet_itk.networks.inference import finest_level
 
-        check_pixel_type(self.parameters)
+        result_pixel_type(self.parameters)
         finest_level(self._model(), self.settings.stages)
 
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
@@ -252,7 +253,7 @@ class RegNetStage:
                 f"{self.name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough"
             )
         box = bounding_box(region.array, round(MARGIN / voxel_size))
-        grid = region.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
+        grid = region.grid.part(box)
         everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
         instance = InstancePair(
             *_resampled(pair, grid, composite, options, averaged=True),
@@ -296,7 +297,7 @@ class RegNetStage:
             pair.fixed.grid,
             parameters.get_int("FinalBSplineInterpolationOrder", 3),
             parameters.get_float("DefaultPixelValue", -1000.0),
-            check_pixel_type(parameters),
+            result_pixel_type(parameters),
             parameters.get_str("ResultImageFormat", "mha"),
         )
 
@@ -324,8 +325,8 @@ class RegNetStage:
             return None
         order = self.parameters.get_int("FinalBSplineInterpolationOrder", 3)
         default = self.parameters.get_float("DefaultPixelValue", -1000.0)
-        composite = chain.to_sitk(pair.fixed.grid)
-        return cast_result(pair.moving.resampled(pair.fixed.grid, composite, order, default), self.parameters)
+        warped = pair.moving.resampled(pair.fixed.grid, chain.to_sitk(pair.fixed.grid), order, default)
+        return Image(cast_values(warped.array, result_pixel_type(self.parameters)), warped.grid)
 
 
 @lru_cache(maxsize=4)

@@ -140,7 +140,7 @@ def _make(path: Path, recipe: PairRecipe, voxel_size: float, seed: int, folder: 
 
 def _around(lungs: Image, *images: Image) -> tuple[Image, ...]:
     box = bounding_box(lungs.array > 0, int(np.ceil(_MARGIN / lungs.grid.spacing[0])))
-    grid = lungs.grid.crop([s.start for s in reversed(box)], [s.stop - s.start for s in reversed(box)])
+    grid = lungs.grid.part(box)
     return tuple(Image(np.ascontiguousarray(image.array[box]), grid) for image in images)
 
 

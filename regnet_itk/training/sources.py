@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.data.image import Image, bounding_box
-from regnet_itk.data.image_files import IMAGE_SUFFIXES, read_image
+from regnet_itk.data.image_files import read_image
+from regnet_itk.data.suffixes import IMAGE_SUFFIXES
 from regnet_itk.errors import ImageError, did_you_mean
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.appearance import AIR

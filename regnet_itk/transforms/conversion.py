@@ -19,20 +19,19 @@ from scipy import interpolate
 
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid, Triple
+from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, known_suffix
 from regnet_itk.errors import TransformError, did_you_mean
 from regnet_itk.outputs import staged_folder
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_files import read_chain, rename_elastix_files, write_elastix
-from regnet_itk.transforms.itk_files import ITK_SUFFIXES, write_itk
+from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.resampling_keys import resampling_grid, resampling_parameters
 from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 Vectors = Literal["lps", "ras"]
 """How the vectors of a NIfTI field are stored: along the axes L, P, S or R, A, S."""
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-FIELD_SUFFIXES = (".mha", ".mhd", ".nrrd", *NIFTI_SUFFIXES)
 ELASTIX_SUFFIX = ".txt"
 SUFFIXES = (ELASTIX_SUFFIX, *ITK_SUFFIXES, *FIELD_SUFFIXES)
 EXACT = 1e-3
@@ -95,11 +94,10 @@ def suffix_of(path: str | Path) -> str:
     TransformError
         If it is none of the known ones.
     """
-    name = Path(path).name.lower()
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.endswith(suffix):
-            return suffix
-    given = Path(name).suffix or "no suffix"
+    suffix = known_suffix(path, SUFFIXES)
+    if suffix:
+        return suffix
+    given = Path(path).suffix.lower() or "no suffix"
     raise TransformError(
         f"'{path}': a transform file cannot have the suffix '{given}'"
         f"{did_you_mean(given, SUFFIXES) or ';'} known are {', '.join(SUFFIXES)}"

@@ -17,11 +17,12 @@ from scipy import linalg
 
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import IDENTITY_DIRECTION, FloatArray, Grid
+from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
 from regnet_itk.outputs import write_whole
 from regnet_itk.parameters import ParameterMap, parse_parameter_text, parse_parameter_toml
 from regnet_itk.transforms.chain import Link, TransformChain, sampled, with_matrix
-from regnet_itk.transforms.itk_files import ITK_SUFFIXES, read_itk
+from regnet_itk.transforms.itk_files import read_itk
 from regnet_itk.transforms.types import BSplineTransform, MatrixTransform, Transform
 
 INITIAL_KEYS = ("InitialTransformParameterFileName", "InitialTransformParametersFileName")
@@ -392,7 +393,7 @@ def read_chain(path: str | Path) -> TransformChain:
     path = Path(path)
     if not path.is_file():
         raise TransformError(f"transform file '{path}' does not exist")
-    if path.suffix.lower() in (*ITK_SUFFIXES, ".mat", ".xfm"):
+    if path.suffix.lower() in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
         return read_itk(path)
     return _read_elastix(path, ())
 

@@ -10,12 +10,11 @@ import numpy as np
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import grid_of
+from regnet_itk.data.suffixes import ITK_SUFFIXES
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import write_whole
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
-
-ITK_SUFFIXES = (".h5", ".hdf5", ".tfm")
 
 
 def write_itk(chain: TransformChain, path: str | Path, grid: Grid | None = None) -> None:

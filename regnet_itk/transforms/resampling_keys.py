@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from regnet_itk.data.grid import Grid
+from regnet_itk.data.pixel_types import check_pixel_type
 from regnet_itk.parameters import ParameterMap, as_values
 
 
@@ -43,6 +44,18 @@ def resampling_parameters(
         "ResultImagePixelType": (pixel_type,),
         "CompressResultImage": ("true",),
     }
+
+
+def result_pixel_type(parameters: ParameterMap) -> str:
+    """Return the ``ResultImagePixelType`` that a stage or a transform file asks for, by default "short" as in elastix.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such type.
+    """
+    name = parameters.get_str("ResultImagePixelType", "short")
+    return check_pixel_type(name, f"{parameters.source}: there is no ResultImagePixelType")
 
 
 def resampling_grid(parameters: ParameterMap) -> Grid | None:

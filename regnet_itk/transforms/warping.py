@@ -12,10 +12,11 @@ import numpy.typing as npt
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS, Image
+from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.resampling_keys import resampling_grid
+from regnet_itk.transforms.resampling_keys import resampling_grid, result_pixel_type
 
 if TYPE_CHECKING:
     from regnet_itk.transforms.sampler import Block
@@ -24,10 +25,6 @@ Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
 "linear" equals 1 but for the outer half voxel, where the value stays that of the border."""
 
-PIXEL_TYPES = {
-    "char": np.int8, "unsigned char": np.uint8, "short": np.int16, "unsigned short": np.uint16, "int": np.int32,
-    "unsigned int": np.uint32, "long": np.int64, "unsigned long": np.uint64, "float": np.float32, "double": np.float64,
-}  # fmt: skip
 _INTERPOLATORS = ("FinalBSplineInterpolator", "FinalBSplineInterpolatorFloat")
 _FIXED_ORDERS: dict[str, Order] = {"FinalLinearInterpolator": "linear", "FinalNearestNeighborInterpolator": 0}
 
@@ -70,12 +67,8 @@ class WarpSettings:
         grid = resampling_grid(parameters)
         if not parameters.values:
             return cls(grid, pixel_type=None, format="mha", compress=True)
-        pixel_type = parameters.get_str("ResultImagePixelType", "short")
-        if pixel_type not in PIXEL_TYPES:
-            hint = did_you_mean(pixel_type, PIXEL_TYPES)
-            raise ParameterError(f"{parameters.source}: ResultImagePixelType '{pixel_type}' is unknown{hint}")
         return cls(
-            grid, _order(parameters), parameters.get_float("DefaultPixelValue", 0.0), pixel_type,
+            grid, _order(parameters), parameters.get_float("DefaultPixelValue", 0.0), result_pixel_type(parameters),
             parameters.get_str("ResultImageFormat", "mhd"), parameters.get_bool("CompressResultImage", False),
         )  # fmt: skip
 
@@ -117,8 +110,7 @@ def warp_image(
     default : float
         Value outside `image`.
     pixel_type : str
-        elastix's name. As in elastix, decimals are cut off for integers; unlike there, values that the type does not
-        hold become the nearest that it does.
+        elastix's name; see :func:`regnet_itk.data.pixel_types.cast_values`.
 
     Raises
     ------
@@ -132,7 +124,7 @@ def warp_image(
         image.to_sitk(), grid.size, chain.to_sitk(grid), _interpolator(order), grid.origin, grid.spacing,
         grid.direction_matrix.ravel().tolist(), float(default), sitk.sitkFloat32,
     )  # fmt: skip
-    return Image(_cast(sitk.GetArrayFromImage(warped), np.dtype(PIXEL_TYPES[pixel_type])), grid)
+    return Image(cast_values(sitk.GetArrayFromImage(warped), pixel_type), grid)
 
 
 def _interpolator(order: Order) -> int:
@@ -142,19 +134,6 @@ def _interpolator(order: Order) -> int:
         return int(sitk.sitkLinear)
     splines = (sitk.sitkBSpline1, sitk.sitkBSpline2, sitk.sitkBSpline3, sitk.sitkBSpline4, sitk.sitkBSpline5)
     return int((sitk.sitkNearestNeighbor, *splines)[order])
-
-
-def pixel_type_of(image: Image) -> str:
-    """Return elastix's name of an image's pixel type; float for types that it does not have."""
-    return next((name for name, kind in PIXEL_TYPES.items() if np.dtype(kind) == image.array.dtype), "float")
-
-
-def _cast(array: FloatArray, wanted: np.dtype[Any]) -> npt.NDArray[Any]:
-    if wanted.kind == "f":
-        return array.astype(wanted, copy=False)
-    limits = np.iinfo(wanted)
-    high = float(limits.max) if wanted.itemsize < 4 else np.nextafter(np.float32(limits.max), np.float32(0))
-    return np.clip(array, float(limits.min), high).astype(wanted)
 
 
 def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool = False) -> Image:

@@ -24,14 +24,13 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.parameters import (
-    ParameterMap,
     check_parameter_map,
     parse_parameter_text,
     read_parameter_map,
     shipped_parameter_files,
 )
 from regnet_itk.stages import elastix as module
-from regnet_itk.stages.base import ImagePair, RunOptions, cast_result
+from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
 from regnet_itk.transforms.elastix_files import read_chain
@@ -284,22 +283,6 @@ def test_nothing_is_left_behind(pair, tmp_path, monkeypatch):
     stage = ElastixStage(AFFINE.with_(MaximumNumberOfIterations=1, WriteResultImage=False))
     assert stage.run(pair, START, RunOptions()).warped is None
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("pixel_type", "expected"),
-    [("short", [-1000, -0, 1, 32767]), ("unsigned char", [0, 0, 1, 255]), ("float", [-1000.9, -0.6, 1.9, 9e9])],
-)
-def test_pixel_types_are_cut_as_elastix_does_and_never_wrap(pixel_type, expected):
-    image = Image(np.array([[[-1000.9, -0.6, 1.9, 9e9]]], np.float32), Grid((4, 1, 1)))
-    result = cast_result(image, ParameterMap({"ResultImagePixelType": (pixel_type,)}))
-    np.testing.assert_allclose(result.array.ravel(), expected, rtol=1e-6)
-
-
-def test_cast_keeps_the_largest_numbers():
-    image = Image(np.array([[[-1e30, 1e30]]]), Grid((2, 1, 1)))
-    result = cast_result(image, ParameterMap({"ResultImagePixelType": ("long",)}))
-    assert result.array.ravel().tolist() == [-(2**63), 2**63 - 1]
 
 
 # Errors

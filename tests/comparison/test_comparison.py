@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -361,10 +362,9 @@ def test_a_child_does_not_outlive_an_interrupted_comparison(pairs, log, tmp_path
         if text.endswith("half"):
             raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        compare(pairs[:1], [method("slow", shift(log, Wait=60.0))], tmp_path / "out", progress=interrupt)
-    assert time.monotonic() - began < 30
+        compare(pairs[:1], [method("slow", shift(log, Wait=3600.0))], tmp_path / "out", progress=interrupt)
+    assert multiprocessing.active_children() == []
     assert not [p for p in (tmp_path / "out" / "pairs" / "p0").iterdir() if p.name != "before"]
 
 

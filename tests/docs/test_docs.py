@@ -1,14 +1,14 @@
-"""The commands in docs/*.md run as they stand.
+"""The commands in docs/*.md, and the Python there and in README.md, run as they stand.
 
-Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, file by file, in a folder that holds:
-fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving image), points.txt (landmarks of the
-fixed image), moving_points.txt, and run/, the output of a registration by an affine and a RegNet stage. A block that
-cannot run here begins with ```sh no-test.
+Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
+page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
+image), points.txt (landmarks of the fixed image), moving_points.txt, and run/, the output of a registration by an
+affine and a RegNet stage. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test or
+```python no-test.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -16,19 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import call
+from documents import blocks, run_python
 
+from regnet_itk import parameters
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.parameters import read_parameter_map
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(text):
     """Return the calls of regnet-itk in a document, each as its words."""
-    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    lines = "".join(block.code for block in blocks(text, "sh")).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("regnet-itk ")]
 
 
@@ -48,23 +50,35 @@ def material(tmp_path_factory):
     arguments = ("-f", folder / "fixed.mha", "-m", folder / "moving.mha", "-fMask", folder / "fixed_mask.mha")
     stages = ("-p", folder / "affine.txt", "-p", "regnet_multistage")
     assert call("run", *arguments, *stages, "-threads", 1, "-loglevel", "off", "-out", folder / "run") == 0
-    (folder / "affine.txt").unlink()
     return folder
 
 
-@pytest.mark.parametrize("document", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_the_commands_in_the_document_run(document, material, tmp_path, monkeypatch, capfd):
-    found = commands(document.read_text(encoding="utf-8"))
-    if not found:
-        pytest.skip("no command to run")
+def named(page):
+    return page.name
+
+
+@pytest.fixture
+def here(material, tmp_path, monkeypatch):
     shutil.copytree(material, tmp_path / "here")
+    quick = (tmp_path / "here" / "affine.txt").rename(tmp_path / "affine.txt")
+    shipped = {**parameters.shipped_parameter_files(), "affine": quick}
+    monkeypatch.setattr(parameters, "shipped_parameter_files", lambda: shipped)
     monkeypatch.chdir(tmp_path / "here")
-    for words in found:
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page.read_text(encoding="utf-8"))], ids=named)
+def test_the_commands_in_the_page_run(page, here, capfd):
+    for words in commands(page.read_text(encoding="utf-8")):
         status = call(*words)
         assert status == 0, f"regnet-itk {shlex.join(words)}\n{capfd.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text("utf-8"), "python")], ids=named)
+def test_the_python_in_the_page_runs(page, here):
+    run_python(page)
 
 
 def test_blocks_are_found_and_continued_lines_joined():
     text = "```sh\nregnet-itk run -f a.mha \\\n    -m b.mha  # done\ncd there\n```\n```sh no-test\nregnet-itk x\n```\n"
     assert commands(text) == [["run", "-f", "a.mha", "-m", "b.mha"]]
-    assert len(commands((DOCS / "warp_and_invert.md").read_text(encoding="utf-8"))) > 8
+    assert len(commands((ROOT / "docs" / "warp_and_invert.md").read_text(encoding="utf-8"))) > 8

@@ -21,7 +21,6 @@ from regnet_itk.networks.inference import InferenceOptions, Predictor, covering,
 from regnet_itk.networks.model import Model, ModelDescription
 from regnet_itk.networks.regnet import RegNet
 
-torch.set_num_threads(1)
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (20, -35, 130), degrees=True).as_matrix()))
 RANGE = (-1000.0, 200.0)
 

@@ -18,7 +18,6 @@ from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, find_model, load_model, make_network, save_model, shipped_models
 from regnet_itk.networks.regnet import RegNet
 
-torch.set_num_threads(1)
 DESCRIPTION = ModelDescription(
     "mine",
     "coarse_to_fine",

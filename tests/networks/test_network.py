@@ -17,8 +17,6 @@ from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.layers import correlate, demons_force, warp
 from regnet_itk.networks.regnet import RegNet
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def regnet() -> RegNet:

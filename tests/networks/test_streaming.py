@@ -13,7 +13,6 @@ from regnet_itk.networks import streaming
 from regnet_itk.networks.regnet import RegNet
 from regnet_itk.networks.streaming import StreamedConvolution, StreamedRegNet
 
-torch.set_num_threads(1)
 BLOCK = (52 + 10, 52 + 2, 52 + 6)  # five slices of outputs
 
 

@@ -20,7 +20,6 @@ from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, save_model
 from regnet_itk.parameters import ParameterMap
 
-torch.set_num_threads(1)
 DIRECTION = Rotation.from_euler("xyz", (10, -20, 30), degrees=True).as_matrix()
 TURNED = tuple(map(tuple, DIRECTION))
 GRID = Grid((26, 24, 20), (2.0, 2.4, 3.0), (5.0, -7.0, 11.0), TURNED)

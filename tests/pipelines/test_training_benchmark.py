@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 from training_cases import load_pipeline, write_chests
 
-torch.set_num_threads(1)
 benchmark = load_pipeline("benchmark_training")
 
 

@@ -18,7 +18,6 @@ from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import load_source
 
-torch.set_num_threads(1)
 evaluate_models = load_pipeline("evaluate_models")
 VOXEL = 6.0
 RECIPE = """

@@ -21,7 +21,6 @@ from regnet_itk.training.config import FieldRecipe, Judge, Phase, TrainingConfig
 from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
 
-torch.set_num_threads(1)
 load_pipeline("evaluate_models")  # which the studies import
 training_studies = load_pipeline("training_studies")
 

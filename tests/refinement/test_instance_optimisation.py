@@ -18,7 +18,6 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.networks.self_similarity import mind_features
 from regnet_itk.refinement.instance_optimisation import InstanceOptions, InstancePair, improved
 
-torch.set_num_threads(1)
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (15, -25, 40), degrees=True).as_matrix()))
 GRID = Grid((52, 46, 40), (1.5, 1.5, 1.5), (-40.0, 120.0, 33.0), TURNED)
 FIELD_GRID = Grid((38, 34, 31), (2.1, 2.1, 2.1), tuple(GRID.index_to_point((-1.3, -0.7, -1.1))), TURNED)

@@ -27,7 +27,6 @@ from regnet_itk.stages.regnet import RegNetSettings, RegNetStage
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.types import MatrixTransform
 
-torch.set_num_threads(1)
 OPTIONS = RunOptions(threads=1, device="cpu")
 SHIFT = np.array([1.5, -2.5, 3.0])
 

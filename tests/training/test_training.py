@@ -46,7 +46,6 @@ from regnet_itk.training.paper_pairs import (
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images, load_source
 
-torch.set_num_threads(1)
 PLAIN = AppearanceRecipe(noise=(0.0, 0.0))
 
 # The configuration

@@ -33,7 +33,6 @@ from regnet_itk.training.paper_pairs import paper_pairs
 from regnet_itk.training.random import Random
 from regnet_itk.training.sampling import balanced_positions
 
-torch.set_num_threads(1)
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (10, -15, 20), degrees=True).as_matrix()))
 
 

@@ -22,7 +22,6 @@ from regnet_itk.training.filters import slice_matrix
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, load_source
 
-torch.set_num_threads(1)
 STILL = FieldRecipe(theta=(0.0, 0.0))
 PLAIN = AppearanceRecipe(noise=(0.0, 0.0))
 

@@ -50,7 +50,7 @@ from .transforms.chain import TransformChain as TransformChain
 from .transforms.conversion import convert as convert
 from .transforms.conversion import fit_bspline as fit_bspline
 from .transforms.conversion import read_transform as read_transform
-from .transforms.elastix_files import read_chain as read_chain
+from .transforms.elastix_reading import read_chain as read_chain
 from .transforms.inverse import inverse_points as inverse_points
 from .transforms.inverse import inverse_residual as inverse_residual
 from .transforms.inverse import invert_chain as invert_chain
@@ -59,7 +59,6 @@ from .transforms.jacobian import summarise_folding as summarise_folding
 from .transforms.point_mapping import map_landmarks as map_landmarks
 from .transforms.repair import repair_folder as repair_folder
 from .transforms.warping import WarpSettings as WarpSettings
-from .transforms.warping import displacement_on as displacement_on
 from .transforms.warping import warp_image as warp_image
 from .transforms.warping import warp_labels as warp_labels
 

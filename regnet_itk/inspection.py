@@ -32,14 +32,13 @@ from regnet_itk.errors import ParameterError, PointsError, TransformError, did_y
 from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.conversion import (
-    describe_transform,
     nifti_intent,
     read_field,
-    spaced,
     transform_grid,
 )
-from regnet_itk.transforms.elastix_files import INITIAL_KEYS, initial_file, locate_file, read_chain, read_transform_map
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
+from regnet_itk.transforms.elastix_reading import file_keys, read_chain, read_transform_map
+from regnet_itk.transforms.matrix import MatrixTransform
 
 DIRECTION = "fixed to moving: T(x) = x + u(x) maps points of the fixed image to the moving image"
 FRAME = "mm, LPS"
@@ -48,8 +47,6 @@ OVERVIEW_SPACING = 2.0
 
 _LOOKED_AT = 1_000_000  # vectors
 _TRANSFORM_SUFFIXES = (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES)
-_OF_TRANSFORM_FILE = ("TransformParameters", "DeformationFieldFileName", "TransformFileName", "NumberOfParameters")
-_FILE_KEYS = ("DeformationFieldFileName", "TransformFileName")
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _image(path: Path) -> Inspection:
     if finite is not None and not finite.all():
         warnings.append(f"{int(array.size - finite.sum())} voxels are NaN or infinite")
         array = array[finite]
-    facts: dict[str, Any] = {"pixel_type": str(image.array.dtype), "frame": FRAME, **_grid_facts(image.grid)}
+    facts: dict[str, Any] = {"pixel_type": str(image.array.dtype), "frame": FRAME, **image.grid.to_dict()}
     if array.size:
         facts["values"] = {"min": float(array.min()), "max": float(array.max()), "mean": float(array.mean(dtype=float))}
         if array.min() == array.max():
@@ -154,18 +151,9 @@ def _image(path: Path) -> Inspection:
     return Inspection(str(path), "image", facts, warnings=tuple(warnings))
 
 
-def _grid_facts(grid: Grid) -> dict[str, Any]:
-    return {
-        "size": list(grid.size),
-        "spacing": list(grid.spacing),
-        "origin": list(grid.origin),
-        "direction": [list(row) for row in grid.direction],
-    }
-
-
 def _field(path: Path) -> Inspection:
     u = read_field(path)
-    facts: dict[str, Any] = {"maps": DIRECTION, "frame": FRAME, **_grid_facts(u.grid), **_magnitudes(u)}
+    facts: dict[str, Any] = {"maps": DIRECTION, "frame": FRAME, **u.grid.to_dict(), **_magnitudes(u)}
     warnings = _field_warnings(u)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         code, _ = nifti_intent(path)
@@ -240,18 +228,7 @@ def _transform_facts(count: int) -> dict[str, Any]:
 
 def _part(link: Link, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what one part of a chain is; `about` says what its file told."""
-    transform = link.transform
-    part = {**about, "combine": link.combine, "is": describe_transform(link)}
-    if isinstance(transform, MatrixTransform):
-        part["matrix"] = transform.matrix.tolist()
-        part["offset"] = transform.offset.tolist()
-    elif isinstance(transform, BSplineTransform):
-        longest = float(np.linalg.norm(transform.coefficients, axis=-1).max())
-        part |= {"grid": _grid_facts(transform.grid), "largest_coefficient": longest}
-    else:
-        longest = float(np.linalg.norm(transform.vectors, axis=-1).max())
-        part |= {"grid": _grid_facts(transform.grid), "longest_vector": longest}
-    return part
+    return {**about, "combine": link.combine, "is": link.transform.describe(), **link.transform.facts()}
 
 
 def _with_chain(found: Inspection, chain: TransformChain, like: Grid | None) -> Inspection:
@@ -262,8 +239,8 @@ def _with_chain(found: Inspection, chain: TransformChain, like: Grid | None) -> 
     if grid is None:
         facts["grid"] = "not named; give the fixed image with --like to see how far points move"
     else:
-        facts |= _grid_facts(grid)
-        u = chain.displacement_on(spaced(grid, [max(OVERVIEW_SPACING, s) for s in grid.spacing]))
+        facts |= grid.to_dict()
+        u = chain.displacement_on(grid.with_spacing([max(OVERVIEW_SPACING, s) for s in grid.spacing]))
         facts |= _magnitudes(u)
         warnings += _size_warning(u)
     return dataclasses.replace(found, facts=facts, warnings=tuple(warnings))
@@ -300,7 +277,7 @@ class _Walk:
                 f"{path}: elastix up to 5.1 does not know {INITIAL_KEYS[0]} and would leave its initial transform out; "
                 f"say it as {INITIAL_KEYS[1]} too"
             )
-        for key in _FILE_KEYS:
+        for key in file_keys():
             if key in values:
                 self._look(path, key, values.get_str(key))
         name = initial_file(values)
@@ -365,7 +342,9 @@ def _text(path: Path, like: Grid | None) -> Inspection:
     if path.suffix.lower() == ".txt" and not start.startswith(("(", "//")):
         raise TransformError(f"'{path}' is neither an elastix transform, nor a parameter file, nor a list of points")
     values = read_parameter_map(path)
-    if "Transform" in values and any(key in values for key in _OF_TRANSFORM_FILE):
+    if "Transform" in values and any(
+        key in values for key in ("TransformParameters", "NumberOfParameters", *file_keys())
+    ):
         return _elastix_transform(path, like)
     return _parameters(path, values)
 

@@ -24,7 +24,7 @@ from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
 

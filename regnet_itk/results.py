@@ -19,10 +19,10 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_files import rename_elastix_files, write_elastix
+from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
 from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import MatrixTransform
 
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency

@@ -20,9 +20,10 @@ from regnet_itk.parameters import read_parameter_map
 from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 AFFINE = read_parameter_map("affine").with_(
     NumberOfResolutions=2, ImagePyramidSchedule=[4, 4, 4, 2, 2, 2], MaximumNumberOfIterations=60

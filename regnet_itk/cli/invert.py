@@ -11,7 +11,7 @@ import click
 
 from regnet_itk.cli.main import StrictCommand
 from regnet_itk.cli.transform import LOG_LEVELS, NOT_INVERTED, RunLog, set_threads
-from regnet_itk.transforms.elastix_files import write_elastix
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def invert(
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.errors import OutputError
     from regnet_itk.outputs import check_writable, staged_folder
-    from regnet_itk.transforms.elastix_files import read_chain
+    from regnet_itk.transforms.elastix_reading import read_chain
     from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
 
     check_writable(out)

@@ -111,7 +111,7 @@ def transform(asked: Request) -> int:
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.outputs import check_writable, staged_folder
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms.elastix_files import read_chain
+    from regnet_itk.transforms.elastix_reading import read_chain
     from regnet_itk.transforms.warping import WarpSettings
 
     check_writable(asked.out)
@@ -232,9 +232,7 @@ class _Work:
             raise ImageError(f"{path}: {error}") from None
 
     def _displacement(self) -> None:
-        from regnet_itk.transforms.warping import displacement_on
-
-        self._write(displacement_on(self.chain, self._grid()).to_sitk, f"deformationField.{self.settings.format}")
+        self._write(self.chain.displacement_on(self._grid()).to_sitk, f"deformationField.{self.settings.format}")
 
     def _determinant(self) -> None:
         from regnet_itk.data.image_files import read_image

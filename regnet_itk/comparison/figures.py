@@ -29,7 +29,7 @@ from regnet_itk.figures.slices import (
 from regnet_itk.metrics.measures import normalised_correlation
 from regnet_itk.outputs import write_whole
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,7 +29,7 @@ from regnet_itk.results import package_versions
 from regnet_itk.stages.base import Stage
 from regnet_itk.stages.regnet import RegNetSettings
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 DEFAULT_METHODS = ("affine", "bspline_1r", "bspline_3r", "regnet", "regnet_multistage_oneshot", "regnet_multistage")
 CAPTURE_RANGE = 8.0

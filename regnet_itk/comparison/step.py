@@ -36,7 +36,8 @@ from regnet_itk.results import overview_grid
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
 from regnet_itk.threads import wait_briefly
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 
 RECORD = "measures.json"
 AIR = -1000.0

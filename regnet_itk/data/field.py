@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from regnet_itk.data.grid import FloatArray, Grid
+from regnet_itk.data.grid import Box, FloatArray, Grid
 from regnet_itk.data.image import grid_of, place
 from regnet_itk.data.image_files import bytes_per_value, check_complete
 from regnet_itk.errors import ImageError, TransformError
 
-_BLOCK_SLICES = 8
-_BLOCK_VOXELS = 32_768
+WriteBeside = Callable[[str, str, Callable[[Path], object]], str]
+"""Writes a file beside another: is given what its name begins with, its suffix, and what writes it to a path; returns
+the path by which the other file is to name it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,31 @@ class DisplacementField:
         """Return T(x) = x + u(x) of the points (..., 3), fixed to moving."""
         points = np.asarray(points, dtype=float)
         return points + self.at(points)
+
+    def times_matrix(self, matrix: FloatArray) -> DisplacementField:
+        """Return the field `matrix` u."""
+        return DisplacementField(self.vectors @ matrix.T.astype(self.vectors.dtype), self.grid)
+
+    def describe(self) -> str:
+        """Return its voxels in a few words."""
+        sizes = " x ".join(map(str, self.grid.size))
+        spacing = " x ".join(f"{s:g}" for s in self.grid.spacing)
+        return f"displacement field, {sizes} voxels of {spacing} mm"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the grid, and the length of the longest vector in mm, as plain values."""
+        longest = float(np.linalg.norm(self.vectors, axis=-1).max())
+        return {"grid": self.grid.to_dict(), "longest_vector": longest}
+
+    def elastix_values(self, write_beside: WriteBeside) -> dict[str, tuple[str, ...]]:
+        """Write the field beside an elastix transform file, and return the keys that describe it in there."""
+        return {
+            "Transform": ("DeformationFieldTransform",),
+            "NumberOfParameters": ("0",),
+            "DeformationFieldFileName": (write_beside("deformationField", ".mha", self.write),),
+            "DeformationFieldInterpolationOrder": ("1",),
+            "UseDirectionCosines": ("true",),
+        }
 
     def jacobian_determinant(self) -> FloatArray:
         """Return det(dT/dx) of T(x) = x + u(x) at every voxel, shape (z, y, x), by central differences.
@@ -163,27 +190,18 @@ def jacobian_determinant(vectors: FloatArray, grid: Grid, threads: int | None = 
     threads : int, optional
         All processors by default.
     """
-    nz, ny, nx = grid.shape
     found = np.empty(grid.shape, dtype=np.float32)
-    rows = max(1, _BLOCK_VOXELS // (_BLOCK_SLICES * nx))
-    blocks = [
-        (slice(z, min(z + _BLOCK_SLICES, nz)), slice(y, min(y + rows, ny)))
-        for z in range(0, nz, _BLOCK_SLICES)
-        for y in range(0, ny, rows)
-    ]
 
-    def fill(block: tuple[slice, slice]) -> None:
+    def fill(block: Box) -> None:
         found[block] = _block_determinant(vectors, block, grid.index_to_point_matrix)
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for _ in pool.map(fill, blocks):  # numpy works without Python's lock
+        for _ in pool.map(fill, grid.blocks()):  # numpy works without Python's lock
             pass
     return found
 
 
-def _block_determinant(
-    vectors: FloatArray, block: tuple[slice, slice], index_to_point: FloatArray
-) -> npt.NDArray[np.float32]:
+def _block_determinant(vectors: FloatArray, block: Box, index_to_point: FloatArray) -> npt.NDArray[np.float32]:
     """Return det(M + du/di) / det M, which is det(I + du/dx), with M = dx/di; all derivatives are taken twice."""
     twice = (2 * index_to_point).astype(np.float32)
     middle = slice(1, -1)
@@ -200,11 +218,10 @@ def _block_determinant(
     return np.asarray(result)
 
 
-def _with_halo(component: FloatArray, block: tuple[slice, slice]) -> npt.NDArray[np.float32]:
+def _with_halo(component: FloatArray, block: Box) -> npt.NDArray[np.float32]:
     """Return a block of slices and rows with one voxel more on all sides, continued linearly past the border."""
-    nz, ny, nx = component.shape
-    (z, y), whole = block, (nz, ny, nx)
-    starts, stops = (z.start, y.start, 0), (z.stop, y.stop, nx)
+    whole = component.shape
+    starts, stops = [part.start for part in block], [part.stop for part in block]
     result = np.zeros([b - a + 2 for a, b in zip(starts, stops, strict=True)], dtype=np.float32)
     low = [max(a - 1, 0) for a in starts]
     high = [min(b + 1, n) for b, n in zip(stops, whole, strict=True)]

@@ -7,7 +7,7 @@ are (x, y, z); arrays are (z, y, x), or (z, y, x, 3) with the components (x, y, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,21 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Triple = tuple[float, float, float]
 
 IDENTITY_DIRECTION: tuple[Triple, Triple, Triple] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+Box = tuple[slice, slice, slice]
+"""Part of an array (z, y, x), with ends and without steps."""
+
+_BLOCK_SLICES = 8
+_BLOCK_VOXELS = 32_768
+
+
+def cut_slabs(shape: Sequence[int], voxels: int) -> Iterator[slice]:
+    """Give slices along z that cover an array (z, y, x), each of at most `voxels` voxels, or of one slice."""
+    nz, ny, nx = shape
+    rows = max(1, voxels // (ny * nx))
+    for start in range(0, nz, rows):
+        yield slice(start, min(start + rows, nz))
 
 
 def _triple(values: Sequence[float] | FloatArray) -> Triple:
@@ -90,6 +105,15 @@ class Grid:
         size, spacing = " x ".join(map(str, self.size)), " x ".join(f"{s:.4g}" for s in self.spacing)
         return f"{size} voxels of {spacing} mm"
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return size, spacing, origin and the rows of the direction, as plain values for JSON."""
+        return {
+            "size": list(self.size),
+            "spacing": list(self.spacing),
+            "origin": list(self.origin),
+            "direction": [list(row) for row in self.direction],
+        }
+
     def index_to_point(self, index: npt.ArrayLike) -> FloatArray:
         """Return the points (..., 3) in mm of the continuous indices (..., 3)."""
         return np.asarray(index, dtype=float) @ self.index_to_point_matrix.T + np.asarray(self.origin)
@@ -115,9 +139,7 @@ class Grid:
 
     def corners(self) -> FloatArray:
         """Return the eight corners (8, 3) in mm of the box that the voxels fill."""
-        ends = np.array([(-0.5, n - 0.5) for n in self.size])
-        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
-        return self.index_to_point(index)
+        return self.lattice(2, -0.5)
 
     def centre(self) -> FloatArray:
         """Return the point (3,) in mm in the middle of the grid."""
@@ -139,6 +161,48 @@ class Grid:
         along = tuple(reversed(box))
         return self.crop([s.start for s in along], [s.stop - s.start for s in along])
 
+    def slabs(self, voxels: int) -> Iterator[Box]:
+        """Give boxes of whole slices that cover the grid, each of at most `voxels` voxels, or of one slice."""
+        nx, ny, _ = self.size
+        for z in cut_slabs(self.shape, voxels):
+            yield z, slice(0, ny), slice(0, nx)
+
+    def blocks(self, step: int = 1) -> Iterator[Box]:
+        """Give boxes that cover the grid, small enough for a processor's cache.
+
+        Parameters
+        ----------
+        step : int
+            They begin at multiples of it along z and y.
+        """
+        nz, ny, nx = self.shape
+        slices = step * max(1, round(_BLOCK_SLICES / step))
+        rows = step * max(1, _BLOCK_VOXELS // (slices * nx * step))
+        for z in range(0, nz, slices):
+            for y in range(0, ny, rows):
+                yield slice(z, min(z + slices, nz)), slice(y, min(y + rows, ny)), slice(0, nx)
+
+    def lattice(self, count: int, margin: float = 0.0) -> FloatArray:
+        """Return points (n, 3) in mm, evenly spread over the grid: `count` along each axis, the last index fastest.
+
+        Parameters
+        ----------
+        count : int
+        margin : float
+            Distance in voxels of the outermost points from the centres of the outermost voxels, inwards; -0.5 is the
+            border of the box that the voxels fill. Where the grid is too thin for it, they lie in its middle.
+        """
+        along = np.linspace(*self._ends(margin), count)
+        return self.index_to_point(np.stack(np.meshgrid(*along.T, indexing="ij"), axis=-1).reshape(-1, 3))
+
+    def random_points(self, count: int, rng: np.random.Generator, margin: float = 0.0) -> FloatArray:
+        """Return points (count, 3) in mm, anywhere in the grid and mostly between its voxels; see `lattice`."""
+        return self.index_to_point(rng.uniform(*self._ends(margin), (count, 3)))
+
+    def _ends(self, margin: float) -> tuple[FloatArray, FloatArray]:
+        last = np.asarray(self.size) - 1
+        return np.minimum(margin, last / 2), np.maximum(last - margin, last / 2)
+
     def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """Return this grid with `lower` voxels more before, and `upper` more after, along x, y, z."""
         size = [n + a + b for n, a, b in zip(self.size, lower, upper, strict=True)]
@@ -159,20 +223,30 @@ class Grid:
         along = np.diag(steps)
         return along if np.allclose(steps, np.diag(along), atol=1e-6) and along.min() > 0 else None
 
-    def isotropic(self, spacing: float) -> Grid:
-        """Return the grid with cubic voxels on the same axes that fills the same box.
+    def with_spacing(self, spacing: Sequence[float]) -> Grid:
+        """Return the grid with voxels of another size along the same axes that fills the same box.
 
         The corners of the first voxels coincide; the last voxels may reach past the box by less than a voxel.
+
+        Parameters
+        ----------
+        spacing : sequence of 3 float
+            Edges of a voxel in mm.
+        """
+        wanted = np.asarray(spacing, dtype=float)
+        nx, ny, nz = np.maximum(1, np.ceil(np.asarray(self.size) * self.spacing / wanted - 1e-4)).astype(int)
+        first = self.index_to_point(-0.5 + 0.5 * wanted / np.asarray(self.spacing))
+        return Grid((nx, ny, nz), _triple(wanted), _triple(first), self.direction)
+
+    def isotropic(self, spacing: float) -> Grid:
+        """Return the grid with cubic voxels on the same axes that fills the same box; see `with_spacing`.
 
         Parameters
         ----------
         spacing : float
             Edge of a voxel in mm.
         """
-        extent = np.asarray(self.size) * np.asarray(self.spacing)
-        nx, ny, nz = (max(1, math.ceil(e / spacing - 1e-4)) for e in extent)
-        first = self.index_to_point(-0.5 + 0.5 * spacing / np.asarray(self.spacing))
-        return Grid((nx, ny, nz), (spacing, spacing, spacing), _triple(first), self.direction)
+        return self.with_spacing((spacing,) * 3)
 
     def is_close(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """Say whether both grids have the same size and their corners agree to `tolerance` voxels."""

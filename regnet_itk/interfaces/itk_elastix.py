@@ -18,7 +18,7 @@ from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.registration import DEFAULT_STAGES, register
 from regnet_itk.results import RegistrationResult
-from regnet_itk.transforms.elastix_files import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL
 from regnet_itk.transforms.itk_files import write_itk
 
 _kept_folders: list[tempfile.TemporaryDirectory[str]] = []

@@ -22,7 +22,7 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.networks.devices import find_device, limited_threads
 from regnet_itk.networks.self_similarity import REACH, mind_features
 from regnet_itk.networks.separable import along_axes
-from regnet_itk.transforms.sampler import centred_bspline
+from regnet_itk.transforms.point_samplers import centred_bspline
 
 VOXEL_SIZE = 1.5
 """mm. The images are compared on voxels of this size, if the memory is enough for it."""

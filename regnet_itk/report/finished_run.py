@@ -20,7 +20,7 @@ from regnet_itk.report.page import Cell, Column, Figure, Note, Table, Value, Vie
 from regnet_itk.report.viewer import LONGEST_AXIS, residuals
 from regnet_itk.results import overview_grid
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 RECORD = "registration.json"
 PICTURE = "registration.png"

@@ -30,7 +30,10 @@ from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
 from regnet_itk.parameters import parse_parameter_text
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.elastix_files import INITIAL_KEYS, KNOWN_TRANSFORMS, chain_from_maps, write_elastix
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS
+from regnet_itk.transforms.elastix_reading import chain_from_maps
+from regnet_itk.transforms.elastix_writing import write_elastix
+from regnet_itk.transforms.registry import stage_names
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
@@ -127,9 +130,9 @@ class ElastixStage:
         """
         source = self.parameters.source
         transform = self.parameters.get_str("Transform")
-        if transform in COMPONENTS and (transform not in KNOWN_TRANSFORMS or transform == "DeformationFieldTransform"):
-            usable = ", ".join(name for name in KNOWN_TRANSFORMS if name != "DeformationFieldTransform")
-            raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {usable}")
+        usable = stage_names()
+        if transform in COMPONENTS and transform not in usable:
+            raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {', '.join(usable)}")
         result_pixel_type(self.parameters)
         bending = "Metric" in self.parameters and BENDING_ENERGY in self.parameters["Metric"]
         if bending and any(isinstance(link.transform, DisplacementField) for link in initial.links):

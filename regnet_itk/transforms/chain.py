@@ -7,10 +7,10 @@ field is *innermost*, and elastix is told so by "Add" of v(x) = T0(x + u(x)) - T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,16 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.errors import TransformError
 from regnet_itk.parameters import ParameterMap
+from regnet_itk.transforms.base import Combine, Transform
+from regnet_itk.transforms.matrix import MatrixTransform, matrix_of
+from regnet_itk.transforms.registry import find_type
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform, Transform
 
-Combine = Literal["compose", "add", "innermost"]
-_SLAB_POINTS = 2_000_000
+if TYPE_CHECKING:
+    from regnet_itk.transforms.sampler import ChainSampler
+
+FEW_POINTS = 50_000
+"""Up to so many points are mapped by NumPy, and Torch is not imported, which takes a second; for more, it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +37,8 @@ class Link:
 
     Parameters
     ----------
-    transform : MatrixTransform, BSplineTransform or DisplacementField
-        C, of its own.
+    transform : Transform
+        C, of its own: a MatrixTransform, BSplineTransform, DisplacementField, or one of another type.
     combine : {"compose", "add", "innermost"}
         How it joins the transform P so far: C(P(x)), P(x) + C(x) - x, or P(C(x)).
     parameters : ParameterMap
@@ -66,12 +71,23 @@ class TransformChain:
     links: tuple[Link, ...] = ()
 
     def map_points(self, points: npt.ArrayLike) -> FloatArray:
-        """Return T of the points (..., 3) in mm, LPS, fixed to moving."""
+        """Return T of the points (..., 3) in mm, LPS, fixed to moving.
+
+        Few points (`FEW_POINTS`) are mapped in float64 throughout; many on Torch, whose displacements are float32.
+        """
         points = np.array(points, dtype=float)
         if not self.links:
             return points
+        if points.size > 3 * FEW_POINTS:
+            return self.sampler().map_points(points)
         last = self.links[-1]
         return _join(last.combine, last.transform, TransformChain(self.links[:-1]), points)
+
+    def sampler(self) -> ChainSampler:
+        """Return T prepared for many points, with its derivatives; made of Torch, which takes a second to start."""
+        from regnet_itk.transforms.sampler import ChainSampler, prepare
+
+        return ChainSampler([(link.combine, prepare(link.transform, find_type(link.transform))) for link in self.links])
 
     def then(self, link: Link) -> TransformChain:
         """Return the chain with one link more."""
@@ -81,12 +97,14 @@ class TransformChain:
         """Return the whole chain as one matrix, or None if it holds anything else."""
         if not all(isinstance(link.transform, MatrixTransform) for link in self.links):
             return None
-        offset, *ends = self.map_points(np.vstack([np.zeros(3), np.eye(3)]))
-        return MatrixTransform(np.stack([end - offset for end in ends], axis=1), translation=offset)
+        return matrix_of(self.map_points)
 
     def displacement_on(self, grid: Grid) -> DisplacementField:
-        """Return T(x) - x at the voxels of `grid`, as float32, computed slab by slab."""
-        return sampled(lambda points: self.map_points(points) - points, grid)
+        """Return T(x) - x at the voxels of `grid`, as float32."""
+        if math.prod(grid.size) <= FEW_POINTS:
+            points = grid.points()
+            return DisplacementField((self.map_points(points) - points).astype(np.float32), grid)
+        return self.sampler().displacement_on(grid)
 
     def to_sitk(self, grid: Grid | None = None) -> Any:
         """Return the chain as a ``SimpleITK.CompositeTransform``.
@@ -94,8 +112,8 @@ class TransformChain:
         Parameters
         ----------
         grid : Grid, optional
-            Needed only if a transform is added to something else than matrices: the voxels, in the fixed image,
-            on which the sum is sampled. All other chains are converted exactly.
+            Needed only if a transform is added to something else than matrices, or is of a type that ITK does not
+            have: the voxels, in the fixed image, on which it is sampled. All other chains are converted exactly.
 
         Raises
         ------
@@ -105,13 +123,25 @@ class TransformChain:
         import SimpleITK as sitk
 
         composite = sitk.CompositeTransform(3)
-        for transform in reversed(self.applied(grid)):  # ITK applies the transform added last first
-            composite.AddTransform(
-                transform.to_sitk_transform() if isinstance(transform, DisplacementField) else transform.to_sitk()
-            )
+        for transform in reversed(self._applied_in_itk(grid)):  # ITK applies the transform added last first
+            composite.AddTransform(transform)
         if not self.links:
             composite.AddTransform(sitk.Transform(3, sitk.sitkIdentity))
         return composite
+
+    def _applied_in_itk(self, grid: Grid | None) -> list[Any]:
+        applied = self.applied(grid)
+        found = [transform.to_sitk_transform() for transform in applied]
+        unknown = [i for i, transform in enumerate(found) if transform is None]
+        if not unknown:
+            return found
+        if grid is None:
+            raise TransformError(
+                f"ITK cannot express a transform of this chain ({applied[unknown[0]].describe()}); "
+                "give the grid on which to sample it"
+            )
+        start = TransformChain(tuple(Link(transform) for transform in applied[: unknown[-1] + 1]))
+        return [start.displacement_on(grid).to_sitk_transform(), *found[unknown[-1] + 1 :]]
 
     def applied(self, grid: Grid | None = None) -> list[Transform]:
         """Return transforms whose plain composition, the first applied first, is this chain; see `to_sitk`."""
@@ -127,41 +157,24 @@ class TransformChain:
         return order
 
 
-def sampled(function: Callable[[FloatArray], FloatArray], grid: Grid) -> DisplacementField:
-    """Return a function of points as a field on `grid`, computed slab by slab to spare memory."""
-    vectors = np.empty((*grid.shape, 3), dtype=np.float32)
-    nx, ny, nz = grid.size
-    rows = max(1, _SLAB_POINTS // (nx * ny))
-    for start, stop in pairwise([*range(0, nz, rows), nz]):
-        vectors[start:stop] = function(grid.crop((0, 0, start), (nx, ny, stop - start)).points())
-    return DisplacementField(vectors, grid)
-
-
 def _apply_sum(before: TransformChain, link: Link, order: list[Transform], grid: Grid | None) -> list[Transform]:
     """Return what is applied for P(x) + C(x) - x, exactly if P is a matrix L: then L^-1 (C(x) - x) is innermost."""
     total = before.then(link).as_matrix()
     if total is not None:
         return [total]
     matrix = before.as_matrix()
-    if matrix is not None and not isinstance(link.transform, MatrixTransform):
+    if matrix is not None:
         if abs(np.linalg.det(matrix.matrix)) < 1e-9:
             raise TransformError("a transform is added to a matrix that cannot be inverted; register again")
-        return [with_matrix(np.linalg.inv(matrix.matrix), link.transform), *order]
+        innermost = link.transform.times_matrix(np.linalg.inv(matrix.matrix))
+        if innermost is not None:
+            return [innermost, *order]
     if grid is None:
         raise TransformError(
             "this chain adds a transform to one that is not a matrix, which ITK cannot express; "
             "give the grid on which to sample the sum"
         )
     return [before.then(link).displacement_on(grid)]
-
-
-def with_matrix(
-    matrix: FloatArray, transform: BSplineTransform | DisplacementField
-) -> BSplineTransform | DisplacementField:
-    """Return the transform whose displacement is `matrix` times that of `transform`, exactly."""
-    if isinstance(transform, BSplineTransform):
-        return replace(transform, coefficients=transform.coefficients @ matrix.T)
-    return DisplacementField((transform.vectors @ matrix.T.astype(transform.vectors.dtype)), transform.grid)
 
 
 def field_link(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] | None = None) -> Link:

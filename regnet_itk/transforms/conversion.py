@@ -10,7 +10,6 @@ import gzip
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +22,13 @@ from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXE
 from regnet_itk.errors import TransformError, did_you_mean
 from regnet_itk.outputs import staged_folder
 from regnet_itk.parameters import ParameterMap
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.elastix_files import read_chain, rename_elastix_files, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
 from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_grid, resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 Vectors = Literal["lps", "ras"]
 """How the vectors of a NIfTI field are stored: along the axes L, P, S or R, A, S."""
@@ -182,31 +183,6 @@ def transform_grid(chain: TransformChain) -> Grid | None:
     return min(fields, key=lambda grid: math.prod(grid.spacing), default=None)
 
 
-def spaced(grid: Grid, spacing: Sequence[float]) -> Grid:
-    """Return the grid with other voxels along the same axes that fills the same box.
-
-    The corners of the first voxels coincide; the last voxels may reach past the box by less than a voxel.
-
-    Parameters
-    ----------
-    grid : Grid
-    spacing : sequence of float
-        In mm, one for all axes or three.
-
-    Raises
-    ------
-    TransformError
-        If it is not one or three positive numbers.
-    """
-    if len(spacing) not in (1, 3) or not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise TransformError(f"a spacing is one or three numbers of mm above 0, not {', '.join(map(str, spacing))}")
-    wanted = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
-    nx, ny, nz = np.maximum(1, np.ceil(np.array(grid.size) * grid.spacing / wanted - 1e-4)).astype(int)
-    x, y, z = grid.index_to_point(-0.5 + 0.5 * wanted / np.asarray(grid.spacing))
-    sx, sy, sz = wanted
-    return Grid((nx, ny, nz), (sx, sy, sz), (x, y, z), grid.direction)
-
-
 def deviation(first: TransformChain, second: TransformChain, grid: Grid, seed: int = 0) -> Deviation:
     """Measure how far two transforms are apart, at random points between the voxels of a grid.
 
@@ -218,8 +194,7 @@ def deviation(first: TransformChain, second: TransformChain, grid: Grid, seed: i
     seed : int
         Of the points.
     """
-    index = np.random.default_rng(seed).uniform(0, np.asarray(grid.size) - 1, (_POINTS, 3))
-    points = grid.index_to_point(index)
+    points = grid.random_points(_POINTS, np.random.default_rng(seed))
     length = np.linalg.norm(first.map_points(points) - second.map_points(points), axis=1)
     return Deviation(float(length.mean()), float(np.percentile(length, 95)), float(length.max()), _POINTS)
 
@@ -279,14 +254,12 @@ def _coefficients(displacement: Callable[[FloatArray], FloatArray], grid: Grid, 
     first = control.point_to_index(np.asarray(grid.origin))
     step = np.asarray(grid.spacing) / np.asarray(control.spacing)
     fit_x, fit_y, fit_z = (_axis_fit(first[a] + step[a] * np.arange(grid.size[a]), control.size[a]) for a in range(3))
-    nx, ny, nz = grid.size
-    rows = max(1, _SLAB_POINTS // (nx * ny))
     found = np.zeros((control.size[2], 3, control.size[0], control.size[1]))
-    for start, stop in pairwise([*range(0, nz, rows), nz]):
-        slab = displacement(grid.crop((0, 0, start), (nx, ny, stop - start)).points())  # z, y, x, 3
+    for box in grid.slabs(_SLAB_POINTS):
+        slab = displacement(grid.part(box).points())  # z, y, x, 3
         along_x = np.tensordot(slab, fit_x, axes=(2, 1))  # z, y, 3, X
         along_y = np.tensordot(along_x, fit_y, axes=(1, 1))  # z, 3, X, Y
-        found += np.tensordot(fit_z[:, start:stop], along_y, axes=(1, 0))
+        found += np.tensordot(fit_z[:, box[0]], along_y, axes=(1, 0))
     return np.ascontiguousarray(found.transpose(0, 3, 2, 1))
 
 
@@ -350,7 +323,7 @@ def convert(
         elif suffix in ITK_SUFFIXES:
             written, exact = _write_itk(wanted, stage / target.name, grid)
         else:
-            voxels = spaced(_needed(grid, target), spacing) if spacing else _needed(grid, target)
+            voxels = _spaced(_needed(grid, target), spacing) if spacing else _needed(grid, target)
             written, exact = _write_field(wanted, stage / target.name, voxels, vectors)
         found = deviation(chain, written, grid or Grid((200, 200, 200), origin=(-100.0, -100.0, -100.0)))
         if max_error is not None and not found.max <= max_error:
@@ -381,6 +354,13 @@ def _needed(grid: Grid | None, target: Path) -> Grid:
             f"'{target}' needs the fixed image's grid, which the transform does not name; give it with --like IMAGE"
         )
     return grid
+
+
+def _spaced(grid: Grid, spacing: Sequence[float]) -> Grid:
+    """Return the grid with voxels of another size, one or three numbers of mm, that fills the same box."""
+    if len(spacing) not in (1, 3) or not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise TransformError(f"a spacing is one or three numbers of mm above 0, not {', '.join(map(str, spacing))}")
+    return grid.with_spacing(np.broadcast_to(np.asarray(spacing, dtype=float), 3).tolist())
 
 
 def _write_elastix(chain: TransformChain, stage: Path, target: Path, grid: Grid, replace_grid: bool) -> TransformChain:
@@ -438,24 +418,12 @@ def _set_nifti_intent(path: Path, code: int) -> None:
 
 
 def _kind(suffix: str, written: TransformChain, bspline_spacing: float | None) -> str:
-    parts = ", ".join(describe_transform(link) for link in written.links)
+    parts = ", ".join(link.transform.describe() for link in written.links)
     if suffix in FIELD_SUFFIXES:
         return parts
     made_by = "elastix transform" if suffix == ELASTIX_SUFFIX else "ITK composite transform"
     fitted = f" (control points every {bspline_spacing:g} mm)" if bspline_spacing else ""
     return f"{made_by}: {parts}{fitted}"
-
-
-def describe_transform(link: Link) -> str:
-    """Return what one part of a chain is, in a few words."""
-    transform = link.transform
-    if isinstance(transform, MatrixTransform):
-        return transform.name
-    sizes = " x ".join(map(str, transform.grid.size))
-    spacing = " x ".join(f"{s:g}" for s in transform.grid.spacing)
-    if isinstance(transform, BSplineTransform):
-        return f"{transform.name} of order {transform.order}, {sizes} control points of {spacing} mm"
-    return f"displacement field, {sizes} voxels of {spacing} mm"
 
 
 def _notes(chain: TransformChain, suffix: str, exact: bool, vectors: Vectors | None) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import FloatArray, Grid, Triple
+from regnet_itk.data.grid import Box, FloatArray, Grid, Triple
 from regnet_itk.errors import TransformError
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.sampler import Block, ChainEvaluator, determinant, for_blocks, matrix_product, voxel_points
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.sampler import determinant, fill_in_blocks, matrix_product, voxel_points
 
 TOLERANCE = 1e-4
 """mm; a voxel whose residual is smaller is done."""
@@ -102,10 +102,7 @@ def _matrices_inverted(chain: TransformChain) -> MatrixTransform:
 
 def image_grid(chain: TransformChain, fixed_grid: Grid) -> Grid:
     """Return the grid with the voxels of the fixed image, along its axes, over all that T maps its box to."""
-    size = np.asarray(fixed_grid.size)
-    lattice = np.linspace(-0.5, size - 0.5, 17)
-    index = np.stack(np.meshgrid(*lattice.T, indexing="ij"), axis=-1).reshape(-1, 3)
-    reached = fixed_grid.point_to_index(chain.map_points(fixed_grid.index_to_point(index)))
+    reached = fixed_grid.point_to_index(chain.map_points(fixed_grid.lattice(17, -0.5)))
     low, high = np.floor(reached.min(axis=0)).astype(int), np.ceil(reached.max(axis=0)).astype(int)
     return fixed_grid.crop(low.tolist(), (high - low + 1).tolist())
 
@@ -194,10 +191,8 @@ def inverse_residual(
     TransformError
         If no point lies in `grid`.
     """
-    rng = np.random.default_rng(seed)
-    size = np.asarray(fixed_grid.size)
-    index = rng.uniform(np.minimum(1.0, (size - 1) / 2), np.maximum(size - 2.0, (size - 1) / 2), (_SAMPLES, 3))
-    mapped, jacobian = ChainEvaluator(chain).map_with_jacobian(torch.from_numpy(fixed_grid.index_to_point(index)))
+    points = fixed_grid.random_points(_SAMPLES, np.random.default_rng(seed), margin=1.0)
+    mapped, jacobian = chain.sampler().map_with_jacobian(torch.from_numpy(points))
     y, folded = mapped.numpy(), (determinant(jacobian) <= 0).numpy()
     if grid is not None:
         inside = grid.crop((1, 1, 1), [max(1, n - 2) for n in grid.size]).contains(y)
@@ -222,16 +217,16 @@ def _solved(solver: _Solver, grid: Grid) -> DisplacementField:
     start = solver.start_on(Grid((nx, ny, nz), (sx, sy, sz), grid.origin, grid.direction))
     found = np.empty((*grid.shape, 3), dtype=np.float32)
 
-    def fill(block: Block) -> None:
-        z, y = (slice(part.start // step, (part.stop - 2) // step + 2) for part in (block.z, block.y))
+    def fill(box: Box, part: Grid) -> None:
+        z, y = (slice(along.start // step, (along.stop - 2) // step + 2) for along in box[:2])
         near = start[:, z, y]
         finer = [1 + step * (n - 1) for n in near.shape[1:]]
         guess = functional.interpolate(near[None], finer, mode="trilinear", align_corners=True)[0]
-        nz, ny, nx = block.grid.shape
+        nz, ny, nx = part.shape
         guess = guess[:, :nz, :ny, :nx].reshape(12, -1)
-        found[block.z, block.y] = solver.refined(voxel_points(block.grid), guess).reshape(nz, ny, nx, 3)
+        found[box] = solver.refined(voxel_points(part), guess).reshape(nz, ny, nx, 3)
 
-    for_blocks(fill, grid, step)
+    fill_in_blocks(fill, grid, step)
     return DisplacementField(found, grid)
 
 
@@ -247,9 +242,9 @@ class _Solver:
     def __init__(
         self, chain: TransformChain, base: MatrixTransform, fixed_grid: Grid | None, tolerance: float = TOLERANCE
     ) -> None:
-        self._forward, self._tolerance, self._fixed_grid = ChainEvaluator(chain), tolerance, fixed_grid
+        self._forward, self._tolerance, self._fixed_grid = chain.sampler(), tolerance, fixed_grid
         self._matrix, self._offset = torch.from_numpy(base.matrix), torch.from_numpy(base.offset)
-        self._lattice = _lattice(fixed_grid) if fixed_grid is not None else torch.empty(0, 3)
+        self._lattice = torch.from_numpy(fixed_grid.lattice(_LATTICE, margin=0.5)) if fixed_grid else torch.empty(0, 3)
         self._mapped_lattice = KDTree(self._forward.map(self._lattice).numpy()) if len(self._lattice) else None
 
     def base(self, y: Tensor) -> Tensor:
@@ -259,14 +254,14 @@ class _Solver:
         """Return T^-1(y) - B(y) and the 9 numbers of K, as a tensor (12, z, y, x)."""
         found = torch.empty(12, *grid.shape)
 
-        def fill(block: Block) -> None:
-            y = voxel_points(block.grid)
+        def fill(box: Box, part: Grid) -> None:
+            y = voxel_points(part)
             x, _ = self.solved(y)
             k = self._newton_matrix(x)
-            part = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
-            found[:, block.z, block.y] = part.reshape(12, *block.grid.shape)
+            numbers = torch.cat([(x - self.base(y)).T.float(), k.reshape(9, -1)])
+            found[:, *box] = numbers.reshape(12, *part.shape)
 
-        for_blocks(fill, grid)
+        fill_in_blocks(fill, grid)
         return found
 
     def refined(self, y: Tensor, guess: Tensor) -> FloatArray:
@@ -357,14 +352,6 @@ class _Solver:
             x[left] = torch.where(better, trial, x[left])
             error[left] = torch.where(better, after, error[left])
             step[left] = torch.where(better, (2 * step[left]).clamp(max=1.0), step[left] / 2)
-
-
-def _lattice(grid: Grid) -> Tensor:
-    """Return points (n, 3) all over the box of a grid, without its border."""
-    size = np.asarray(grid.size)
-    steps = np.linspace(np.minimum(0.5, (size - 1) / 2), np.maximum(size - 1.5, (size - 1) / 2), _LATTICE)
-    index = np.stack(np.meshgrid(*steps.T, indexing="ij"), axis=-1).reshape(-1, 3)
-    return torch.from_numpy(grid.index_to_point(index))
 
 
 def _length(vectors: Tensor) -> Tensor:

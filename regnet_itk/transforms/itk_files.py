@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
-from regnet_itk.data.image import grid_of
 from regnet_itk.data.suffixes import ITK_SUFFIXES
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import write_whole
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
+from regnet_itk.transforms.matrix import matrix_of
+from regnet_itk.transforms.registry import find_itk_type
 
 
 def write_itk(chain: TransformChain, path: str | Path, grid: Grid | None = None) -> None:
@@ -87,22 +86,19 @@ def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformC
     import SimpleITK as sitk
 
     transform = transform.Downcast()
-    kind = type(transform).__name__
+    name = type(transform).__name__
     if isinstance(transform, sitk.CompositeTransform):
         chain = TransformChain()
         for i in reversed(range(transform.GetNumberOfTransforms())):
             for link in chain_from_sitk(transform.GetNthTransform(i), source).links:
                 chain = chain.then(link)
         return chain
+    kind = find_itk_type(name)
+    if kind is not None and kind.from_sitk is not None:
+        return TransformChain((Link(kind.from_sitk(transform)),))
     if transform.IsLinear():
-        offset, *ends = (np.array(transform.TransformPoint(p)) for p in np.vstack([np.zeros(3), np.eye(3)]).tolist())
-        return TransformChain((Link(MatrixTransform(np.stack(ends, axis=1) - offset[:, None], translation=offset)),))
-    if isinstance(transform, sitk.DisplacementFieldTransform):
-        return TransformChain((Link(DisplacementField.from_sitk(transform.GetDisplacementField())),))
-    if isinstance(transform, sitk.BSplineTransform):
-        images = transform.GetCoefficientImages()
-        coefficients = np.stack([sitk.GetArrayFromImage(image) for image in images], axis=-1)
-        return TransformChain((Link(BSplineTransform(coefficients, grid_of(images[0]), transform.GetOrder())),))
+        matrix = matrix_of(lambda points: np.array([transform.TransformPoint(p) for p in points.tolist()]))
+        return TransformChain((Link(matrix),))
     raise TransformError(
-        f"{source}: the ITK transform {kind} is not supported; give a matrix, B-spline, field or composite"
+        f"{source}: the ITK transform {name} is not supported; give a matrix, B-spline, field or composite"
     )

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 
 from regnet_itk.data.field import DisplacementField, jacobian_determinant
-from regnet_itk.data.grid import Grid
+from regnet_itk.data.grid import Box, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.sampler import Block, ChainEvaluator, determinant, for_blocks, voxel_points
+from regnet_itk.transforms.sampler import determinant, fill_in_blocks, voxel_points
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def jacobian_matrices_on(chain: TransformChain, grid: Grid) -> npt.NDArray[np.fl
     grid : Grid
         In the fixed image.
     """
-    evaluator = ChainEvaluator(chain)
+    sampler = chain.sampler()
     found = np.empty((*grid.shape, 3, 3), dtype=np.float32)
 
-    def fill(block: Block) -> None:
-        jacobian = evaluator.map_with_jacobian(voxel_points(block.grid))[1]
-        found[block.z, block.y] = jacobian.permute(2, 0, 1).reshape(*block.grid.shape, 3, 3).numpy()
+    def fill(box: Box, part: Grid) -> None:
+        jacobian = sampler.map_with_jacobian(voxel_points(part))[1]
+        found[box] = jacobian.permute(2, 0, 1).reshape(*part.shape, 3, 3).numpy()
 
-    for_blocks(fill, grid)
+    fill_in_blocks(fill, grid)
     return found
 
 
@@ -71,14 +71,14 @@ def jacobian_determinant_on(chain: TransformChain, grid: Grid) -> Image:
     only = chain.links[0].transform if len(chain.links) == 1 else None
     if isinstance(only, DisplacementField) and only.grid.is_close(grid, tolerance=1e-6):
         return Image(jacobian_determinant(only.vectors, grid, torch.get_num_threads()), grid)
-    evaluator = ChainEvaluator(chain)
+    sampler = chain.sampler()
     found = np.empty(grid.shape, dtype=np.float32)
 
-    def fill(block: Block) -> None:
-        jacobian = evaluator.map_with_jacobian(voxel_points(block.grid))[1]
-        found[block.z, block.y] = determinant(jacobian).reshape(block.grid.shape).numpy()
+    def fill(box: Box, part: Grid) -> None:
+        jacobian = sampler.map_with_jacobian(voxel_points(part))[1]
+        found[box] = determinant(jacobian).reshape(part.shape).numpy()
 
-    for_blocks(fill, grid)
+    fill_in_blocks(fill, grid)
     return Image(found, grid)
 
 

@@ -14,13 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import staged_folder
-from regnet_itk.transforms.elastix_files import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.elastix_reading import file_keys
 
-REFERENCE_KEYS = (*INITIAL_KEYS, "DeformationFieldFileName", "TransformFileName")
-
-_TEXT = re.compile(rf'(?m)^(?P<head>\s*\(({"|".join(REFERENCE_KEYS)})\s+)"(?P<name>[^"\n]*)"')
-_TOML = re.compile(rf'(?m)^(?P<head>({"|".join(REFERENCE_KEYS)})\s*=\s*)(?P<quoted>"(?:[^"\\\n]|\\.)*")')
-_IS_TRANSFORM = re.compile(rf"(?m)^\s*\(?({'|'.join(REFERENCE_KEYS)}|TransformParameters|NumberOfParameters)[\s=]")
 _LARGEST = 1 << 30  # bytes; no transform file, but perhaps a table, is larger
 
 
@@ -116,7 +112,11 @@ def _transform_text(file: Path) -> str | None:
         text = file.read_bytes().decode("utf-8")
     except (UnicodeDecodeError, OSError):
         return None
-    return text if _IS_TRANSFORM.search(text) else None
+    return text if _of_a_transform().search(text) else None
+
+
+def _of_a_transform() -> re.Pattern[str]:
+    return re.compile(rf"(?m)^\s*\(?({_reference_keys()}|TransformParameters|NumberOfParameters)[\s=]")
 
 
 def _references(file: Path, text: str) -> Iterator[tuple[str, str]]:
@@ -127,8 +127,18 @@ def _references(file: Path, text: str) -> Iterator[tuple[str, str]]:
             yield match[2], name
 
 
+def _reference_keys() -> str:
+    return "|".join((*INITIAL_KEYS, *file_keys()))
+
+
 def _pattern(file: Path) -> re.Pattern[str]:
-    return _TOML if file.suffix.lower() == ".toml" else _TEXT
+    return _pattern_of(file.suffix.lower())
+
+
+def _pattern_of(suffix: str) -> re.Pattern[str]:
+    if suffix == ".toml":
+        return re.compile(rf'(?m)^(?P<head>({_reference_keys()})\s*=\s*)(?P<quoted>"(?:[^"\\\n]|\\.)*")')
+    return re.compile(rf'(?m)^(?P<head>\s*\(({_reference_keys()})\s+)"(?P<name>[^"\n]*)"')
 
 
 def _name(match: re.Match[str]) -> str:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import FloatArray, Grid
+from regnet_itk.data.grid import Box, FloatArray, Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS, Image
 from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.resampling_keys import resampling_grid, result_pixel_type
-
-if TYPE_CHECKING:
-    from regnet_itk.transforms.sampler import Block
 
 Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
@@ -156,19 +152,19 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     ImageError
         If a value is not a whole number, or the transform maps the whole grid outside of the image.
     """
-    from regnet_itk.transforms.sampler import ChainEvaluator, for_blocks, voxel_points  # torch is slow to start
+    from regnet_itk.transforms.sampler import fill_in_blocks, voxel_points  # torch is slow to start
 
     if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
         raise ImageError("the segmentation holds values that are not whole numbers; leave --label away for images")
     check_overlap(labels.grid, chain, grid)
-    evaluator = ChainEvaluator(chain)
+    sampler = chain.sampler()
     found = np.empty(grid.shape, dtype=labels.array.dtype)
 
-    def fill(block: Block) -> None:
-        index = labels.grid.point_to_index(evaluator.map(voxel_points(block.grid)).numpy())
-        found[block.z, block.y] = _label_at(labels.array, index, linear).reshape(block.grid.shape)
+    def fill(box: Box, part: Grid) -> None:
+        index = labels.grid.point_to_index(sampler.map(voxel_points(part)).numpy())
+        found[box] = _label_at(labels.array, index, linear).reshape(part.shape)
 
-    for_blocks(fill, grid)
+    fill_in_blocks(fill, grid)
     return Image(found, grid)
 
 
@@ -200,21 +196,6 @@ def _heaviest(labels: npt.NDArray[Any], weights: FloatArray) -> npt.NDArray[Any]
     return np.asarray(largest.min(axis=0), dtype=labels.dtype)
 
 
-def displacement_on(chain: TransformChain, grid: Grid) -> DisplacementField:
-    """Return T(x) - x at the voxels of `grid`, float32: `TransformChain.displacement_on` on all threads."""
-    from regnet_itk.transforms.sampler import ChainEvaluator, for_blocks, voxel_points
-
-    evaluator = ChainEvaluator(chain)
-    vectors = np.empty((*grid.shape, 3), dtype=np.float32)
-
-    def fill(block: Block) -> None:
-        points = voxel_points(block.grid)
-        vectors[block.z, block.y] = (evaluator.map(points) - points).reshape(*block.grid.shape, 3).numpy()
-
-    for_blocks(fill, grid)
-    return DisplacementField(vectors, grid)
-
-
 def check_overlap(image_grid: Grid, chain: TransformChain, grid: Grid) -> None:
     """Refuse an image that the transform does not reach.
 
@@ -223,9 +204,7 @@ def check_overlap(image_grid: Grid, chain: TransformChain, grid: Grid) -> None:
     ImageError
         If all that T maps `grid` to lies on one side of the image.
     """
-    lattice = np.linspace(np.full(3, -0.5), np.asarray(grid.size) - 0.5, 17)
-    points = grid.index_to_point(np.stack(np.meshgrid(*lattice.T, indexing="ij"), axis=-1).reshape(-1, 3))
-    reached = image_grid.point_to_index(chain.map_points(points))
+    reached = image_grid.point_to_index(chain.map_points(grid.lattice(17, -0.5)))
     if (reached.max(axis=0) < -0.5).any() or (reached.min(axis=0) > np.asarray(image_grid.size) - 0.5).any():
         raise ImageError(
             "the transform maps the fixed image to a place outside of the input image; give the moving image of this "

@@ -24,7 +24,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.networks.model import shipped_models
 from regnet_itk.stages.elastix import ElastixStage
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 PROGRAM = Path(sys.executable).with_name("regnet-itk")
 

@@ -21,12 +21,13 @@ from regnet_itk.data.landmarks import Landmarks, write_landmarks
 from regnet_itk.inspection import inspect_file
 from regnet_itk.networks.model import shipped_models
 from regnet_itk.parameters import read_parameter_map
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
 from regnet_itk.transforms.conversion import convert
-from regnet_itk.transforms.elastix_files import write_elastix
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()))
 GRID = Grid((20, 18, 16), (2.0, 3.0, 4.0), (-60.0, 30.0, 10.0), TURNED)

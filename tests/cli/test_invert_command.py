@@ -28,7 +28,8 @@ from transform_cases import (
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 
 NONRIGID = [name for name in CHAINS if name != "affine"]

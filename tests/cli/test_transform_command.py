@@ -34,7 +34,8 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 
 needs_transformix = pytest.mark.skipif(shutil.which("transformix") is None, reason="transformix is not installed")

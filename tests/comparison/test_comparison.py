@@ -46,7 +46,7 @@ from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
 from regnet_itk.stages.base import StageResult
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms.chain import Link
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 #: turned about x by 30 degrees, anisotropic, offset
 GRID = Grid(

@@ -21,12 +21,14 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
 from regnet_itk.transforms.jacobian import jacobian_determinant_on, jacobian_matrices_on
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 from regnet_itk.transforms.warping import warp_image
 
 OUTSIDE = -1000.0

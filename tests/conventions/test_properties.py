@@ -22,13 +22,15 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.conversion import convert, read_transform, spaced
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.conversion import convert, read_transform
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
 from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 AXES = st.tuples(*[st.integers(5, 9)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 3)
@@ -295,7 +297,7 @@ def test_where_the_origin_lies_does_not_matter(case, shift):
 @settings(max_examples=30)
 @given(GRIDS, st.floats(0.4, 6.0))
 def test_other_voxels_fill_the_same_box(grid, spacing):
-    found = spaced(grid, [spacing])
+    found = grid.isotropic(spacing)
     extent, wanted = (np.array(g.size) * g.spacing for g in (found, grid))
     assert (extent >= wanted - 1e-3 * spacing).all()
     assert (extent < wanted + spacing).all()

@@ -19,7 +19,7 @@ from regnet_itk.cli.main import main
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.parameters import read_parameter_map
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 POINT_TOLERANCE = 1e-3  # mm
 GREY_TOLERANCE = 1e-2

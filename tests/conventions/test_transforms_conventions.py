@@ -19,11 +19,13 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import chain_from_maps, read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import chain_from_maps, read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 ROTATED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 FIXED = Grid((26, 22, 18), (2.0, 2.5, 3.5), (-40.0, 15.0, 130.0), ROTATED)

@@ -14,9 +14,10 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.resampling_keys import resampling_parameters as settings_on
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
 
 ROTATED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 FIXED = Grid((22, 20, 16), (2.0, 2.5, 3.5), (-40.0, 15.0, 130.0), ROTATED)

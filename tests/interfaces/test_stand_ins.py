@@ -25,7 +25,7 @@ from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.errors import OutputError
 from regnet_itk.interfaces.stand_ins import write_launchers
 from regnet_itk.parameters import check_parameter_map, read_parameter_map
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 
 REAL = {program: shutil.which(program) for program in ("elastix", "transformix")}
 real_programs = pytest.mark.skipif(None in REAL.values(), reason="elastix and transformix are not installed")

@@ -27,9 +27,9 @@ from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain
+from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.inverse import inverse_points, invert_chain
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 GREY = Image(np.random.default_rng(0).integers(0, 200, FIXED.shape).astype(np.int16), FIXED)
 MASK = Image((np.random.default_rng(2).random(FIXED.shape) < 0.3).astype(np.uint8) * 7, FIXED)

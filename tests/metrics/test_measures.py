@@ -26,7 +26,7 @@ from regnet_itk.metrics.measures import (
     transform_error,
 )
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 GRID = Grid((6, 5, 4), (1.0, 2.0, 3.0), (10.0, -5.0, 7.0))
 TURNED = Grid((9, 8, 7), (1.0, 2.0, 3.0), direction=((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))

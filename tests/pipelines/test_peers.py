@@ -19,7 +19,7 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.registration import image_pair
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 peers = load_pipeline("peers")
 

@@ -33,8 +33,8 @@ from regnet_itk.errors import OutputError, ParameterError, PointsError
 from regnet_itk.registration import register
 from regnet_itk.report.page import Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.matrix import MatrixTransform
 
 TURN = sitk.Euler3DTransform((0, 0, 0), 0.2, -0.15, 0.3)
 FLIPPED = np.reshape(TURN.GetMatrix(), (3, 3)) @ np.array([[0, -1, 0], [0, 0, 1], [1, 0, 0]])  # axes along y, -x, z

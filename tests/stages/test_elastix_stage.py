@@ -33,8 +33,8 @@ from regnet_itk.stages import elastix as module
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.matrix import MatrixTransform
 
 AFFINE = parse_parameter_text(
     """

@@ -25,7 +25,7 @@ from regnet_itk.parameters import ParameterMap, parse_parameter_text
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetSettings, RegNetStage
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.types import MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 OPTIONS = RunOptions(threads=1, device="cpu")
 SHIFT = np.array([1.5, -2.5, 3.0])

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.errors import TransformError
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.inverse import (
     image_grid,
@@ -18,7 +19,7 @@ from regnet_itk.transforms.inverse import (
     invert_field,
     invert_matrix,
 )
-from regnet_itk.transforms.types import BSplineTransform, MatrixTransform
+from regnet_itk.transforms.matrix import MatrixTransform
 
 GRID = Grid((40, 36, 30), (1.5, 2.0, 3.0), (10, -20, 30), Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix())
 MATRIX = MatrixTransform(

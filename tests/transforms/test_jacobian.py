@@ -5,35 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transform_cases import CHAINS, FIXED, affine, bspline, plain, smooth_field
+from transform_cases import FIXED, affine, bspline, plain, smooth_field
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError
+from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.jacobian import jacobian_determinant_on, jacobian_matrices_on, summarise_folding
-from regnet_itk.transforms.sampler import ChainEvaluator, for_blocks
-from regnet_itk.transforms.types import BSplineTransform
-
-ABRUPT = TransformChain((Link(DisplacementField(smooth_field().vectors + np.float32(3.0), FIXED)),))
-ADDED = TransformChain((plain(affine()), Link(bspline(), "add"), Link(bspline())))
-
-
-def points_around(n=500):
-    size = np.asarray(FIXED.size)
-    return FIXED.index_to_point(np.random.default_rng(0).uniform(-0.3 * size, 1.3 * size, (n, 3)))
-
-
-@pytest.mark.parametrize("name", [*CHAINS, "added", "abrupt"])
-def test_the_evaluator_maps_as_the_chain_inside_and_outside(name):
-    chain = {**CHAINS, "added": ADDED, "abrupt": ABRUPT}[name]
-    points = points_around()
-    evaluator = ChainEvaluator(chain)
-    expected = chain.map_points(points)
-    mapped, _ = evaluator.map_with_jacobian(torch.from_numpy(points))
-    for found in (evaluator.map(torch.from_numpy(points)), mapped):
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 def differences(chain, points, axes):
@@ -47,7 +27,7 @@ def test_bsplines_are_differentiated_exactly(order):
     spline = BSplineTransform(bspline().coefficients, bspline().grid, order)
     chain = TransformChain((plain(affine()), Link(spline), Link(affine(), "innermost")))
     points = FIXED.index_to_point(np.random.default_rng(0).uniform(3, 12, (300, 3)))
-    _, found = ChainEvaluator(chain).map_with_jacobian(torch.from_numpy(points))
+    _, found = chain.sampler().map_with_jacobian(torch.from_numpy(points))
     difference = np.abs(found.permute(2, 0, 1).numpy() - differences(chain, points, 1e-4 * np.eye(3))).max(axis=(1, 2))
     assert np.percentile(difference, 99) < 1e-5  # at a knot of order 1 the slope jumps
 
@@ -56,11 +36,11 @@ def test_a_field_is_differentiated_over_one_voxel_of_its_own():
     coarse = Grid((9, 8, 7), (5.0, 6.0, 8.0), tuple(FIXED.index_to_point((1, 1, 1))), FIXED.direction)
     chain = TransformChain((Link(smooth_field(grid=coarse)),))
     points = coarse.index_to_point(np.random.default_rng(0).uniform(1.0, (7.0, 6.0, 5.0), (300, 3)))
-    _, found = ChainEvaluator(chain).map_with_jacobian(torch.from_numpy(points))
+    _, found = chain.sampler().map_with_jacobian(torch.from_numpy(points))
     expected = differences(chain, points, 2 * coarse.index_to_point_matrix)
     np.testing.assert_allclose(found.permute(2, 0, 1).numpy(), expected, atol=1e-5)
     outside = torch.from_numpy(coarse.index_to_point([[-0.6, 3, 3], [3, 3, 6.7], [40, 3, 3]]))
-    np.testing.assert_array_equal(ChainEvaluator(chain).map_with_jacobian(outside)[1][:, :, 1], np.eye(3))
+    np.testing.assert_array_equal(chain.sampler().map_with_jacobian(outside)[1][:, :, 1], np.eye(3))
 
 
 def test_the_linear_field_has_its_matrix_everywhere_up_to_the_border():
@@ -104,27 +84,3 @@ def test_a_mask_elsewhere_is_refused():
     empty = Image(np.zeros(FIXED.shape, np.uint8), FIXED)
     with pytest.raises(ImageError, match="no voxel of the Jacobian lies inside the mask"):
         summarise_folding(Image(np.ones(FIXED.shape, np.float32), FIXED), empty)
-
-
-@pytest.mark.parametrize(("size", "step"), [((700, 90, 30), 4), ((3, 2, 1), 4), ((40_000, 3, 2), 1), ((20, 9, 33), 3)])
-def test_blocks_cover_every_voxel_once_and_threads_stay_as_they_were(size, step):
-    covered = np.zeros(size[::-1], np.int8)
-
-    def work(block):
-        covered[block.z, block.y] += 1
-        assert block.z.start % step == 0
-        assert block.y.start % step == 0
-        assert block.grid.shape == covered[block.z, block.y].shape
-
-    before = torch.get_num_threads()
-    for_blocks(work, Grid(size), step)
-    assert (covered == 1).all()
-    assert torch.get_num_threads() == before
-
-
-def test_a_failure_in_a_block_is_told():
-    def work(block):
-        raise RuntimeError("no memory")
-
-    with pytest.raises(RuntimeError, match="no memory"):
-        for_blocks(work, FIXED)

@@ -16,9 +16,10 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.parameters import parse_parameter_text
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.elastix_files import read_chain, write_elastix
+from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
+from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.repair import repair_folder
-from regnet_itk.transforms.types import MatrixTransform
 
 GRID = Grid((12, 11, 10), (3.0, 4.0, 5.0), (-20.0, 30.0, 10.0))
 AFFINE = MatrixTransform([[1.1, 0.1, 0], [-0.05, 0.95, 0.1], [0, 0.02, 1.05]], GRID.centre(), [3, -4, 5])

@@ -1,0 +1,176 @@
+"""Chains read from elastix's transform files, and from those of ITK that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES
+from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
+from regnet_itk.parameters import ParameterMap, parse_parameter_text, parse_parameter_toml
+from regnet_itk.transforms.base import Transform
+from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
+from regnet_itk.transforms.itk_files import read_itk
+from regnet_itk.transforms.registry import find_elastix_type, known_names, known_types
+
+_ITK_FILE_KEY = "TransformFileName"
+_ANY_TRANSFORM = (
+    "Transform", "NumberOfParameters", "TransformParameters", "HowToCombineTransforms",
+    "UseBinaryFormatForTransformationParameters",
+)  # fmt: skip
+
+
+def _read_transform_of_itk(values: ParameterMap, folder: Path) -> Transform:
+    """Return the transform that elastix (5.2 and later) left in an ITK file, or that 3D Slicer hands to it."""
+    name = values.get_str(_ITK_FILE_KEY)
+    path = locate_file(name, folder)
+    if path is None:
+        raise TransformError(f"{values.source}: its transform '{name}' does not exist; correct the path")
+    chain = read_itk(path)
+    whole = chain.as_matrix() if len(chain.links) != 1 else chain.links[0].transform
+    if whole is None:
+        raise TransformError(
+            f"{values.source}: '{name}' holds {len(chain.links)} transforms, and elastix reads one; "
+            "give the file itself"
+        )
+    return whole
+
+
+def _read_transform(values: ParameterMap, folder: Path) -> Transform:
+    name = values.get_str("Transform")
+    if name == "File":
+        return _read_transform_of_itk(values, folder)
+    kind = find_elastix_type(name)
+    if kind is not None:
+        return kind.read(values, folder)
+    known = known_names()
+    near = did_you_mean(name, known)
+    raise TransformError(
+        f"{values.source}: the transform type '{name}' is not supported{near or ';'} known are {', '.join(known)}"
+    )
+
+
+def file_keys() -> tuple[str, ...]:
+    """Return the keys by which a transform file names what it is made of: not where it starts, but its own files."""
+    return tuple(dict.fromkeys([*(key for kind in known_types() for key in kind.file_keys), _ITK_FILE_KEY]))
+
+
+def _own_keys() -> tuple[str, ...]:
+    """Return the keys of a transform file that describe its transform, and not how images are resampled."""
+    of_types = (key for kind in known_types() for key in kind.keys)
+    return (*INITIAL_KEYS, *_ANY_TRANSFORM, *of_types, *file_keys())
+
+
+def _link_from(values: ParameterMap, folder: Path) -> Link:
+    """Return the link that one elastix transform map describes."""
+    for key in ("FixedImageDimension", "MovingImageDimension"):
+        if values.get_int(key, 3) != 3:
+            raise TransformError(f"{values.source}: '{key}' is {values.get_str(key)}; only 3D transforms can be used")
+    how = values.get_str("HowToCombineTransforms", "Compose")
+    if how not in ("Compose", "Add"):
+        raise TransformError(f"{values.source}: HowToCombineTransforms must be Compose or Add, not '{how}'")
+    if not values.get_bool("UseDirectionCosines", True) and not _axis_aligned(values):
+        raise TransformError(
+            f'{values.source}: it was made with (UseDirectionCosines "false") on an image with a direction, '
+            'and does not hold in physical space; register again with "true"'
+        )
+    transform = _read_transform(values, folder)
+    return Link(transform, "add" if how == "Add" else "compose", values.without(*_own_keys()))
+
+
+def _axis_aligned(values: ParameterMap) -> bool:
+    direction = values.get_floats("Direction", 9, np.eye(3).ravel())
+    return bool(np.allclose(direction, np.eye(3).ravel(), atol=1e-6))
+
+
+def _checked_link(values: ParameterMap, folder: Path) -> Link:
+    try:
+        return _link_from(values, folder)
+    except (ParameterError, TransformError) as error:
+        raise TransformError(str(error)) from None
+    except (RegNetItkError, ValueError, OverflowError) as error:  # numbers that no grid can have
+        raise TransformError(f"{values.source}: {error}") from None
+
+
+def read_chain(path: str | Path) -> TransformChain:
+    """Read a transform with all that it starts from.
+
+    Parameters
+    ----------
+    path : str or Path
+        An elastix transform file (.txt or .toml), or an ITK transform file (.h5, .tfm).
+
+    Raises
+    ------
+    TransformError
+        If a file is missing, cut off, not 3D, of an unknown type, or refers to itself.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TransformError(f"transform file '{path}' does not exist")
+    if path.suffix.lower() in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
+        return read_itk(path)
+    return _read_elastix(path, ())
+
+
+def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
+    here = path.resolve()
+    if here in seen:
+        raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
+    values = read_transform_map(path)
+    if "Transform" not in values:
+        raise TransformError(f"'{path}' is not a transform file: it has no (Transform ..)")
+    return _initial_chain(values, here.parent, (*seen, here)).then(_checked_link(values, here.parent))
+
+
+def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
+    name = initial_file(values)
+    if name is None:
+        return TransformChain()
+    found = locate_file(name, folder)
+    if found is None:
+        raise TransformError(f"{values.source}: its initial transform '{name}' does not exist; correct the path")
+    return read_itk(found) if found.suffix.lower() in ITK_SUFFIXES else _read_elastix(found, seen)
+
+
+def read_transform_map(path: Path) -> ParameterMap:
+    """Read the keys of one elastix transform file (.txt or .toml), without the files that it names.
+
+    Raises
+    ------
+    TransformError
+        If it cannot be read or is malformed.
+    """
+    parse = parse_parameter_toml if path.suffix.lower() == ".toml" else parse_parameter_text
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise TransformError(f"'{path}' is not a transform file: it is not text") from None
+    except OSError as error:
+        raise TransformError(f"transform file '{path}' cannot be read: {error.strerror}") from None
+    except ParameterError as error:
+        raise TransformError(f"{error}; the transform file may be cut off") from None
+
+
+def chain_from_maps(maps: Sequence[ParameterMap]) -> TransformChain:
+    """Return the chain of the maps of one ParameterObject; the first is applied first.
+
+    Parameters
+    ----------
+    maps : sequence of ParameterMap
+        Only the first may name a file to start from, as in elastix's library.
+
+    Raises
+    ------
+    TransformError
+        As for `read_chain`.
+    """
+    chain = TransformChain()
+    for i, values in enumerate(maps):
+        if i == 0:
+            chain = _initial_chain(values, Path.cwd(), ())
+        chain = chain.then(_checked_link(values, Path.cwd()))
+    return chain

@@ -1,0 +1,108 @@
+"""The types of transforms that are known: those of this package, of other packages, and of one's own.
+
+A package of another's makes its `TransformType` known as an entry point of the group ``regnet_itk.transforms``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from regnet_itk.errors import TransformError
+from regnet_itk.transforms.base import Transform, TransformType
+from regnet_itk.transforms.bspline import BSPLINE
+from regnet_itk.transforms.field import FIELD
+from regnet_itk.transforms.matrix import MATRIX
+
+GROUP = "regnet_itk.transforms"
+
+_registered = [MATRIX, BSPLINE, FIELD]
+
+
+def register_transform(kind: TransformType) -> None:
+    """Make a type of transform known; it is then read, written, sampled and described as those of this package.
+
+    Parameters
+    ----------
+    kind : TransformType
+
+    Raises
+    ------
+    TransformError
+        If another type has its class or one of its names.
+    """
+    _check(kind, known_types())
+    _registered.append(kind)
+
+
+def unregister_transform(kind: TransformType) -> None:
+    """Forget a type of transform that `register_transform` made known."""
+    _registered.remove(kind)
+
+
+def known_types() -> tuple[TransformType, ...]:
+    """Return all types of transforms that are known.
+
+    Raises
+    ------
+    TransformError
+        If an entry point cannot be loaded, or takes a name that another type has.
+    """
+    return tuple(_all_types())
+
+
+def known_names() -> tuple[str, ...]:
+    """Return the values of elastix's ``(Transform "..")`` that can be read."""
+    return tuple(name for kind in _all_types() for name in kind.elastix_names)
+
+
+def stage_names() -> tuple[str, ...]:
+    """Return those of them that an elastix stage can find."""
+    return tuple(name for kind in _all_types() if kind.in_stages for name in kind.elastix_names)
+
+
+def find_elastix_type(name: str) -> TransformType | None:
+    """Return the type that elastix calls by a name."""
+    return next((kind for kind in _all_types() if name in kind.elastix_names), None)
+
+
+def find_itk_type(name: str) -> TransformType | None:
+    """Return the type of a class of SimpleITK's transforms."""
+    return next((kind for kind in _all_types() if name in kind.itk_names), None)
+
+
+def find_type(transform: Transform) -> TransformType | None:
+    """Return the type of a transform; None if its class is not known, which only its sampling asks for."""
+    return next((kind for kind in _all_types() if isinstance(transform, kind.of)), None)
+
+
+def _all_types() -> Iterator[TransformType]:
+    yield from _registered
+    yield from _from_entry_points()  # looked at last: one that is broken shall not stop what does not need it
+
+
+@lru_cache(maxsize=1)
+def _from_entry_points() -> tuple[TransformType, ...]:
+    found: list[TransformType] = []
+    for entry in entry_points(group=GROUP):
+        try:
+            kind: Any = entry.load()
+        except Exception as error:  # whatever another's module raises
+            raise TransformError(
+                f"the transform type '{entry.name}' ({entry.value}) cannot be loaded: {error}; mend or uninstall it"
+            ) from None
+        if not isinstance(kind, TransformType):
+            raise TransformError(f"the transform type '{entry.name}' ({entry.value}) is no TransformType; uninstall it")
+        _check(kind, (*_registered, *found))
+        found.append(kind)
+    return tuple(found)
+
+
+def _check(kind: TransformType, others: tuple[TransformType, ...]) -> None:
+    for other in others:
+        taken = {*other.elastix_names, *other.itk_names} & {*kind.elastix_names, *kind.itk_names}
+        if kind.of is other.of or taken:
+            name = ", ".join(sorted(taken)) or kind.of.__name__
+            raise TransformError(f"there is a transform type for {name} already; give yours another name")

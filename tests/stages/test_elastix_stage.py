@@ -91,7 +91,7 @@ def pair() -> ImagePair:
     moving = turned_grid((38, 36, 34), (1.9, 2.1, 2.2), (-0.1, 0.05, 0.15))
     field = DisplacementField(np.stack([1.2 * smooth(rng, space.shape, 8) for _ in range(3)], axis=-1), space)
     matrix = MatrixTransform(np.eye(3) + 0.03 * rng.standard_normal((3, 3)), translation=np.array([1.5, -2.0, 1.0]))
-    truth = sitk.CompositeTransform([field.to_sitk_transform(), matrix.to_sitk()])
+    truth = sitk.CompositeTransform([field.to_sitk_transform(), matrix.to_sitk_transform()])
     return ImagePair(source.resampled(fixed, order=3), source.resampled(moving, truth, order=3))
 
 

@@ -6,7 +6,6 @@ outside its grid, exactly as ITK's DisplacementFieldTransform and elastix's Defo
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from scipy import ndimage
 
 from regnet_itk.data.grid import Box, FloatArray, Grid
 from regnet_itk.data.image import grid_of, place
-from regnet_itk.data.image_files import bytes_per_value, check_complete
+from regnet_itk.data.image_files import open_image, read_voxels
 from regnet_itk.errors import ImageError, TransformError
 
 WriteBeside = Callable[[str, str, Callable[[Path], object]], str]
@@ -155,23 +154,19 @@ def read_displacement_field(path: str | Path) -> DisplacementField:
     TransformError
         If the file is missing, unreadable, or not a 3D image of three components.
     """
-    import SimpleITK as sitk
-
     path = Path(path)
-    if not path.is_file():
-        raise TransformError(f"displacement field '{path}' does not exist")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        values = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-        check_complete(path, "displacement field", values * bytes_per_value(reader.GetPixelID()))
-        image = reader.Execute()
-    except ImageError as error:
+        if not path.is_file():
+            raise TransformError(f"displacement field '{path}' does not exist")
+        reader = open_image(path, "displacement field")
+        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 3:
+            raise TransformError(
+                f"'{path}': a displacement field has 3 dimensions and 3 components a voxel, not "
+                f"{reader.GetDimension()} and {reader.GetNumberOfComponents()}"
+            )
+        field = DisplacementField(read_voxels(reader, path, "displacement field"), grid_of(reader))
+    except (ImageError, OSError) as error:
         raise TransformError(str(error)) from None
-    except RuntimeError as error:
-        raise TransformError(f"displacement field '{path}' cannot be read: {str(error).splitlines()[-1]}") from None
-    field = DisplacementField.from_sitk(image)
     if not np.isfinite(field.vectors).all():
         raise TransformError(f"displacement field '{path}' holds vectors that are not finite")
     return field

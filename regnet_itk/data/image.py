@@ -246,12 +246,15 @@ def check_registrable(image: Image, role: str) -> None:
 
 
 def check_mask(mask: Image, image: Image, role: str) -> None:
-    """Refuse a mask that is empty or does not lie on the grid of its image.
+    """Refuse a mask that is empty, holds anything but whole numbers, or does not lie on the grid of its image.
+
+    Voxels other than 0 count. NaN, or the small values that an interpolation leaves around a mask, would therefore
+    select what nobody meant.
 
     Raises
     ------
     ImageError
-        With both grids in the message.
+        With both grids in the message, or with what the values would select.
     """
     if not mask.grid.is_close(image.grid, tolerance=1e-2):
         raise ImageError(
@@ -259,5 +262,14 @@ def check_mask(mask: Image, image: Image, role: str) -> None:
             f"{mask.grid.spacing}, origin {mask.grid.origin} against {image.grid.size}, {image.grid.spacing}, "
             f"{image.grid.origin}; resample the mask to its image"
         )
-    if not np.any(mask.array):
+    values = mask.array
+    if values.dtype.kind == "f":
+        bad = int(np.count_nonzero(values != np.rint(values)))  # NaN is unequal to itself; infinity is not
+        bad += int(np.count_nonzero(np.isinf(values)))
+        if bad:
+            raise ImageError(
+                f"the {role} mask has {bad} voxels that are NaN or no whole numbers, and would select "
+                f"{np.count_nonzero(values) / values.size:.0%} of the image; threshold it to 0 and 1"
+            )
+    if not np.any(values):
         raise ImageError(f"the {role} mask is empty: no voxel differs from 0")

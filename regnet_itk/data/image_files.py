@@ -6,20 +6,30 @@ import contextlib
 import errno
 import math
 import os
-import re
+import stat
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from regnet_itk.data.dicom_folders import last_line, read_dicom_folder, without_warnings
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image, array_of, grid_of, plain_array
+from regnet_itk.data.meta_files import is_meta, read_meta_header, unpack_voxels
+from regnet_itk.data.nifti_files import check_nifti_geometry, is_nifti, read_nifti_floats, read_nifti_header
 from regnet_itk.errors import ImageError
 
-SLICE_TOLERANCE = 0.1  # share of the slice spacing by which the slices of a DICOM series may be off
-_DICOM_POSITION = "0020|0032"
+_PIECE = 1 << 20  # bytes that are unpacked at once
+_BEGINNINGS = {  # what files of a kind begin with
+    "a gzip file": b"\x1f\x8b",
+    "a NRRD file": b"NRRD",
+    "an HDF5 file": b"\x89HDF",
+    "a PNG file": b"\x89PNG",
+    "a zip file": b"PK\x03\x04",
+}
+_EXPECTED = {".nii.gz": "a gzip file", ".nrrd": "a NRRD file", ".nii": "", ".mha": "", ".mhd": ""}
 
 
 def read_image(path: str | Path, role: str = "image") -> Image:
@@ -35,34 +45,24 @@ def read_image(path: str | Path, role: str = "image") -> Image:
     Returns
     -------
     Image
-        With the values as stored (integers stay integers).
+        With the values as stored (integers stay integers), scaled if the file says so. NaN stays NaN.
 
     Raises
     ------
     ImageError
-        If it is missing, unreadable, not 3D or not scalar; the message names the file.
+        If it is missing, unreadable, damaged, not 3D or not scalar, or if it says two things of where its voxels lie;
+        the message names the file.
     """
-    import SimpleITK as sitk
-
     path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{role} '{path}' does not exist")
-    if path.is_dir():
-        return _read_dicom(path, role)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        dimension, components = reader.GetDimension(), reader.GetNumberOfComponents()
-        if dimension != 3:
-            raise ImageError(f"{role} '{path}' has {dimension} dimensions; regnet-itk registers 3D images only")
-        if components != 1:
-            raise ImageError(f"{role} '{path}' has {components} components a voxel; give a scalar image")
-        check_complete(path, role, math.prod(reader.GetSize()) * bytes_per_value(reader.GetPixelID()))
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise ImageError(f"{role} '{path}' cannot be read: {_reason(error)}") from None
-    return Image(array_of(image), grid_of(image))
+    if _kind(path, role) == "folder":
+        return read_dicom_folder(path, role)
+    reader = open_image(path, role)
+    dimension, components = reader.GetDimension(), reader.GetNumberOfComponents()
+    if dimension != 3:
+        raise ImageError(f"{role} '{path}' has {dimension} dimensions; regnet-itk registers 3D images only")
+    if components != 1:
+        raise ImageError(f"{role} '{path}' has {components} components per voxel; give a scalar image")
+    return Image(read_voxels(reader, path, role), grid_of(reader))
 
 
 def read_grid(path: str | Path, role: str = "image") -> Grid:
@@ -73,28 +73,118 @@ def read_grid(path: str | Path, role: str = "image") -> Grid:
     ImageError
         If it is missing, unreadable or not 3D; the message names the file.
     """
-    import SimpleITK as sitk
-
     path = Path(path)
-    if not path.is_file():  # a DICOM folder, or nothing
-        return read_image(path, role).grid
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    if _kind(path, role) == "folder":
+        return read_dicom_folder(path, role).grid
+    reader = open_image(path, role)
     try:
-        reader.ReadImageInformation()
         return grid_of(reader)
     except ImageError as error:
         raise ImageError(f"{role} '{path}': {error}") from None
+
+
+def _kind(path: Path, role: str) -> str:
+    """Return "file" or "folder"; refuse what is neither, as reading from a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ImageError(f"{role} '{path}' does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{role} '{str(path)[:200]}' cannot be read: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        raise ImageError(f"{role} '{path}' is neither a file nor a folder; give an image file")
+    return "file"
+
+
+def open_image(path: Path, role: str) -> Any:
+    """Return a ``SimpleITK.ImageFileReader`` that has read the header of a file, which is checked to be sound.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, is not what its suffix says, or has a header that cannot be trusted.
+    """
+    import SimpleITK as sitk
+
+    try:
+        _check_contents(path, role)
+        if is_meta(path):
+            read_meta_header(path, role)
+        elif is_nifti(path):
+            check_nifti_geometry(read_nifti_header(path, role), path, role)
+    except OSError as error:
+        raise ImageError(f"{role} '{path}' cannot be read: {error.strerror}") from None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with without_warnings():
+            reader.ReadImageInformation()
     except RuntimeError as error:
-        raise ImageError(f"{role} '{path}' cannot be read: {_reason(error)}") from None
+        raise ImageError(f"{role} '{path}' cannot be read: {last_line(error)}") from None
+    return reader
+
+
+def _check_contents(path: Path, role: str) -> None:
+    """Refuse a file whose suffix says another format than it has: readers go by either."""
+    suffix = next((s for s in sorted(_EXPECTED, key=len, reverse=True) if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        return
+    with path.open("rb") as file:
+        start = file.read(8)
+    found = next((kind for kind, begins in _BEGINNINGS.items() if start.startswith(begins)), "")
+    if found != _EXPECTED[suffix]:
+        raise ImageError(
+            f"{role} '{path}' cannot be read: it is {found or 'something else'}, not what its suffix {suffix} says; "
+            "rename or convert it"
+        )
+
+
+def read_voxels(reader: Any, path: Path, role: str) -> npt.NDArray[Any]:
+    """Return the values of the image that a reader of :func:`open_image` has open.
+
+    Returns
+    -------
+    ndarray, shape (z, y, x), with the components as last axis if there are several
+
+    Raises
+    ------
+    ImageError
+        If the file is cut off or damaged, or is NIfTI of vectors with NaN.
+    """
+    components = reader.GetNumberOfComponents()
+    check_complete(path, role, math.prod(reader.GetSize()) * components * bytes_per_value(reader.GetPixelID()))
+    if is_meta(path) and (header := read_meta_header(path, role)).compressed and header.data.is_file():
+        shape = (*reversed(reader.GetSize()), *([components] if components > 1 else []))
+        return unpack_voxels(header, shape, value_type(reader.GetPixelID()), path, role)
+    if is_nifti(path):
+        floats = read_nifti_floats(read_nifti_header(path, role), path, role)
+        if floats is not None and components == 1 and math.prod(reader.GetSize()) == floats.size:
+            return floats.reshape(tuple(reversed(reader.GetSize())))
+        if floats is not None and not np.isfinite(floats).all():
+            raise ImageError(f"{role} '{path}' holds values that are NaN or infinite, which ITK would read as 0")
+    if path.name.lower().endswith((".nrrd", ".nhdr")):
+        _check_packed_nrrd(path, role)
+    try:
+        with without_warnings():
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise ImageError(f"{role} '{path}' cannot be read: {last_line(error)}") from None
+    return array_of(image)
+
+
+def value_type(pixel_id: int) -> npt.DTypeLike:
+    """Return numpy's type of a voxel's value, or of each of its components, of SimpleITK's pixel type."""
+    import SimpleITK as sitk
+
+    dtype: npt.DTypeLike = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel_id)).dtype
+    return dtype
 
 
 def bytes_per_value(pixel_id: int) -> int:
     """Return the size of a voxel's value, or of each of its components, of SimpleITK's pixel type."""
-    import SimpleITK as sitk
-
-    size: int = sitk.Image([1, 1, 1], pixel_id).GetSizeOfPixelComponent()
-    return size
+    return np.dtype(value_type(pixel_id)).itemsize
 
 
 def check_complete(path: Path, role: str, expected: int) -> None:
@@ -107,52 +197,46 @@ def check_complete(path: Path, role: str, expected: int) -> None:
     role : str
         For the message.
     expected : int
-        Bytes of all its voxels.
+        Bytes of all its voxels, as they are in memory.
 
     Raises
     ------
     ImageError
         With the number of bytes that there are and that there should be.
     """
-    name = path.name.lower()
-    if name.endswith((".mha", ".mhd")):
-        found, expected = _meta_bytes(path, expected)
-    elif name.endswith(".nii"):
-        found, expected = path.stat().st_size, expected + 348
-    elif name.endswith(".nii.gz"):
-        found, expected = _unzipped_size(path, expected + 348), expected + 348
+    if is_meta(path):
+        found, expected = _meta_bytes(path, role, expected)
+    elif is_nifti(path):
+        header = read_nifti_header(path, role)
+        expected = header.offset + math.prod(header.size) * header.bytes_per_value  # as stored: it may be scaled
+        packed = path.name.lower().endswith(".gz")
+        found = _unzipped_size(path, expected) if packed else path.stat().st_size
     else:
         return
     if found < expected:
         raise ImageError(f"{role} '{path}' is cut off: it has {found} of {expected} bytes; copy it again")
 
 
-def _meta_bytes(path: Path, expected: int) -> tuple[int, int]:
+def _meta_bytes(path: Path, role: str, expected: int) -> tuple[int, int]:
     """Return how many bytes of voxels a MetaImage has, and how many it should have."""
-    with path.open("rb") as file:
-        head = file.read(65536)
-    match = re.search(rb"^ElementDataFile\s*=\s*(.*?)\s*?\n", head, re.MULTILINE)
-    if match is None:
-        return 0, 0  # its reader knows what to say
-    data = path if match[1].upper() == b"LOCAL" else path.parent / match[1].decode(errors="replace")
-    if not data.is_file():
-        return 0, 0
-    size = re.search(rb"^CompressedDataSize\s*=\s*(\d+)", head[: match.start()], re.MULTILINE)
-    compressed = re.search(rb"^CompressedData\s*=\s*True", head[: match.start()], re.MULTILINE)
-    if compressed:
-        expected = int(size[1]) if size else 0
-    return data.stat().st_size - (match.end() if data == path else 0), expected
+    header = read_meta_header(path, role)
+    if not header.data.is_file():
+        return 0, 0  # a list of files, or a missing one: its reader knows what to say
+    if header.compressed:
+        size = header.values.get("CompressedDataSize", "")
+        expected = int(size) if size.isascii() and size.isdigit() else 0
+    return header.data.stat().st_size - header.offset, expected
 
 
 def _unzipped_size(path: Path, enough: int) -> int:
     """Return how many bytes a gzip file unpacks to; fewer if it is cut off."""
     with path.open("rb") as raw:
         raw.seek(max(0, path.stat().st_size - 4))
-        if int.from_bytes(raw.read(4), "little") == enough + 4:  # what a whole file of one piece ends with
-            return enough + 4
+        if int.from_bytes(raw.read(4), "little") == enough:  # what a whole file of one piece ends with
+            return enough
     count, piece = 0, zlib.decompressobj(wbits=31)
     with path.open("rb") as raw, contextlib.suppress(zlib.error):
-        while chunk := raw.read(1 << 20):
+        while chunk := raw.read(_PIECE):
             while chunk:
                 count += len(piece.decompress(chunk))
                 chunk = piece.unused_data
@@ -161,69 +245,27 @@ def _unzipped_size(path: Path, enough: int) -> int:
     return count
 
 
-def _read_dicom(folder: Path, role: str) -> Image:
-    import SimpleITK as sitk
-
-    with _without_warnings():
-        series = list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
-    if not series:
-        raise ImageError(f"{role} '{folder}' is a folder without a DICOM series; give an image file")
-    if len(series) > 1:
-        raise ImageError(
-            f"{role} '{folder}' holds {len(series)} DICOM series; put the wanted one into a folder of its own"
-        )
-    reader = sitk.ImageSeriesReader()
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    try:
-        with _without_warnings():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise ImageError(f"{role} '{folder}' cannot be read as a DICOM series: {_reason(error)}") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ImageError(f"{role} '{folder}' is not a scalar 3D series")
-    _check_slices([_slice_position(reader, number) for number in range(len(files))], f"{role} '{folder}'")
-    return Image(array_of(image), grid_of(image))
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep ITK's warnings off the screen; what they tell is checked here."""
-    import SimpleITK as sitk
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _slice_position(reader: Any, number: int) -> list[float] | None:
-    try:
-        return [float(text) for text in reader.GetMetaData(number, _DICOM_POSITION).split("\\")]
-    except (RuntimeError, ValueError):
-        return None
-
-
-def _check_slices(positions: list[list[float] | None], what: str) -> None:
-    """Refuse a series that has gaps: ITK would spread its slices evenly over them."""
-    known = [position for position in positions if position is not None]
-    if len(known) < 3 or len(known) < len(positions):
-        return
-    gaps = np.linalg.norm(np.diff(np.array(known), axis=0), axis=1)
-    if gaps.max() - gaps.min() > SLICE_TOLERANCE * np.median(gaps):
-        raise ImageError(
-            f"{what} has slices that are {gaps.min():.2f} to {gaps.max():.2f} mm apart: one is missing, or they are "
-            "not evenly spaced; resample the series to an even spacing"
-        )
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return the last telling line of an ITK exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else "unknown reason"
+def _check_packed_nrrd(path: Path, role: str) -> None:
+    """Refuse a packed NRRD file whose checksum is wrong: its reader takes one in ten of them."""
+    with path.open("rb") as file:
+        head = file.read(65_536)
+        ends = [at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := head.find(end)) >= 0]
+        start = min(ends, default=0)
+        lines = head[:start].lower().splitlines()
+        packed = any(line.replace(b" ", b"") in (b"encoding:gzip", b"encoding:gz") for line in lines)
+        if not packed or any(line.startswith((b"data file:", b"datafile:")) for line in lines):
+            return
+        file.seek(start)
+        piece = zlib.decompressobj(wbits=31)
+        try:
+            while (chunk := file.read(_PIECE)) and not piece.eof:
+                while chunk:  # a little at a time: a damaged file may unpack to any size
+                    piece.decompress(chunk, _PIECE)
+                    chunk = piece.unconsumed_tail
+        except zlib.error as error:
+            raise ImageError(f"{role} '{path}' is damaged ({error}); copy it again") from None
+    if not piece.eof:
+        raise ImageError(f"{role} '{path}' is cut off; copy it again")
 
 
 def write_image(image: Image, path: str | Path, compress: bool = True) -> None:

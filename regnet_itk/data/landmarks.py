@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.errors import PointsError
 
 _FLIP = np.array([-1.0, -1.0, 1.0])  # between LPS and RAS
+# Python's float and int also take digits of other scripts and 1_000; other readers of these files do not
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+", re.ASCII)
+_PLACED = "defined"  # of a point in Slicer's files; "undefined" and "missing" ones have no place
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +35,9 @@ class Landmarks:
     points : ndarray, shape (n, 3)
         In mm, LPS.
     names : tuple of str
-        One a point, or none at all.
+        One for each point, or none at all.
+    left_out : tuple of int
+        Numbers, in the file, of points that it lists but that were never placed; they are not among the points.
 
     Raises
     ------
@@ -38,6 +47,7 @@ class Landmarks:
 
     points: FloatArray
     names: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         points = np.array(self.points, dtype=float)
@@ -82,10 +92,9 @@ class _Rows:
         where = f"{self.source}, line {line}" if line else f"{self.source}, point {len(self.rows)}"
         if len(texts) != 3:
             raise PointsError(f"{where}: a point needs 3 coordinates, not {len(texts)}")
-        try:
-            x, y, z = (float(text) for text in texts)
-        except (TypeError, ValueError):
-            raise PointsError(f"{where}: expected 3 numbers, not '{' '.join(map(str, texts))}'") from None
+        if not all(isinstance(text, int | float) or _is_number(text) for text in texts):
+            raise PointsError(f"{where}: expected 3 numbers, not '{' '.join(map(str, texts))}'")
+        x, y, z = (float(text) for text in texts)
         if not np.isfinite((x, y, z)).all():
             raise PointsError(f"{where}: the point {x} {y} {z} is not finite")
         self.rows.append((x, y, z))
@@ -160,12 +169,13 @@ def _read_elastix(text: str, source: str, grid: Grid | None) -> Landmarks:
     if not lines:
         raise PointsError(f"{source}: the count of points is missing after '{kind}'")
     number, words = lines.pop(0)
-    if len(words) != 1 or not words[0].isdigit():
+    count = _count(words[0]) if len(words) == 1 else None
+    if count is None:
         raise PointsError(f"{source}, line {number}: expected 'point', 'index' or the count, not '{' '.join(words)}'")
     found = _Rows.of(source)
     for line, coordinates in lines:
         found.add(coordinates, line)
-    if len(found.rows) != int(words[0]):
+    if len(found.rows) != count:
         raise PointsError(f"{source}, line {number}: {words[0]} points are announced and {len(found.rows)} follow")
     return found.landmarks(_need_grid(source, grid).index_to_point if kind == "index" else None)
 
@@ -181,56 +191,90 @@ def _read_vtk(text: str, source: str, grid: Grid | None) -> Landmarks:
     if "DATASET POLYDATA" not in upper:
         raise PointsError(f"{source}: expected DATASET POLYDATA")
     start = next((i for i, (_, words) in enumerate(lines) if words[0].upper() == "POINTS"), None)
-    if start is None or len(lines[start][1]) != 3 or not lines[start][1][1].isdigit():
+    count = _count(lines[start][1][1]) if start is not None and len(lines[start][1]) == 3 else None
+    if start is None or count is None:
         raise PointsError(f"{source}: the line 'POINTS count type' is missing")
-    number, count = lines[start][0], int(lines[start][1][1])
+    number = lines[start][0]
     values: list[tuple[int, str]] = []
     for line, words in lines[start + 1 :]:
-        if len(values) >= 3 * count or words[0].upper() in _VTK_SECTIONS:
+        if words[0].upper() in _VTK_SECTIONS:
             break
         values += [(line, word) for word in words]
+    if len(values) != 3 * count:  # one number too many would shift all points after it
+        raise PointsError(
+            f"{source}, line {number}: {count} points are announced and {len(values) // 3} follow"
+            + (f", with {len(values) % 3} numbers more" if len(values) % 3 else "")
+        )
     found = _Rows.of(source)
-    for i in range(0, 3 * (len(values) // 3), 3):
+    for i in range(0, len(values), 3):
         found.add([word for _, word in values[i : i + 3]], values[i][0])
-    if len(found.rows) != count:
-        raise PointsError(f"{source}, line {number}: {count} points are announced and {len(found.rows)} follow")
     return found.landmarks()
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: Any) -> bool:
+    return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
+
+
+def _count(text: str) -> int | None:
+    """Return a whole number of ASCII digits, or None."""
+    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+
+
+def _cells(text: str, source: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of every row with its line number; refuse a quote that is not closed and swallows rows."""
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    before = 0
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        for row in reader:
+            if reader.line_num > before + 1:
+                raise PointsError(f"{source}, line {before + 1}: a cell spans several lines; is a quote not closed?")
+            before = reader.line_num
+            yield before, [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise PointsError(f"{source}, line {before + 1}: {error}; is a quote not closed?") from None
 
 
 def _read_csv(text: str, source: str, grid: Grid | None) -> Landmarks:
     found = _Rows.of(source)
-    delimiter = ";" if ";" in text and "," not in text else ","
-    columns: list[int] | None = None
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    delimiter = next((d for d in (";", "\t") if d in first), ",")
+    header: list[str] | None = None
+    columns: list[int] = []
     label: int | None = None
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    for row in reader:
-        cells = [cell.strip() for cell in row]
+    rows: list[tuple[int, list[str], str]] = []
+    for line, cells in _cells(text, source, delimiter):
         if not any(cells) or cells[0].startswith("#"):
             continue
-        if columns is None:
-            columns, label = _csv_header(cells, f"{source}, line {reader.line_num}")
-            if not any(map(_is_number, cells)):
+        if header is None:
+            header = cells
+            columns, label = _csv_header(cells, f"{source}, line {line}", delimiter)
+            if not any(map(_is_number, cells)) and not any(map(_DECIMAL_COMMA.fullmatch, cells)):
                 continue
         if max(columns) >= len(cells):
-            raise PointsError(f"{source}, line {reader.line_num}: a point needs 3 coordinates, not {len(cells)}")
-        name = cells[label] if label is not None and label < len(cells) else ""
-        found.add([cells[i] for i in columns], reader.line_num, name)
+            raise PointsError(f"{source}, line {line}: a point needs 3 coordinates, not {len(cells)}")
+        if any(cells[len(header) :]):
+            hint = "; are the decimals commas? Then separate the columns by semicolons" if delimiter == "," else ""
+            raise PointsError(f"{source}, line {line}: {len(cells)} cells under a header of {len(header)}{hint}")
+        rows.append(
+            (line, [cells[i] for i in columns], cells[label] if label is not None and label < len(cells) else "")
+        )
+    texts = [text for _, coordinates, _ in rows for text in coordinates]
+    if delimiter != "," and any(map(_DECIMAL_COMMA.fullmatch, texts)):
+        if any("." in text for text in texts):
+            raise PointsError(f"{source}: some numbers have a comma and some a point; write them all with a point")
+        rows = [(line, [text.replace(",", ".") for text in coordinates], name) for line, coordinates, name in rows]
+    for line, coordinates, name in rows:
+        found.add(coordinates, line, name)
     return found.landmarks()
 
 
-def _csv_header(cells: list[str], where: str) -> tuple[list[int], int | None]:
+def _csv_header(cells: list[str], where: str, delimiter: str) -> tuple[list[int], int | None]:
     """Return the columns of x, y, z and of the name; without a header there are just x, y, z."""
-    if any(map(_is_number, cells)):
+    if any(map(_is_number, cells)) or any(map(_DECIMAL_COMMA.fullmatch, cells)):
         if len(cells) != 3:
-            raise PointsError(f"{where}: a point needs 3 coordinates, not {len(cells)}; name the columns x, y, z")
+            hint = "; decimal commas need columns separated by semicolons" if len(cells) in (4, 5, 6) else ""
+            hint = hint if delimiter == "," else ""
+            raise PointsError(f"{where}: a point needs 3 coordinates, not {len(cells)}; name the columns x, y, z{hint}")
         return [0, 1, 2], None
     lower = [cell.lower().removesuffix("_mm") for cell in cells]
     if not {"x", "y", "z"} <= set(lower):
@@ -255,7 +299,7 @@ def _read_fcsv(text: str, source: str, grid: Grid | None) -> Landmarks:
     found = _Rows.of(source)
     system = "RAS"  # Slicer's own, if the file does not say
     columns = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label"]
-    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
+    for number, row in _cells(text, source):
         if not row or not any(row):
             continue
         if row[0].startswith("#"):
@@ -276,6 +320,8 @@ def _read_json(text: str, source: str, grid: Grid | None) -> Landmarks:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise PointsError(f"{source}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise PointsError(f"{source}: not a markups file of 3D Slicer: it is nested too deeply") from None
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or not markups or not isinstance(markups[0], dict):
         raise PointsError(f"{source}: expected a markups file of 3D Slicer; 'markups' is missing")
@@ -285,10 +331,19 @@ def _read_json(text: str, source: str, grid: Grid | None) -> Landmarks:
     if not isinstance(control, list):
         raise PointsError(f"{source}: 'controlPoints' is missing")
     found = _Rows.of(source)
-    for point in control:
-        position = point.get("position") if isinstance(point, dict) else None
-        found.add(position if isinstance(position, list) else [], 0, str(point.get("label", "")) if position else "")
-    return found.landmarks(_coordinates(str(markups[0].get("coordinateSystem", "LPS")), source, grid))
+    left_out = []
+    for number, point in enumerate(control):
+        if not isinstance(point, dict):
+            raise PointsError(f"{source}, point {number}: expected a point with its 'position'")
+        label = str(point.get("label", ""))
+        if str(point.get("positionStatus", _PLACED)).lower() != _PLACED:
+            left_out.append(number)
+            _log.warning("%s: point %d, '%s', was never placed and is left out", source, number, label)
+            continue
+        position = point.get("position")
+        found.add(position if isinstance(position, list) else [], 0, label)
+    landmarks = found.landmarks(_coordinates(str(markups[0].get("coordinateSystem", "LPS")), source, grid))
+    return replace(landmarks, left_out=tuple(left_out))
 
 
 # Writing
@@ -387,6 +442,12 @@ def check_landmarks(
     PointsError
         With both counts, or with the number of points that lie outside and which they are.
     """
+    if fixed.left_out != moving.left_out:
+        told = " and ".join(
+            f"{', '.join(map(str, points.left_out)) or 'none'} of the {role} file"
+            for role, points in (("fixed", fixed), ("moving", moving))
+        )
+        raise PointsError(f"points were never placed: {told}; remove them, with their partners, from both files")
     if len(fixed) != len(moving):
         raise PointsError(
             f"there are {len(fixed)} fixed and {len(moving)} moving landmarks; they must correspond one to one"

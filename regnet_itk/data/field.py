@@ -6,6 +6,7 @@ outside its grid, exactly as ITK's DisplacementFieldTransform and elastix's Defo
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

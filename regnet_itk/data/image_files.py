@@ -61,7 +61,7 @@ def read_image(path: str | Path, role: str = "image") -> Image:
     if dimension != 3:
         raise ImageError(f"{role} '{path}' has {dimension} dimensions; regnet-itk registers 3D images only")
     if components != 1:
-        raise ImageError(f"{role} '{path}' has {components} components per voxel; give a scalar image")
+        raise ImageError(f"{role} '{path}' has {components} components a voxel; give a scalar image")
     return Image(read_voxels(reader, path, role), grid_of(reader))
 
 

@@ -5,7 +5,7 @@ nibabel knows it too, but takes half a second to import, at every start of the p
 
 References
 ----------
-The NIfTI-1 and NIfTI-2 data formats, nifti1.h and nifti2.h of the NIfTI initiative.
+The NIfTI-1 data format: nifti1.h of the NIfTI initiative.
 """
 
 from __future__ import annotations
@@ -24,15 +24,10 @@ from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.suffixes import NIFTI_SUFFIXES
 from regnet_itk.errors import ImageError
 
-_LAYOUTS = {  # by the header's size: where each entry lies, and its struct format
-    348: {
-        "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"),
-        "scaling": (112, "2f"), "codes": (252, "2h"), "sform": (280, "12f"),
-    },
-    540: {
-        "dim": (16, "8q"), "datatype": (12, "h"), "bitpix": (14, "h"), "pixdim": (104, "8d"), "vox_offset": (168, "q"),
-        "scaling": (176, "2d"), "codes": (344, "2i"), "sform": (400, "12d"),
-    },
+_SIZE = 348  # bytes of the header of NIfTI-1; ITK does not read NIfTI-2
+_ENTRIES = {  # where each lies in the header, and its struct format
+    "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"),
+    "scaling": (112, "2f"), "codes": (252, "2h"), "sform": (280, "12f"),
 }  # fmt: skip
 _FLOATS = {16: np.float32, 64: np.float64}  # by NIfTI's code of the datatype
 _SPACING_TOLERANCE = 0.01  # relative
@@ -94,17 +89,16 @@ def read_nifti_header(path: Path, role: str) -> NiftiHeader:
     """
     with _opened(path) as file:
         try:
-            head = file.read(540)
+            head = file.read(_SIZE)
         except (OSError, EOFError, zlib.error) as error:
             raise ImageError(f"{role} '{path}' cannot be read: {error}") from None
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders:
-        layout = _LAYOUTS.get(struct.unpack_from(order + "i", head)[0]) if len(head) >= 348 else None
-        if layout is not None and len(head) >= max(at for at, _ in layout.values()) + 48:
+        if len(head) == _SIZE and struct.unpack_from(order + "i", head)[0] == _SIZE:
             break
     else:
-        raise ImageError(f"{role} '{path}' cannot be read: it does not begin with a NIfTI header")
-    found = {name: struct.unpack_from(order + form, head, at) for name, (at, form) in layout.items()}
+        raise ImageError(f"{role} '{path}' cannot be read: it does not begin with a NIfTI-1 header")
+    found = {name: struct.unpack_from(order + form, head, at) for name, (at, form) in _ENTRIES.items()}
     dim, pixdim, codes = found["dim"], found["pixdim"], found["codes"]
     return NiftiHeader(
         order,

@@ -171,3 +171,65 @@ def test_landmarks_must_correspond_and_lie_in_their_images():
         check_landmarks(good, Landmarks(inside + np.array([[0, 0, 0], [500, 0, 0], [0, 0, 0]])), GRID, GRID)
     with pytest.raises(PointsError, match="look like RAS"):
         check_landmarks(Landmarks(inside * [-1, -1, 1]), good, GRID, GRID)
+
+
+# What other programs leave in their files
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ("x;y;z\n1,5;2,5;3,5\n", [[1.5, 2.5, 3.5]]),
+        ("1,5;2;-3,25\n", [[1.5, 2.0, -3.25]]),
+        ("x\ty\tz\n1.5\t2\t3\n", [[1.5, 2.0, 3.0]]),
+        ("name;x;y;z\na, b;1,5;2,5;3,5\n", [[1.5, 2.5, 3.5]]),
+        ("x,y,z\n1,2,3,,\n", [[1.0, 2.0, 3.0]]),
+    ],
+)
+def test_spreadsheets_of_other_countries(text, points, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    assert read_landmarks(tmp_path / "a.csv").points.tolist() == points
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "x,y,z\n1,5,2,5,3,5\n", "line 2: 6 cells under a header of 3; are the decimals commas"),
+        ("a.csv", "x,y,z\n1,2,3,5\n", "line 2: 4 cells under a header of 3"),
+        ("a.csv", "1,5,2,5,3,5\n", "decimal commas need columns separated by semicolons"),
+        ("a.csv", "x;y;z\n1,5;2.5;3\n", "some numbers have a comma and some a point"),
+        ("a.csv", 'x,y,z,name\n1,2,3,"p0\n4,5,6,p1\n', "is a quote not closed"),
+        ("a.csv", 'x,y,z,name\n1,2,3,"p0\n4,5,6,"p1\n7,8,9,p2\n', "is a quote not closed"),
+        ("a.fcsv", '1,1,2,3,0,0,0,1,1,1,0,"F-1\n2,4,5,6,0,0,0,1,1,1,0,F-2\n', "is a quote not closed"),
+        ("a.csv", "x,y,z\n1_0,2,3\n", "expected 3 numbers, not '1_0 2 3'"),
+        ("a.txt", "point\n\N{SUPERSCRIPT TWO}\n1 2 3\n4 5 6\n", "expected 'point', 'index' or the count"),
+        ("a.txt", "point\n1\n1 2 \N{FULLWIDTH DIGIT THREE}\n", "expected 3 numbers"),
+        ("a.vtk", "# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 3 double\n1 2 3\n4 4 5 6\n7 8 9\n",
+         "3 points are announced and 3 follow, with 1 numbers more"),
+        ("a.mrk.json", "[" * 200_000, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_what_would_be_read_wrongly_is_refused(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(PointsError) as refused:
+        read_landmarks(tmp_path / name)
+    assert message in str(refused.value)
+
+
+def test_points_that_slicer_never_placed_are_left_out_by_name_and_not_mispaired(tmp_path, caplog):
+    def write(name, undefined):
+        points = [
+            {"label": f"p{i}", "position": [i, 2, 3] if i != undefined else [0, 0, 0],
+             "positionStatus": "defined" if i != undefined else "undefined"} for i in range(4)
+        ]  # fmt: skip
+        markups = {"markups": [{"coordinateSystem": "LPS", "controlPoints": points}]}
+        (tmp_path / name).write_text(json.dumps(markups))
+        return read_landmarks(tmp_path / name)
+
+    one, other = write("one.mrk.json", 1), write("other.mrk.json", 2)
+    assert one.names == ("p0", "p2", "p3")
+    assert one.points[:, 0].tolist() == [0, 2, 3]
+    assert "'p1', was never placed" in caplog.text
+    check_landmarks(one, write("again.mrk.json", 1))
+    with pytest.raises(PointsError, match="never placed: 1 of the fixed file and 2 of the moving file"):
+        check_landmarks(one, other)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pair
-from peers import MODULES, PEERS, peer_methods
+from peers import PEERS, peer_methods
 
 from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.progress import StageProgress
@@ -162,7 +161,7 @@ def main() -> int:
     parser.add_argument("--names", nargs="+", default=[], help="which of them")
     parser.add_argument("--image-spacing", type=float, default=1.5, metavar="MM", help="voxels of the deformed CTs")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="parameter files, joined by + for chains")
-    parser.add_argument("--peers", nargs="*", default=[n for n in PEERS if importlib.util.find_spec(MODULES[n])])
+    parser.add_argument("--peers", nargs="*", default=[n for n, peer in PEERS.items() if peer.is_installed()])
     parser.add_argument("--masks-guide", action="store_true", help="give the lung masks to all methods but the peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     given = parser.parse_args()

@@ -29,7 +29,9 @@ from regnet_itk.data.suffixes import (
     PARAMETER_SUFFIXES,
 )
 from regnet_itk.errors import ParameterError, PointsError, TransformError, did_you_mean
-from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
+from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.stages.keys import declared_keys
+from regnet_itk.stages.registry import check_parameter_map, find_stage
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.conversion import (
     nifti_intent,
@@ -350,14 +352,14 @@ def _text(path: Path, like: Grid | None) -> Inspection:
 
 
 def _parameters(path: Path, values: ParameterMap) -> Inspection:
-    kind = "RegNet parameter file" if values.is_regnet else "elastix parameter file"
-    keys = (
-        ("RegNetModel", "RegNetRegion", "RegNetOutputStep", "RegNetRepetitions", "RegNetStages",
-         "RegNetInstanceIterations")
-        if values.is_regnet
-        else ("Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
-              "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels")
-    )  # fmt: skip
+    try:
+        settings = find_stage(values.registration).settings_type
+    except ParameterError:  # which is told among the warnings
+        settings = None
+    own = () if settings is None else [key.name for key in declared_keys(settings).values() if key.headline]
+    keys = own or ("Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
+                   "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels")  # fmt: skip
+    kind = f"{values.registration.removesuffix('Registration')} parameter file" if own else "elastix parameter file"
     facts = {"registration": values.registration, **{key: " ".join(values[key]) for key in keys if key in values}}
     try:
         warnings = check_parameter_map(values)

@@ -1,4 +1,4 @@
-"""Parameter maps as elastix has them: read, check and write ``.txt`` and ``.toml`` files.
+"""Parameter maps as elastix has them: read and write ``.txt`` and ``.toml`` files.
 
 A map names keys and gives each one or more values. A map of a RegNet stage says ``(Registration
 "RegNetRegistration")``; the keys of its own begin with ``RegNet`` and all others mean what they mean in elastix.
@@ -6,13 +6,11 @@ A map names keys and gives each one or more values. A map of a RegNet stage says
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +22,11 @@ ELASTIX_REGISTRATIONS = (
     "MultiMetricMultiResolutionRegistration",
     "MultiResolutionRegistrationWithFeatures",
 )
-REGNET_REGISTRATION = "RegNetRegistration"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TOML_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _LINE = re.compile(r"\((?P<body>(?:\"[^\"]*\"|[^\"()])*)\)\s*(?://.*)?")
 _TOKEN = re.compile(r"\s*(?:\"(?P<quoted>[^\"]*)\"|(?P<bare>[^\s\"]+))(?=\s|$)")
-_COMPONENT = re.compile(
-    r"(Registration|FixedImagePyramid|MovingImagePyramid|ImageSampler|Interpolator|Metric|Optimizer|"
-    r"ResampleInterpolator|Resampler|Transform)\d*"
-)
 
 
 @dataclass(frozen=True)
@@ -69,9 +62,9 @@ class ParameterMap:
         return self.get_str("Registration", ELASTIX_REGISTRATIONS[0])
 
     @property
-    def is_regnet(self) -> bool:
-        """Whether the map describes a RegNet stage."""
-        return self.registration == REGNET_REGISTRATION
+    def is_elastix(self) -> bool:
+        """Whether the map describes a stage that elastix computes."""
+        return self.registration in ELASTIX_REGISTRATIONS
 
     def get_str(self, key: str, default: str | None = None) -> str:
         """Return the first value of `key`.
@@ -95,7 +88,7 @@ class ParameterMap:
         """Return the first value of `key` as a whole number; a ParameterError says if it is none."""
         if default is not None and key not in self.values:
             return default
-        return self._convert(key, self[key][0], _whole, "a whole number")
+        return self._convert(key, self[key][0], to_whole, "a whole number")
 
     def get_bool(self, key: str, default: bool | None = None) -> bool:
         """Return the first value of `key`, which must be "true" or "false", else a ParameterError says so."""
@@ -113,7 +106,7 @@ class ParameterMap:
         """Return all values of `key` as whole numbers; with `count`, there must be as many."""
         if default is not None and key not in self.values:
             return list(default)
-        return self._all(key, count, _whole, "a whole number")
+        return self._all(key, count, to_whole, "a whole number")
 
     def _all(self, key: str, count: int | None, convert: Callable[[str], Any], kind: str) -> list[Any]:
         values = self[key]
@@ -153,7 +146,8 @@ class ParameterMap:
         return "".join(f"{key} = {_toml_values(values)}\n" for key, values in self.values.items())
 
 
-def _whole(text: str) -> int:
+def to_whole(text: str) -> int:
+    """Return a whole number that may be written as "3" or "3.0"; a ValueError if it is none."""
     value = float(text)
     if not value.is_integer():
         raise ValueError(text)
@@ -332,116 +326,3 @@ def write_parameter_map(parameter_map: ParameterMap, path: str | Path) -> None:
 
     text = parameter_map.to_toml() if Path(path).suffix.lower() == ".toml" else parameter_map.to_text()
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _positive_int(text: str) -> bool:
-    return _whole(text) >= 1
-
-
-_REGNET_KEYS: dict[str, tuple[Callable[[str], bool], str]] = {
-    "RegNetModel": (lambda text: bool(text.strip()), "the name of a model or the path of its file"),
-    "RegNetOutputStep": (_positive_int, "a whole number of voxels, at least 1"),
-    "RegNetPrecision": (lambda text: text in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-    "RegNetMemoryBudget": (lambda text: 0 < float(text) < float("inf"), "a number of GB above 0"),
-    "RegNetFadeWidth": (lambda text: 0 <= float(text) < float("inf"), "a width in mm, 0 or more"),
-    "RegNetRegion": (
-        lambda text: text in ("auto", "mask", "lungs", "body", "all"),
-        "auto, mask, lungs, body or all",
-    ),
-    "RegNetRepetitions": (_positive_int, "a whole number, at least 1"),
-    "RegNetStages": (lambda text: 0 < float(text) < float("inf"), "sizes of voxels in mm, the coarsest first"),
-    "RegNetInstanceIterations": (lambda text: _whole(text) >= 0, "a whole number, 0 or more"),
-    "RegNetInstanceSmoothness": (lambda text: 0 <= float(text) < float("inf"), "a number, 0 or more"),
-}
-
-_REGNET_LISTS = ("RegNetStages",)
-REGNET_KEYS = tuple(_REGNET_KEYS)
-
-
-def check_parameter_map(parameter_map: ParameterMap) -> list[str]:
-    """Refuse a map that asks for something that does not exist.
-
-    Parameters
-    ----------
-    parameter_map : ParameterMap
-        The map of an elastix or RegNet stage.
-
-    Returns
-    -------
-    list of str
-        Warnings: keys that nothing is known about.
-
-    Raises
-    ------
-    ParameterError
-        At an unknown registration, another dimension than 3, a key that is misspelt, or a wrong RegNet value.
-    """
-    _check_registration(parameter_map)
-    for key in ("FixedImageDimension", "MovingImageDimension"):
-        if parameter_map.get_int(key, 3) != 3:
-            raise ParameterError(
-                f"{parameter_map.source}: '{key}' is {parameter_map.get_str(key)}; regnet-itk registers 3D images only"
-            )
-    warnings = []
-    for key in parameter_map:
-        if key.lower().startswith("regnet"):
-            _check_regnet_key(parameter_map, key)
-        elif not _is_known(key):
-            warnings.append(_unknown_key(parameter_map, key))
-    return warnings
-
-
-def _check_registration(parameter_map: ParameterMap) -> None:
-    known = (*ELASTIX_REGISTRATIONS, REGNET_REGISTRATION)
-    given = parameter_map.registration
-    if given not in known:
-        near = did_you_mean(given, known) or f"; known are {', '.join(known)}"
-        raise ParameterError(f"{parameter_map.source}: there is no Registration '{given}'{near}")
-
-
-def _check_regnet_key(parameter_map: ParameterMap, key: str) -> None:
-    source = parameter_map.source
-    if key not in _REGNET_KEYS:
-        near = did_you_mean(key, _REGNET_KEYS) or f"; known are {', '.join(_REGNET_KEYS)}"
-        raise ParameterError(f"{source}: there is no key '{key}'{near}")
-    if not parameter_map.is_regnet:
-        raise ParameterError(
-            f"{source}: the key '{key}' needs (Registration \"{REGNET_REGISTRATION}\"), "
-            f"but the Registration is '{parameter_map.registration}'"
-        )
-    fits, kind = _REGNET_KEYS[key]
-    values = parameter_map[key]
-    if len(values) != 1 and key not in _REGNET_LISTS:
-        raise ParameterError(f"{source}: '{key}' takes one value, not {len(values)}")
-    for value in values:
-        try:
-            good = fits(value)
-        except ValueError:
-            good = False
-        if not good:
-            raise ParameterError(f"{source}: '{key}' must be {kind}, not '{value}'")
-
-
-@lru_cache(maxsize=1)
-def _elastix_keys() -> dict[str, str]:
-    lines = (Path(__file__).parent / "elastix_keys.txt").read_text(encoding="utf-8").split()
-    return {_plain(key): key for key in lines}
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"\d+", "0", key)
-
-
-def _is_known(key: str) -> bool:
-    """Say whether elastix knows the key, by itself or after a component's label (``Metric0Weight``)."""
-    known = _elastix_keys()
-    label = _COMPONENT.match(key)
-    return _plain(key) in known or (label is not None and _plain(key[label.end() :]) in known)
-
-
-def _unknown_key(parameter_map: ParameterMap, key: str) -> str:
-    by_lower = {plain.lower(): name for plain, name in _elastix_keys().items()}
-    near = difflib.get_close_matches(_plain(key).lower(), by_lower, n=1, cutoff=0.85)
-    if near:
-        raise ParameterError(f"{parameter_map.source}: elastix has no key '{key}'; did you mean '{by_lower[near[0]]}'?")
-    return f"{parameter_map.source}: elastix does not know the key '{key}', and ignores it"

@@ -8,27 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import Grid
-from regnet_itk.data.image import INTERPOLATION_ORDERS, Image, as_image, check_mask, check_registrable
-from regnet_itk.data.image_files import read_image
-from regnet_itk.data.landmarks import Landmarks, check_landmarks, read_landmarks
-from regnet_itk.errors import ImageError, ParameterError, RegNetItkError, TransformError, did_you_mean
+from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
-from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
-from regnet_itk.parameters import ParameterMap, check_parameter_map, read_parameter_map
+from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
 from regnet_itk.results import RegistrationResult, StageReport, describe_error, overview_grid
-from regnet_itk.stages.base import ImagePair, RunOptions
-from regnet_itk.stages.elastix import ElastixStage
-from regnet_itk.stages.regnet import RegNetStage
-from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.stages.base import ImagePair, RunOptions, Stage
+from regnet_itk.stages.planning import StageLike, check_stages, read_stages
+from regnet_itk.transforms.chain import TransformChain
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
-
-_RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
 
 Progress = Callable[[int, str, float, str], None]
 """Is given the number and the name of the stage, the fraction of it that is done, and a short text.
@@ -42,7 +30,7 @@ Report = Callable[[int, StageReport], None]
 def register(
     fixed: Any,
     moving: Any,
-    stages: str | Path | ParameterMap | Sequence[str | Path | ParameterMap] = DEFAULT_STAGES,
+    stages: StageLike | Sequence[StageLike] = DEFAULT_STAGES,
     *,
     fixed_mask: Any = None,
     moving_mask: Any = None,
@@ -64,9 +52,9 @@ def register(
     ----------
     fixed, moving : itk.Image, SimpleITK.Image, Image, or path
         Scalar 3D images with their spacing, origin and direction. For arrays: ``Image(array, Grid(..))``.
-    stages : sequence of str, Path or ParameterMap
-        Names of shipped parameter files ("affine", "regnet", "bspline_3r" ..), paths, or parameter maps, in the order
-        in which they run. One alone may be given without a list.
+    stages : sequence of str, Path, ParameterMap or Stage
+        Names of shipped parameter files ("affine", "regnet", "bspline_3r" ..), paths, parameter maps, or stages of your
+        own, in the order in which they run. One alone may be given without a list.
     fixed_mask, moving_mask : like the images, optional
         Voxels other than 0 count; on the grids of their images.
     initial : path or TransformChain, optional
@@ -100,17 +88,18 @@ def register(
     """
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
-    maps = _read_maps(stages)
-    chain = _initial_chain(initial)
+    options = RunOptions(threads, seed, device, priority, log or (lambda line: None))
+    planned = read_stages(stages, lambda line: options.log(f"warning: {line}"))
+    chain = initial_chain(initial)
     pair = image_pair(fixed, moving, fixed_mask, moving_mask)
-    error = _LandmarkError.of(fixed_landmarks, moving_landmarks, pair)
-    inputs = _input_paths(
+    landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
+    inputs = input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
     )  # fmt: skip
-    options = RunOptions(threads, seed, device, priority, log or (lambda line: None))
-    task = _Task(pair, chain, plan_stages(maps, chain, options.log), error, inputs)
-    _check_what_networks_need(task.stages, pair, device)
+    _check_device_name(device)
+    check_stages(planned, chain, pair, options)
+    task = _Task(pair, chain, planned, landmarks, inputs)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
     result = task.run(options, progress, report)
     return result if way_back is None else _with_way_back(result, way_back, options, progress, report)
@@ -122,8 +111,8 @@ class _Task:
 
     pair: ImagePair
     initial: TransformChain
-    stages: list[ElastixStage | RegNetStage]
-    error: _LandmarkError
+    stages: Sequence[Stage]
+    landmarks: LandmarkPair
     inputs: Mapping[str, str]
 
     def reversed(self) -> _Task:
@@ -131,7 +120,7 @@ class _Task:
         pair = ImagePair(self.pair.moving, self.pair.fixed, self.pair.moving_mask, self.pair.fixed_mask)
         initial = _inverted(self.initial, self.pair)
         try:
-            stages = plan_stages([stage.parameters for stage in self.stages], initial)
+            check_stages(self.stages, initial, pair)
         except ParameterError as error:  # what was a B-spline on the way there is a displacement field now
             raise ParameterError(f"the way back, from the inverse of the initial transform: {error}") from None
         swapped = {"fixed": "moving", "moving": "fixed"}
@@ -139,12 +128,12 @@ class _Task:
         for name, path in self.inputs.items():
             role, dash, what = name.partition("_")
             inputs[f"{swapped[role]}{dash}{what}"] = path
-        return _Task(pair, initial, stages, _LandmarkError(self.error.moving, self.error.fixed), inputs)
+        return _Task(pair, initial, self.stages, self.landmarks.swapped(), inputs)
 
     def run(self, options: RunOptions, progress: Progress | None, report: Report | None) -> RegistrationResult:
         """Run the stages one after the other."""
         chain, say = self.initial, options.log
-        first_error = self.error.under(chain)
+        first_error = self.landmarks.error_under(chain)
         if first_error is not None:
             say(f"before: TRE {describe_error(first_error)}")
         reports: list[StageReport] = []
@@ -158,8 +147,8 @@ class _Task:
             found = stage.run(self.pair, chain, replace(options, progress=stage_progress))
             chain = found.chain
             done = StageReport(
-                stage.name, stage.parameters, found.seconds, len(chain.links), found.warped, self.error.under(chain),
-                found.details, found.iteration_info,
+                stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,
+                self.landmarks.error_under(chain), found.details, found.iteration_info,
             )  # fmt: skip
             say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {describe_error(done.tre)}" if done.tre else ""))
             reports.append(done)
@@ -167,7 +156,7 @@ class _Task:
                 report(number, done)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
         return RegistrationResult(
-            self.pair, chain, tuple(reports), len(self.initial.links), first_error, self.error.fixed, settings,
+            self.pair, chain, tuple(reports), len(self.initial.links), first_error, self.landmarks.fixed, settings,
             self.inputs,
         )  # fmt: skip
 
@@ -218,130 +207,7 @@ def _inverted(initial: TransformChain, pair: ImagePair) -> TransformChain:
     return inverse
 
 
-def _input_paths(**given: Any) -> dict[str, str]:
-    """Return where those of the inputs lie that were given as files."""
-    return {name: str(Path(value).resolve()) for name, value in given.items() if isinstance(value, str | Path)}
-
-
-def image_pair(fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any = None) -> ImagePair:
-    """Read or take two images and their masks, and check that they can be registered.
-
-    Raises
-    ------
-    ImageError
-        If one cannot be read, is not 3D and scalar, has NaN, is constant, or a mask is empty or on another grid.
-    """
-    images = {}
-    for role, given in (("fixed", fixed), ("moving", moving)):
-        images[role] = _image(given, f"{role} image")
-        check_registrable(images[role], f"{role} image")
-    masks: dict[str, Image | None] = {}
-    for role, given in (("fixed", fixed_mask), ("moving", moving_mask)):
-        masks[role] = None if given is None else _image(given, f"{role} mask")
-        mask = masks[role]
-        if mask is not None:
-            check_mask(mask, images[role], role)
-    return ImagePair(images["fixed"], images["moving"], masks["fixed"], masks["moving"])
-
-
-def _read_maps(stages: str | Path | ParameterMap | Sequence[str | Path | ParameterMap]) -> list[ParameterMap]:
-    given = [stages] if isinstance(stages, str | Path | ParameterMap) else list(stages)
-    if not given:
-        raise ParameterError("no stage was given; name at least one parameter file, such as 'affine'")
-    return [stage if isinstance(stage, ParameterMap) else read_parameter_map(stage) for stage in given]
-
-
-def plan_stages(
-    maps: Sequence[ParameterMap], initial: TransformChain, say: Callable[[str], None] = lambda _: None
-) -> list[ElastixStage | RegNetStage]:
-    """Check the parameter maps, and find what would fail later, before anything runs.
-
-    Raises
-    ------
-    ParameterError, ModelError
-    """
-    planned: list[ElastixStage | RegNetStage] = []
-    expected = initial
-    for parameters in maps:
-        _check_output_keys(parameters)
-        for warning in check_parameter_map(parameters):
-            say(f"warning: {warning}")
-        stage = RegNetStage(parameters) if parameters.is_regnet else ElastixStage(parameters)
-        stage.check(expected)
-        if parameters.is_regnet:
-            expected = expected.then(field_link(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
-        planned.append(stage)
-    return planned
-
-
-def _check_output_keys(parameters: ParameterMap) -> None:
-    """Refuse what would fail when a stage has run and its result is made or written."""
-    suffix = parameters.get_str("ResultImageFormat", "mha")
-    if suffix not in _RESULT_FORMATS:
-        near = did_you_mean(suffix, _RESULT_FORMATS) or f"; known are {', '.join(_RESULT_FORMATS)}"
-        raise ParameterError(f"{parameters.source}: there is no ResultImageFormat '{suffix}'{near}")
-    parameters.get_bool("WriteResultImage", True)
-    parameters.get_float("DefaultPixelValue", 0.0)
-    order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
-    if order not in INTERPOLATION_ORDERS:
-        raise ParameterError(
-            f"{parameters.source}: 'FinalBSplineInterpolationOrder' must be between 0 and "
-            f"{max(INTERPOLATION_ORDERS)}, not {order}"
-        )
-
-
-def _check_what_networks_need(planned: Sequence[ElastixStage | RegNetStage], pair: ImagePair, device: str) -> None:
-    networks = [stage for stage in planned if isinstance(stage, RegNetStage)]
-    if networks:
-        from regnet_itk.networks.devices import find_device
-
-        find_device(device)
-    elif not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):  # without the seconds that torch takes to load
+def _check_device_name(device: str) -> None:
+    """Refuse a device that cannot be; without the seconds that torch takes to load, which says if it is there."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ParameterError(f"unknown device '{device}'; use auto, cpu, cuda, cuda:N or mps")
-    for stage in networks:
-        if stage.settings.region == "mask" and pair.fixed_mask is None and pair.moving_mask is None:
-            raise ParameterError(f'{stage.parameters.source}: (RegNetRegion "mask") needs -fMask or -mMask')
-
-
-def _image(given: Any, role: str) -> Image:
-    if isinstance(given, str | Path):
-        return read_image(given, role)
-    try:
-        return as_image(given)
-    except ImageError as error:
-        raise ImageError(f"{role}: {error}") from None
-
-
-def _initial_chain(initial: str | Path | TransformChain | None) -> TransformChain:
-    if initial is None:
-        return TransformChain()
-    return initial if isinstance(initial, TransformChain) else read_chain(initial)
-
-
-class _LandmarkError:
-    """Landmarks of a pair, and their error under a transform; without landmarks there is none."""
-
-    def __init__(self, fixed: Any, moving: Any) -> None:
-        self.fixed, self.moving = fixed, moving
-
-    @classmethod
-    def of(cls, fixed: Any, moving: Any, pair: ImagePair) -> _LandmarkError:
-        if fixed is None:
-            return cls(None, None)
-        of_fixed = _landmarks(fixed, pair.fixed.grid)
-        of_moving = _landmarks(moving, pair.moving.grid)
-        check_landmarks(of_fixed, of_moving, pair.fixed.grid, pair.moving.grid)
-        return cls(of_fixed.points, of_moving.points)
-
-    def under(self, chain: TransformChain) -> ErrorSummary | None:
-        if self.fixed is None:
-            return None
-        return summarise_errors(chain.map_points(self.fixed) - self.moving)
-
-
-def _landmarks(given: Any, grid: Grid) -> Landmarks:
-    if isinstance(given, Landmarks):
-        return given
-    if isinstance(given, str | Path):
-        return read_landmarks(given, grid)
-    return Landmarks(np.asarray(given, dtype=float))

@@ -121,7 +121,7 @@ class RegistrationResult:
         if last.warped is not None:
             return last.warped
         order = last.parameters.get_int("FinalBSplineInterpolationOrder", 3)
-        default = last.parameters.get_float("DefaultPixelValue", -1000.0 if last.parameters.is_regnet else 0.0)
+        default = last.parameters.get_float("DefaultPixelValue", 0.0 if last.parameters.is_elastix else -1000.0)
         grid = self.pair.fixed.grid
         return self.pair.moving.resampled(grid, self.chain.to_sitk(grid), order, default)
 
@@ -245,7 +245,7 @@ class RegistrationResult:
         self.write_transforms(folder, final_folder)
         for number, report in enumerate(self.stages):
             if report.warped is not None:
-                usual = "mha" if report.parameters.is_regnet else "mhd"  # the second is elastix's own
+                usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
                 suffix = report.parameters.get_str("ResultImageFormat", usual)
                 compress = report.parameters.get_bool("CompressResultImage", True)
                 write_image(report.warped, folder / f"result.{number}.{suffix}", compress)

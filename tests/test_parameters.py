@@ -7,13 +7,13 @@ import pytest
 from regnet_itk.errors import OutputError, ParameterError
 from regnet_itk.parameters import (
     ParameterMap,
-    check_parameter_map,
     parse_parameter_text,
     parse_parameter_toml,
     read_parameter_map,
     shipped_parameter_files,
     write_parameter_map,
 )
+from regnet_itk.stages.registry import check_parameter_map
 
 TEXT = """// An affine registration
 (Transform "AffineTransform")   // with a comment
@@ -206,8 +206,8 @@ def test_a_regnet_map_may_hold_its_keys_and_those_of_elastix():
         )
         == []
     )
-    assert ParameterMap({"Registration": ("RegNetRegistration",)}).is_regnet
-    assert not ParameterMap({}).is_regnet
+    assert not ParameterMap({"Registration": ("RegNetRegistration",)}).is_elastix
+    assert ParameterMap({}).is_elastix
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_a_regnet_map_may_hold_its_keys_and_those_of_elastix():
         ({"Registration": "RegNetRegistration", "RegNetModell": "a"}, "did you mean 'RegNetModel'?"),
         ({"Registration": "RegNetRegistration", "RegnetModel": "a"}, "did you mean 'RegNetModel'?"),
         ({"Registration": "RegNetRegistration", "RegNetBudget": "a"}, "did you mean 'RegNetMemoryBudget'?"),
-        ({"Registration": "RegNetRegistration", "RegNetOutputStep": 0}, "'RegNetOutputStep' must be a whole number"),
-        ({"Registration": "RegNetRegistration", "RegNetOutputStep": 1.5}, "at least 1, not '1.5'"),
+        ({"Registration": "RegNetRegistration", "RegNetOutputStep": 0}, "'RegNetOutputStep' must be 1 or 2, not '0'"),
+        ({"Registration": "RegNetRegistration", "RegNetOutputStep": 1.5}, "must be 1 or 2, not '1.5'"),
         ({"Registration": "RegNetRegistration", "RegNetRepetitions": "x"}, "at least 1, not 'x'"),
         ({"Registration": "RegNetRegistration", "RegNetInstanceIterations": -1}, "0 or more, not '-1'"),
         ({"Registration": "RegNetRegistration", "RegNetInstanceSmoothness": "nan"}, "0 or more, not 'nan'"),

@@ -6,9 +6,9 @@ runs once a pair. Each stage runs in a process of its own, and what is finished 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ import numpy as np
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.step import RECORD, Step, StepRecord, StepSettings, as_array, run_step
 from regnet_itk.data.grid import FloatArray
+from regnet_itk.digests import digest_file, digest_text
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
 from regnet_itk.outputs import check_writable
-from regnet_itk.parameters import read_parameter_map, shipped_parameter_files
-from regnet_itk.registration import plan_stages
+from regnet_itk.parameters import ParameterMap, shipped_parameter_files
 from regnet_itk.results import package_versions
 from regnet_itk.stages.base import Stage
-from regnet_itk.stages.regnet import RegNetSettings
+from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 
@@ -92,8 +92,8 @@ def read_methods(names: Sequence[str], chains: Sequence[str] = ()) -> list[Metho
                 + "; chains of your own files are given as --method NAME=affine,FILE"
             )
         if name not in own:
-            methods.append(_method(name, parts if parts[0] == _COMMON else [_COMMON, *parts]))
-    methods += [_method(name, files) for name, files in own.items()]
+            methods.append(plan_method(name, parts if parts[0] == _COMMON else [_COMMON, *parts]))
+    methods += [plan_method(name, files) for name, files in own.items()]
     if not methods:
         raise ParameterError("no method was given; name at least one, such as --methods affine,regnet_multistage")
     taken = [method.name for method in methods]
@@ -111,9 +111,32 @@ def _split(chain: str) -> tuple[str, list[str]]:
     return name.strip(), parts
 
 
-def _method(name: str, files: Sequence[str]) -> Method:
-    stages = plan_stages([read_parameter_map(file) for file in files], TransformChain())
-    return Method(name, tuple(stages), tuple(Path(file).stem.replace("+", "_") for file in files))
+def plan_method(name: str, stages: StageLike | Sequence[StageLike]) -> Method:
+    """Return a method of stages that are given in any way that :func:`regnet_itk.register` takes.
+
+    Parameters
+    ----------
+    name : str
+        As it is shown.
+    stages : StageLike or sequence of StageLike
+        Stages, parameter maps, paths, or names of shipped parameter files, in the order in which they run.
+
+    Raises
+    ------
+    ParameterError, ModelError
+        If one is unknown or malformed.
+    """
+    given = [stages] if isinstance(stages, Stage | ParameterMap | str | Path) else list(stages)
+    read = read_stages(given)
+    check_stages(read, TransformChain())
+    return Method(name, tuple(read), tuple(_label(one, stage) for one, stage in zip(given, read, strict=True)))
+
+
+def _label(given: StageLike, stage: Stage) -> str:
+    """Return a stage's name as part of a folder's: that of its parameter file, or its own."""
+    if isinstance(given, str | Path):
+        return Path(given).stem.replace("+", "_")
+    return re.sub(r"[^\w.-]+", "_", stage.name)
 
 
 @dataclass(frozen=True)
@@ -288,38 +311,9 @@ def _unique_labels(methods: Sequence[Method]) -> dict[str, str]:
     found: dict[str, str] = {"": BEFORE}
     for method in methods:
         for stage, label in zip(method.stages, method.labels, strict=True):
-            taken = sum(other.split("~")[0] == label for mark, other in found.items() if mark != fingerprint(stage))
-            found.setdefault(fingerprint(stage), f"{label}~{taken + 1}" if taken else label)
+            taken = sum(other.split("~")[0] == label for mark, other in found.items() if mark != stage.fingerprint())
+            found.setdefault(stage.fingerprint(), f"{label}~{taken + 1}" if taken else label)
     return found
-
-
-def fingerprint(stage: Stage) -> str:
-    """Return a digest of what a stage computes: its kind, its parameters, and its model."""
-    parts = [type(stage).__name__, *(f"{key}={values}" for key, values in sorted(stage.parameters.values.items()))]
-    if stage.parameters.is_regnet:
-        from regnet_itk.networks.model import find_model
-
-        model = RegNetSettings.from_parameters(stage.parameters).model
-        parts.append(_file_digest(find_model(model, Path(stage.parameters.source).parent)))
-    return _digest(parts)
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    """Return a digest of a file; of a folder, of all its files; of a header, of what lies beside it as well."""
-    if path.is_dir():
-        return _digest([_file_digest(file) for file in sorted(path.iterdir()) if file.is_file()])
-    files = [path]
-    if path.suffix.lower() in (".mhd", ".nhdr", ".hdr"):
-        files = sorted(path.parent.glob(f"{path.stem}.*"))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
 
 
 @dataclass
@@ -357,13 +351,13 @@ class _Steps:
         chain: tuple[str, ...] = ()
         initial: Path | None = None
         for stage in method.stages or (None,):
-            mark = "" if stage is None else fingerprint(stage)
+            mark = "" if stage is None else stage.fingerprint()
             if stage is not None and mark not in self.labels:
                 raise ParameterError(f"the model of '{stage.name}' has changed meanwhile; start the comparison again")
             label = self.labels[mark]
             chain = (*chain, label)
             folder = self.folder / pair.file_name / "+".join(chain)
-            key = key if stage is None else _digest([key, mark])
+            key = key if stage is None else digest_text([key, mark])
             step = Step(pair, stage, label, initial, folder, key, self._measured_key(pair, key), self.settings)
             if chain not in self.done:
                 self.done[chain] = self._run(step)
@@ -378,16 +372,16 @@ class _Steps:
         """Return a digest of all that a registration of the pair depends on, but the stages."""
         used = (*_FOR_REGISTRATION, *(_MASKS if self.settings.masks_guide else ()))
         settings = json.dumps([self.settings.threads, self.settings.seed, self.settings.device])
-        return _digest([*self._digests(pair, used), settings, json.dumps(package_versions(), sort_keys=True)])
+        return digest_text([*self._digests(pair, used), settings, json.dumps(package_versions(), sort_keys=True)])
 
     def _measured_key(self, pair: Pair, key: str) -> str:
-        return _digest([key, *self._digests(pair, tuple(pair.files()))])
+        return digest_text([key, *self._digests(pair, tuple(pair.files()))])
 
     def _digests(self, pair: Pair, columns: tuple[str, ...]) -> Iterator[str]:
         for column, path in pair.files().items():
             if column in columns:
                 if column not in self.digests:
-                    self.digests[column] = _file_digest(path)
+                    self.digests[column] = digest_file(path)
                 yield f"{column}={self.digests[column]}"
 
     def _run(self, step: Step) -> StepRecord | str:

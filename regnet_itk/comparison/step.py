@@ -31,7 +31,7 @@ from regnet_itk.metrics.measures import (
     transform_error,
 )
 from regnet_itk.outputs import staged_folder
-from regnet_itk.registration import image_pair
+from regnet_itk.registration_inputs import image_pair
 from regnet_itk.results import overview_grid
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
 from regnet_itk.threads import wait_briefly

@@ -270,11 +270,11 @@ def _as_elastix_would(name: str) -> ParameterMap:
 
 
 def _composite_suffix(values: ParameterMap) -> str | None:
-    """Return the suffix of the composite transform that a stage shall write, or None; RegNet's always writes one."""
+    """Return the suffix of the composite transform that a stage shall write, or None; all but elastix's write one."""
     from regnet_itk.data.suffixes import ITK_SUFFIXES
 
-    suffix = values.get_str("ITKTransformOutputFileNameExtension", "h5" if values.is_regnet else "")
-    if not suffix or not values.get_bool("WriteITKCompositeTransform", values.is_regnet):
+    suffix = values.get_str("ITKTransformOutputFileNameExtension", "" if values.is_elastix else "h5")
+    if not suffix or not values.get_bool("WriteITKCompositeTransform", not values.is_elastix):
         return None
     if f".{suffix}" not in ITK_SUFFIXES:
         known = ", ".join(known.removeprefix(".") for known in ITK_SUFFIXES)

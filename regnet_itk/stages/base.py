@@ -6,11 +6,13 @@ far, and returns a better transform. T(x) = x + u(x) maps points of the fixed im
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from regnet_itk.data.image import Image
+from regnet_itk.digests import digest_text
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -98,16 +100,65 @@ class StageResult:
     iteration_info: Mapping[str, str] = field(default_factory=dict)
 
 
-class Stage(Protocol):
-    """One stage of a registration, described by a parameter map."""
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage of a registration: derive from it, and write `run`.
 
-    @property
-    def parameters(self) -> ParameterMap:
-        """The parameter map that describes the stage."""
+    Parameters
+    ----------
+    parameters : ParameterMap
+        All that decides what the stage computes.
+    """
+
+    parameters: ParameterMap
+
+    settings_type: ClassVar[type | None] = None
+    """A dataclass that declares the keys that the stage has of its own in parameter files (`stages.keys`)."""
+
+    adds_field: ClassVar[bool] = False
+    """Whether a displacement field is what the stage finds: some elastix metrics cannot start from one."""
 
     @property
     def name(self) -> str:
         """A short name for messages and reports."""
+        return self.parameters.registration.removesuffix("Registration")
 
+    def check(self, initial: TransformChain, pair: ImagePair | None, options: RunOptions) -> None:  # noqa: B027 - optional
+        """Refuse what would fail in `run`, before any stage has run.
+
+        Parameters
+        ----------
+        initial : TransformChain
+            Where the stage starts, as far as that is known.
+        pair : ImagePair, optional
+            What is registered, if that is known.
+        options : RunOptions
+            How the stage is to run.
+
+        Raises
+        ------
+        RegNetItkError
+            With one line that says what was given and what to do.
+        """
+
+    @abstractmethod
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
-        """Register `pair`, starting from the transform `initial`, and return the better transform."""
+        """Register `pair`, starting from the transform `initial`, and return the better transform.
+
+        Raises
+        ------
+        RegNetItkError
+            With one line that says what was given and what to do.
+        """
+
+    def fingerprint(self) -> str:
+        """Return a digest of what the stage computes; a finished step with another one is computed again.
+
+        It covers the kind of stage and its parameters. A stage that depends on more adds that: a file's digest, a
+        library's version.
+        """
+        return digest_text(self._described())
+
+    def _described(self) -> list[str]:
+        """Return the kind of stage and its parameters as texts."""
+        return [type(self).__name__, *(f"{key}={values}" for key, values in sorted(self.parameters.values.items()))]

@@ -28,7 +28,7 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
 from regnet_itk.parameters import parse_parameter_text
-from regnet_itk.stages.base import Detail, ImagePair, RunOptions, StageResult
+from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS
 from regnet_itk.transforms.elastix_reading import chain_from_maps
@@ -98,7 +98,7 @@ _ADVICE["bad_alloc"] = _ADVICE["failed to allocate"]
 
 
 @dataclass(frozen=True)
-class ElastixStage:
+class ElastixStage(Stage):
     """One stage that elastix computes.
 
     Parameters
@@ -107,20 +107,20 @@ class ElastixStage:
         Any map that elastix takes, in three dimensions, whose transform this package can read.
     """
 
-    parameters: ParameterMap
-
     @property
     def name(self) -> str:
         """The transform that the stage finds, for messages and reports: "AffineTransform" .."""
         return self.parameters.get_str("Transform", "elastix")
 
-    def check(self, initial: TransformChain) -> None:
+    def check(self, initial: TransformChain, pair: ImagePair | None, options: RunOptions) -> None:
         """Refuse what elastix would stumble over after minutes, or not at all.
 
         Parameters
         ----------
         initial : TransformChain
             Where the stage starts.
+        pair, options
+            Not looked at.
 
         Raises
         ------
@@ -165,7 +165,7 @@ class ElastixStage:
         RegistrationError
             If elastix fails; one line with its reason.
         """
-        self.check(initial)
+        self.check(initial, pair, options)
         began = time.perf_counter()
         options.progress(0.0, "starting elastix")
         with _temporary_folder() as folder:

@@ -43,7 +43,7 @@ from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
 from regnet_itk.networks.model import find_model
 from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
-from regnet_itk.stages.base import StageResult
+from regnet_itk.stages.base import Stage, StageResult
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms.chain import Link
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -56,10 +56,9 @@ TRUE = np.array([3.0, -4.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Shift:
+class Shift(Stage):
     """A stage that moves by a vector, and notes each run; it may also fail, die or wait."""
 
-    parameters: ParameterMap
     name: str = "Shift"
 
     def run(self, pair, initial, options):

@@ -24,7 +24,8 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.errors import OutputError
 from regnet_itk.interfaces.stand_ins import write_launchers
-from regnet_itk.parameters import check_parameter_map, read_parameter_map
+from regnet_itk.parameters import read_parameter_map
+from regnet_itk.stages.registry import check_parameter_map
 from regnet_itk.transforms.elastix_reading import read_chain
 
 REAL = {program: shutil.which(program) for program in ("elastix", "transformix")}

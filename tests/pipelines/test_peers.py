@@ -10,13 +10,13 @@ import pytest
 from scipy import ndimage
 from training_cases import PIPELINES, load_pipeline
 
-from regnet_itk.comparison.run import fingerprint, read_methods
+from regnet_itk.comparison.run import read_methods
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.errors import ParameterError
-from regnet_itk.registration import image_pair
+from regnet_itk.registration_inputs import image_pair
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -54,7 +54,7 @@ def test_the_field_lies_innermost_in_mm_on_an_oblique_grid(pair, stage, module):
     pytest.importorskip(module)
     images, inside, u = pair
     affine = TransformChain((Link(AFFINE),))
-    found = getattr(peers, stage)().run(images, affine, RunOptions(threads=1))
+    found = getattr(peers, stage).usual().run(images, affine, RunOptions(threads=1))
     points = GRID.points()[inside.array > 0]
     true = AFFINE.map_points(points + u.at(points))
     error = np.linalg.norm(found.chain.map_points(points) - true, axis=-1).mean()
@@ -80,8 +80,17 @@ def test_peers_share_the_affine_stage_and_are_told_apart():
     greedy, adam = peers.peer_methods(["greedy", "convexadam"])
     (affine,) = read_methods(["affine"])
     assert greedy.labels == ("affine", "greedy")
-    assert fingerprint(greedy.stages[0]) == fingerprint(affine.stages[0])
-    assert fingerprint(greedy.stages[1]) != fingerprint(adam.stages[1])
+    assert greedy.stages[0].fingerprint() == affine.stages[0].fingerprint()
+    assert greedy.stages[1].fingerprint() != adam.stages[1].fingerprint()
+
+
+def test_another_version_of_a_peer_is_not_the_same(monkeypatch):
+    stage = peers.GreedyStage.usual()
+    monkeypatch.setattr(peers, "version", lambda package: "1.4")
+    first = stage.fingerprint()
+    assert first == peers.GreedyStage.usual().fingerprint()
+    monkeypatch.setattr(peers, "version", lambda package: "1.5")
+    assert stage.fingerprint() != first
 
 
 def test_what_is_not_there_is_told(monkeypatch):

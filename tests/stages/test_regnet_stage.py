@@ -169,7 +169,7 @@ def mask_on(grid: Grid, *spans: slice) -> Image:
 @pytest.mark.parametrize("model", ["fine", "wide"])
 def test_the_model_lies_beside_the_parameter_file(folder: Path, model: str) -> None:
     made = stage(str(folder / "p.txt"), RegNetModel=f"{model}.safetensors", RegNetOutputStep=2)
-    made.check(TransformChain())
+    made.check(TransformChain(), None, OPTIONS)
     lines: list[str] = []
     told: list[float] = []
     options = dataclasses.replace(OPTIONS, log=lines.append, progress=lambda f, text: told.append(f))
@@ -370,20 +370,22 @@ def test_models_are_checked_before_anything_runs(folder: Path) -> None:
         return RegNetStage(ParameterMap({"Registration": ("RegNetRegistration",), **values}, source))
 
     with pytest.raises(ModelError, match="did you mean 'regnet_multistage'"):
-        stage(source, RegNetModel="regnet_multistag").check(TransformChain())
+        stage(source, RegNetModel="regnet_multistag").check(TransformChain(), None, OPTIONS)
     (folder / "broken.safetensors").write_bytes((folder / "wide.safetensors").read_bytes()[:5000])
     with pytest.raises(ModelError, match="damaged"):
-        stage(source, RegNetModel="broken.safetensors").check(TransformChain())
-    with pytest.raises(ParameterError, match=r"p.txt.*RegNetOutputStep.*1 or 2, not 3"):
-        stage(source, RegNetModel="fine.safetensors", RegNetOutputStep=3).check(TransformChain())
+        stage(source, RegNetModel="broken.safetensors").check(TransformChain(), None, OPTIONS)
+    with pytest.raises(ParameterError, match=r"p.txt.*RegNetOutputStep.*1 or 2, not '3'"):
+        stage(source, RegNetModel="fine.safetensors", RegNetOutputStep=3).check(TransformChain(), None, OPTIONS)
     with pytest.raises(ParameterError, match=r"stages of 16 8 4 2 mm.*'8 4 2', but \(RegNetStages 16 8 4\)"):
-        with_stages("wide", 8, 4, 2).check(TransformChain())
+        with_stages("wide", 8, 4, 2).check(TransformChain(), None, OPTIONS)
     with pytest.raises(ParameterError, match="no stages to choose from"):
-        with_stages("fine", 1).check(TransformChain())
+        with_stages("fine", 1).check(TransformChain(), None, OPTIONS)
     with pytest.raises(ParameterError, match="ResultImagePixelType"):
-        stage(source, RegNetModel="fine.safetensors", ResultImagePixelType="flaot").check(TransformChain())
-    with_stages("wide", 16, 8).check(TransformChain())
-    stage().check(TransformChain())  # the default model is there
+        stage(source, RegNetModel="fine.safetensors", ResultImagePixelType="flaot").check(
+            TransformChain(), None, OPTIONS
+        )
+    with_stages("wide", 16, 8).check(TransformChain(), None, OPTIONS)
+    stage().check(TransformChain(), None, OPTIONS)  # the default model is there
 
 
 def test_a_model_is_read_again_when_its_file_changes(folder: Path) -> None:
@@ -412,7 +414,10 @@ def test_keys_reach_the_settings(folder: Path) -> None:
     (RegNetInstanceIterations 7)
     (RegNetInstanceSmoothness 0.5)
     """
-    expected = RegNetSettings("some.safetensors", 1, "float32", 0.75, 12.5, "body", 3, (16.0, 8.0), 7, 0.5)
+    expected = RegNetSettings(
+        model="some.safetensors", output_step=1, precision="float32", memory=0.75, fade=12.5, region="body",
+        repetitions=3, stages=(16.0, 8.0), instance_iterations=7, instance_smoothness=0.5,
+    )  # fmt: skip
     assert RegNetSettings.from_parameters(parse_parameter_text(text, "x")) == expected
     assert RegNetSettings.from_parameters(ParameterMap({})) == RegNetSettings()
 

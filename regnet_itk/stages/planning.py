@@ -1,0 +1,94 @@
+"""From what a user gives to the stages that run: read them, and find what would fail before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import INTERPOLATION_ORDERS
+from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.stages.base import ImagePair, RunOptions, Stage
+from regnet_itk.stages.registry import check_parameter_map, make_stage
+from regnet_itk.transforms.chain import TransformChain, field_link
+
+StageLike = Stage | ParameterMap | str | Path
+"""A stage, its parameter map, the path of its parameter file, or the name of a file that ships."""
+
+_RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
+
+
+def read_stages(given: StageLike | Sequence[StageLike], warn: Callable[[str], None] = lambda _: None) -> list[Stage]:
+    """Return the stages that are meant, each checked for what it asks for.
+
+    Parameters
+    ----------
+    given : StageLike or sequence of StageLike
+        In the order in which they run. The keys of a Stage are its own matter: they are not checked.
+    warn : callable
+        Is given a line for each key that nothing is known about.
+
+    Raises
+    ------
+    ParameterError
+        If there is none, or one is missing, malformed or asks for something that does not exist.
+    """
+    several = [given] if isinstance(given, Stage | ParameterMap | str | Path) else list(given)
+    if not several:
+        raise ParameterError("no stage was given; name at least one parameter file, such as 'affine'")
+    return [one if isinstance(one, Stage) else _read_stage(one, warn) for one in several]
+
+
+def _read_stage(given: ParameterMap | str | Path, warn: Callable[[str], None]) -> Stage:
+    parameters = given if isinstance(given, ParameterMap) else read_parameter_map(given)
+    for warning in check_parameter_map(parameters):
+        warn(warning)
+    return make_stage(parameters)
+
+
+def check_stages(
+    stages: Sequence[Stage], initial: TransformChain, pair: ImagePair | None = None, options: RunOptions | None = None
+) -> None:
+    """Find what would fail later, before anything runs.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+    initial : TransformChain
+        Where the first one starts.
+    pair : ImagePair, optional
+        What is registered, if that is known.
+    options : RunOptions, optional
+        How they are to run.
+
+    Raises
+    ------
+    RegNetItkError
+        As :meth:`Stage.check`.
+    """
+    expected = initial
+    for stage in stages:
+        _check_output_keys(stage.parameters)
+        stage.check(expected, pair, options or RunOptions())
+        if stage.adds_field:
+            expected = expected.then(field_link(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
+
+
+def _check_output_keys(parameters: ParameterMap) -> None:
+    """Refuse what would fail when a stage has run and its result is made or written."""
+    suffix = parameters.get_str("ResultImageFormat", "mha")
+    if suffix not in _RESULT_FORMATS:
+        near = did_you_mean(suffix, _RESULT_FORMATS) or f"; known are {', '.join(_RESULT_FORMATS)}"
+        raise ParameterError(f"{parameters.source}: there is no ResultImageFormat '{suffix}'{near}")
+    parameters.get_bool("WriteResultImage", True)
+    parameters.get_float("DefaultPixelValue", 0.0)
+    order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
+    if order not in INTERPOLATION_ORDERS:
+        raise ParameterError(
+            f"{parameters.source}: 'FinalBSplineInterpolationOrder' must be between 0 and "
+            f"{max(INTERPOLATION_ORDERS)}, not {order}"
+        )

@@ -1,0 +1,139 @@
+"""The stages that there are, by the ``(Registration "..")`` of their parameter maps.
+
+A stage of another package is found through an entry point of the group ``regnet_itk.stages``, whose name is the
+registration and whose object is the class.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.parameters import ELASTIX_REGISTRATIONS, ParameterMap
+from regnet_itk.stages.base import Stage
+from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.keys import declared_keys
+from regnet_itk.stages.known_elastix_keys import check_elastix_key, is_elastix_key
+from regnet_itk.stages.regnet import REGNET_REGISTRATION, RegNetStage
+
+STAGES: dict[str, type[Stage]] = {
+    **dict.fromkeys(ELASTIX_REGISTRATIONS, ElastixStage),
+    REGNET_REGISTRATION: RegNetStage,
+}
+"""The stages of this package by their registration."""
+
+ENTRY_POINTS = "regnet_itk.stages"
+"""The group of entry points through which other packages add theirs."""
+
+
+@lru_cache(maxsize=1)
+def _added() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def known_registrations() -> tuple[str, ...]:
+    """Return the registrations that parameter maps can ask for."""
+    return tuple(dict.fromkeys((*STAGES, *_added())))
+
+
+def find_stage(registration: str, source: str = "<memory>") -> type[Stage]:
+    """Return the class of the stage that a registration names.
+
+    Parameters
+    ----------
+    registration : str
+        "RegNetRegistration", "MultiResolutionRegistration" ..
+    source : str
+        The parameter file, for the messages.
+
+    Raises
+    ------
+    ParameterError
+        If there is none, or the package that has it cannot be loaded.
+    """
+    if registration in STAGES:
+        return STAGES[registration]
+    if registration not in _added():
+        known = known_registrations()
+        near = did_you_mean(registration, known) or f"; known are {', '.join(known)}"
+        raise ParameterError(f"{source}: there is no Registration '{registration}'{near}")
+    point = _added()[registration]
+    try:
+        found = point.load()
+    except Exception as error:  # whatever the other package does wrong
+        raise ParameterError(
+            f"{source}: the Registration '{registration}' of '{point.value}' cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise ParameterError(
+            f"{source}: '{point.value}', which is to be the Registration '{registration}', is no Stage"
+        )
+    return found
+
+
+def make_stage(parameters: ParameterMap) -> Stage:
+    """Return the stage that a parameter map describes.
+
+    Raises
+    ------
+    ParameterError
+        If there is none.
+    """
+    return find_stage(parameters.registration, parameters.source)(parameters)
+
+
+def check_parameter_map(parameters: ParameterMap) -> list[str]:
+    """Refuse a map that asks for something that does not exist.
+
+    Parameters
+    ----------
+    parameters : ParameterMap
+        The map of a stage.
+
+    Returns
+    -------
+    list of str
+        Warnings: keys that nothing is known about.
+
+    Raises
+    ------
+    ParameterError
+        At an unknown registration, another dimension than 3, a key that is misspelt, or a wrong value of a key that
+        the stage has of its own.
+    """
+    stage = find_stage(parameters.registration, parameters.source)
+    own = {} if stage.settings_type is None else declared_keys(stage.settings_type)
+    for key in ("FixedImageDimension", "MovingImageDimension"):
+        if parameters.get_int(key, 3) != 3:
+            raise ParameterError(
+                f"{parameters.source}: '{key}' is {parameters.get_str(key)}; regnet-itk registers 3D images only"
+            )
+    warnings = []
+    for key in parameters:
+        if key in own:
+            own[key].read(parameters)
+        elif warning := _check_other_key(parameters, key):
+            warnings.append(warning)
+    return warnings
+
+
+def _check_other_key(parameters: ParameterMap, key: str) -> str | None:
+    """Refuse a key of another stage, and a misspelt one; return a warning if nothing is known about it."""
+    if is_elastix_key(key):
+        return None
+    for registration in known_registrations():
+        begins = registration.removesuffix("Registration").lower()
+        if registration in ELASTIX_REGISTRATIONS or not begins or not key.lower().startswith(begins):
+            continue
+        settings = find_stage(registration, parameters.source).settings_type
+        own = {} if settings is None else declared_keys(settings)
+        if key not in own:
+            near = did_you_mean(key, own) or f"; known are {', '.join(own) or 'none'}"
+            raise ParameterError(f"{parameters.source}: there is no key '{key}'{near}")
+        raise ParameterError(
+            f"{parameters.source}: the key '{key}' needs (Registration \"{registration}\"), "
+            f"but the Registration is '{parameters.registration}'"
+        )
+    return check_elastix_key(key, parameters.source)

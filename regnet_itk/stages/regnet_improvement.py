@@ -1,0 +1,78 @@
+"""The step of a RegNet stage after the network: the field is improved on the very pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regnet_itk.data.image import Image, bounding_box
+from regnet_itk.stages.regnet_inputs import resampled_pair
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from regnet_itk.data.field import DisplacementField
+    from regnet_itk.stages.base import ImagePair, RunOptions
+    from regnet_itk.stages.regnet_settings import RegNetSettings
+
+
+def improve_prediction(
+    u: DisplacementField,
+    pair: ImagePair,
+    composite: sitk.Transform,
+    region: Image,
+    *,
+    settings: RegNetSettings,
+    options: RunOptions,
+    name: str,
+) -> DisplacementField:
+    """Improve a predicted field by instance optimisation, on the voxels of a region and around it.
+
+    Parameters
+    ----------
+    u : DisplacementField
+        What the network predicted, mm, LPS.
+    pair : ImagePair
+    composite : SimpleITK.Transform
+        The transform so far, fixed to moving; u lies within it.
+    region : Image
+        Voxels other than 0 are improved; its voxels are those that are worked on.
+    settings : RegNetSettings
+    options : RunOptions
+    name : str
+        Of the stage, for the log.
+
+    Returns
+    -------
+    DisplacementField
+        On the grid of `u`.
+    """
+    from regnet_itk.refinement.instance_optimisation import (  # fmt: skip
+        MARGIN,
+        VOXEL_SIZE,
+        InstanceOptions,
+        InstancePair,
+        improved,
+        smoothness_factor,
+    )
+
+    voxel_size = region.grid.spacing[0]
+    if voxel_size > VOXEL_SIZE:
+        options.log(f"{name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough")
+    box = bounding_box(region.array, round(MARGIN / voxel_size))
+    grid = region.grid.part(box)
+    everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
+    instance = InstancePair(
+        *resampled_pair(pair, grid, composite, options.threads, averaged=True),
+        Image(region.array[box], grid),
+        everywhere.resampled(grid, composite, order=0),
+    )
+    factor = smoothness_factor(pair.fixed, pair.moving)
+    if factor > 1:
+        options.log(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
+    chosen = InstanceOptions(
+        settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
+        options.threads,
+    )  # fmt: skip
+    return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))

@@ -1,0 +1,59 @@
+"""What a network sees of a pair: both images on the same voxels, the moving one through the transform so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regnet_itk.data.image import Image
+from regnet_itk.errors import ImageError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.stages.base import ImagePair
+
+_OUTSIDE = -1000.0
+"""HU: what resampling puts where an image has ended."""
+
+
+def resampled_pair(
+    pair: ImagePair, grid: Grid, composite: sitk.Transform, threads: int | None, averaged: bool = False
+) -> tuple[Image, Image]:
+    """Return the fixed image, and the moving image through the transform so far, on the same voxels.
+
+    Parameters
+    ----------
+    pair : ImagePair
+    grid : Grid
+        The voxels.
+    composite : SimpleITK.Transform
+        The transform so far, fixed to moving.
+    threads : int, optional
+        All by default.
+    averaged : bool
+        Whether voxels that are larger than the image's are means over it.
+    """
+    from regnet_itk.networks.devices import limited_threads
+    from regnet_itk.networks.resampling import resampled_for_network
+
+    with limited_threads(threads):
+        return (
+            resampled_for_network(pair.fixed, grid, averaged=averaged),
+            resampled_for_network(pair.moving, grid, composite, averaged),
+        )
+
+
+def check_overlap(fixed: Image, moving: Image, region: Image) -> None:
+    """Refuse images of which only the fixed one has something in the region, all on one grid.
+
+    Raises
+    ------
+    ImageError
+    """
+    inside = region.array.astype(bool)
+    if not (moving.array[inside] > _OUTSIDE).any() and (fixed.array[inside] > _OUTSIDE).any():
+        raise ImageError(
+            "the images do not overlap where the displacement is wanted: the moving image lies elsewhere in space; "
+            "put an affine stage with (AutomaticTransformInitialization) before, or give -t0"
+        )

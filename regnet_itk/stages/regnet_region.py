@@ -1,0 +1,134 @@
+"""Where a RegNet stage works on a pair: where it predicts the displacement, and where it improves it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regnet_itk.data.image import Image, bounding_box
+from regnet_itk.errors import ImageError, ParameterError
+
+if TYPE_CHECKING:
+    from regnet_itk.anatomy.lungs import ChestMasks
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.stages.base import ImagePair
+    from regnet_itk.stages.regnet_settings import RegNetSettings
+    from regnet_itk.transforms.chain import TransformChain
+
+
+def check_masks_given(pair: ImagePair, settings: RegNetSettings, source: str) -> None:
+    """Refuse a region that is to be the masks where there are none.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if settings.region == "mask" and not _has_mask(pair):
+        raise ParameterError(f'{source}: (RegNetRegion "mask") needs -fMask or -mMask')
+
+
+def _has_mask(pair: ImagePair) -> bool:
+    return pair.fixed_mask is not None or pair.moving_mask is not None
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of one pair, for one stage.
+
+    Parameters
+    ----------
+    pair : ImagePair
+    initial : TransformChain
+        Through which the moving mask is seen.
+    settings : RegNetSettings
+    usual : str
+        The region that the model is for, if nobody asked for another and there are no masks.
+    source : str
+        The parameter file, for the messages.
+    """
+
+    pair: ImagePair
+    initial: TransformChain
+    settings: RegNetSettings
+    usual: str
+    source: str
+
+    @cached_property
+    def _masks(self) -> ChestMasks:
+        from regnet_itk.anatomy.lungs import ChestMasks
+
+        return ChestMasks(self.pair.fixed)
+
+    def to_predict(self, grid: Grid) -> Image:
+        """Return where the displacement is wanted: on the fixed image's grid, or, if it is found, on the network's.
+
+        Parameters
+        ----------
+        grid : Grid
+            The network's voxels.
+
+        Raises
+        ------
+        ImageError
+            If no voxel is left.
+        ParameterError
+            If the region is to be the masks and there are none.
+        """
+        check_masks_given(self.pair, self.settings, self.source)
+        wanted: str = self.settings.region
+        if wanted == "auto":
+            wanted = "mask" if _has_mask(self.pair) else self.usual
+        whole = self.pair.fixed.grid
+        if wanted == "mask":
+            masks = [mask for mask in (self._moving_mask_on_fixed(), self.pair.fixed_mask) if mask is not None]
+            region = Image(np.logical_or.reduce([mask.array != 0 for mask in masks]), whole)
+        elif wanted == "all":
+            region = Image(np.ones(whole.shape, dtype=bool), whole)
+        else:
+            region = self._masks.lungs(grid) if wanted == "lungs" else self._masks.body(grid)
+        if not region.array.any():
+            raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
+        return region
+
+    def to_improve(self, predicted: Image) -> Image | None:
+        """Return where the field is improved: `predicted`, or, if nobody asked for a region, only the lungs.
+
+        Parameters
+        ----------
+        predicted : Image
+            Where the network predicts, as `to_predict` found it.
+
+        Returns
+        -------
+        Image or None
+            On voxels of the size that the memory budget allows; None if the field is not to be improved at all.
+        """
+        from regnet_itk.refinement.instance_optimisation import MARGIN, VOXEL_SIZE, voxel_size_within
+
+        if not self.settings.instance_iterations:
+            return None
+        found = self._to_improve_on(predicted, VOXEL_SIZE)
+        voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / VOXEL_SIZE)))
+        allowed = voxel_size_within(self.settings.memory, voxels)
+        return found if allowed == VOXEL_SIZE else self._to_improve_on(predicted, allowed)
+
+    def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:
+        grid = self.pair.fixed.grid.isotropic(voxel_size)
+        if self.settings.region == "auto" and not _has_mask(self.pair):
+            try:
+                return self._masks.lungs(grid)
+            except ImageError:
+                pass  # not a chest: the whole region then
+        chosen = Image(predicted.array.astype(np.uint8), predicted.grid).resampled(grid, order=0)
+        return Image(chosen.array > 0, grid)
+
+    def _moving_mask_on_fixed(self) -> Image | None:
+        mask = self.pair.moving_mask
+        if mask is None:
+            return None
+        binary, grid = Image((mask.array != 0).astype(np.uint8), mask.grid), self.pair.fixed.grid
+        return binary.resampled(grid, self.initial.to_sitk(grid), order=0)

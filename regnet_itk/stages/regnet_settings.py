@@ -1,0 +1,78 @@
+"""What a RegNet stage can be told: the keys of its own, each declared here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from regnet_itk.stages.keys import choice, key, number, read_settings, text, whole_number
+
+if TYPE_CHECKING:
+    from regnet_itk.parameters import ParameterMap
+
+DEFAULT_MODEL = "regnet_multistage"
+"""The better of the shipped models on the validation images."""
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Region = Literal["auto", "mask", "lungs", "body", "all"]
+
+
+@dataclass(frozen=True)
+class RegNetSettings:
+    """The ``RegNet`` keys of a parameter map; what each means stands beside it."""
+
+    model: str = key(
+        "RegNetModel", DEFAULT_MODEL, text("the name of a model or the path of its file"),
+        "name of a shipped model, or the path of a model file", headline=True,
+    )  # fmt: skip
+    region: Region = key(
+        "RegNetRegion", "auto", choice("auto", "mask", "lungs", "body", "all"),
+        "where to predict: `mask`, `lungs`, `body`, `all`; `auto` is the masks if given, else the body "
+        "(`regnet`: the lungs)", headline=True,
+    )  # fmt: skip
+    fade: float = key(
+        "RegNetFadeWidth", 20.0, number("a width in mm, 0 or more"),
+        "mm over which the field falls to zero outside that region",
+    )  # fmt: skip
+    precision: Precision = key(
+        "RegNetPrecision", "auto", choice("auto", "float32", "bfloat16"),
+        "`float32` or `bfloat16`; `auto` is bfloat16 where the processor computes with it",
+    )  # fmt: skip
+    memory: float = key(
+        "RegNetMemoryBudget", 2.5, number("a number of GB above 0", above=0.0),
+        "GB for the network's activations, and then for instance optimisation, which takes larger voxels if need be",
+    )  # fmt: skip
+    output_step: int = key(
+        "RegNetOutputStep", 2, whole_number("1 or 2", 1, 2),
+        "`regnet` only: predict every second voxel, or every one", headline=True,
+    )  # fmt: skip
+    repetitions: int = key(
+        "RegNetRepetitions", 1, whole_number("a whole number, at least 1", 1),
+        "`regnet_multistage` only: apply it again to its own result", headline=True,
+    )  # fmt: skip
+    stages: tuple[float, ...] = key(
+        "RegNetStages", (), number("sizes of voxels in mm, the coarsest first", above=0.0),
+        "`regnet_multistage` only: `16 8 4` leaves out its stage of 2 mm; the coarsest comes first",
+        default_words="all", several=True, headline=True,
+    )  # fmt: skip
+    instance_iterations: int = key(
+        "RegNetInstanceIterations", 0, whole_number("a whole number, 0 or more"),
+        "steps of instance optimisation after the network; the shipped `regnet_multistage.txt` asks for 30",
+        headline=True,
+    )  # fmt: skip
+    instance_smoothness: float = key(
+        "RegNetInstanceSmoothness", 0.02, number("a number, 0 or more"),
+        "weight of smoothness in these steps; more on coarse images (finest voxel side above 1.5 mm, slices above "
+        "2.5 mm)",
+    )  # fmt: skip
+
+    @classmethod
+    def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:
+        """Read the keys of a map; what it leaves out has the default.
+
+        Raises
+        ------
+        ParameterError
+            At a value that is not what its key takes.
+        """
+        return read_settings(cls, parameters)

@@ -10,8 +10,9 @@ from typing import Any
 
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
+from regnet_itk.metrics.registered_pair import overview_grid
 from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
-from regnet_itk.results import RegistrationResult, StageReport, describe_error, overview_grid
+from regnet_itk.results import RegistrationResult, StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain

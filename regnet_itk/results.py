@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
+from regnet_itk.metrics.registered_pair import overview_grid
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.stages.base import Detail, ImagePair
-
-FOLDING_SPACING = 2.0
-"""The Jacobian is looked at on voxels of this size in mm, or on the fixed image's if they are larger."""
 
 BACKWARD_FOLDER = "backward"
 """Where, in the folder of a registration both ways, the one of the fixed to the moving image lies."""
@@ -290,15 +287,6 @@ class RegistrationResult:
         if int(number) >= self.initial_links:
             return f"{kind}.{int(number) - self.initial_links}{dash}{part}.{suffix}"
         return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"
-
-
-def overview_grid(grid: Grid) -> Grid:
-    """Return a grid over the same box, along the same axes, no finer than needed to look at a smooth transform."""
-    nx, ny, nz = (max(1, round(n * s / max(s, FOLDING_SPACING))) for n, s in zip(grid.size, grid.spacing, strict=True))
-    sx, sy, sz = (n * s / m for n, s, m in zip(grid.size, grid.spacing, (nx, ny, nz), strict=True))
-    first = (-0.5 + 0.5 * sx / grid.spacing[0], -0.5 + 0.5 * sy / grid.spacing[1], -0.5 + 0.5 * sz / grid.spacing[2])
-    x, y, z = grid.index_to_point(first)
-    return Grid((nx, ny, nz), (sx, sy, sz), (float(x), float(y), float(z)), grid.direction)
 
 
 def _describe(image: Image) -> dict[str, Any]:

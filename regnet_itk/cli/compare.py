@@ -110,7 +110,8 @@ def run_comparison(
     from regnet_itk.cli.progress import StageProgress
     from regnet_itk.comparison.outputs import write_comparison
     from regnet_itk.comparison.run import compare
-    from regnet_itk.comparison.tables import error_table, quality_table, table_markdown
+    from regnet_itk.comparison.table_text import table_markdown
+    from regnet_itk.comparison.tables import error_table, quality_table
 
     shown = StageProgress(loglevel)
     with shown:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regnet_itk.comparison.pairs import Pair
+from regnet_itk.comparison.records import as_array
 from regnet_itk.comparison.run import Comparison, Method
-from regnet_itk.comparison.step import as_array
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box

@@ -10,6 +10,7 @@ from pathlib import Path
 from regnet_itk.comparison.figures import Drawn, write_figures
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import Comparison
+from regnet_itk.comparison.table_text import table_csv, table_latex, table_markdown
 from regnet_itk.comparison.tables import (
     difference_table,
     error_table,
@@ -17,9 +18,6 @@ from regnet_itk.comparison.tables import (
     failure_table,
     measures_csv,
     quality_table,
-    table_csv,
-    table_latex,
-    table_markdown,
 )
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks

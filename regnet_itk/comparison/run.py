@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.step import RECORD, Step, StepRecord, StepSettings, as_array, run_step
+from regnet_itk.comparison.records import RECORD, StepRecord, as_array
+from regnet_itk.comparison.step import Step, StepSettings, run_step
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.digests import digest_file, digest_text
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
+from regnet_itk.metrics.metric import Metric, mean_of
+from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, shipped_parameter_files
 from regnet_itk.results import package_versions
@@ -168,6 +171,11 @@ class Outcome:
         return sum(record.seconds for record in self.records)
 
     @property
+    def peak_mb(self) -> float:
+        """Memory of the largest process of all stages, MB."""
+        return max(record.peak_mb for record in self.records)
+
+    @property
     def transform(self) -> Path | None:
         """File of the whole transform; None before any stage."""
         return self.folder / self.last.transform if self.last.transform else None
@@ -193,6 +201,8 @@ class Comparison:
     settings : StepSettings
     versions : dict
         Of the packages.
+    metrics : tuple of Metric
+        What was measured beside landmarks and true displacements, in the order of the tables.
     """
 
     pairs: tuple[Pair, ...]
@@ -201,6 +211,7 @@ class Comparison:
     capture_range: float = CAPTURE_RANGE
     settings: StepSettings = field(default_factory=StepSettings)
     versions: dict[str, str] = field(default_factory=package_versions)
+    metrics: tuple[Metric, ...] = field(default_factory=known_metrics)
 
     @property
     def groups(self) -> list[str]:
@@ -293,17 +304,20 @@ def compare(
     OutputError
         If `out` cannot be written.
     ParameterError
-        If a model's file was changed meanwhile.
+        If a model's file was changed meanwhile, or a metric cannot be used.
     """
     check_writable(out)
-    steps = _Steps(Path(out).resolve() / "pairs", settings or StepSettings(), progress, say, _unique_labels(methods))
+    metrics = known_metrics()
+    check_portable(metrics)
+    folder, settings = Path(out).resolve() / "pairs", settings or StepSettings()
+    steps = _Steps(folder, settings, progress, say, _unique_labels(methods), metrics=metrics)
     compared = (Method(BEFORE, (), ()), *methods)
     outcomes = {}
     for number, pair in enumerate(pairs):
         steps.begin(number, len(pairs), sum(max(1, len(method.stages)) for method in compared))
         for method in compared:
             outcomes[pair.name, method.name] = steps.outcome(pair, method)
-    return Comparison(tuple(pairs), compared, outcomes, capture_range, steps.settings)
+    return Comparison(tuple(pairs), compared, outcomes, capture_range, settings, metrics=metrics)
 
 
 def _unique_labels(methods: Sequence[Method]) -> dict[str, str]:
@@ -328,6 +342,7 @@ class _Steps:
     done: dict[tuple[str, ...], StepRecord | str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     begun: tuple[int, int, int] = (0, 1, 1)
+    metrics: tuple[Metric, ...] = field(default_factory=known_metrics)
 
     def begin(self, number: int, count: int, steps: int) -> None:
         """Begin with pair `number` of `count`, which has at most so many steps."""
@@ -358,7 +373,8 @@ class _Steps:
             chain = (*chain, label)
             folder = self.folder / pair.file_name / "+".join(chain)
             key = key if stage is None else digest_text([key, mark])
-            step = Step(pair, stage, label, initial, folder, key, self._measured_key(pair, key), self.settings)
+            measured_key = self._measured_key(pair, key)
+            step = Step(pair, stage, label, initial, folder, key, measured_key, self.settings, self.metrics)
             if chain not in self.done:
                 self.done[chain] = self._run(step)
             found = self.done[chain]
@@ -375,7 +391,8 @@ class _Steps:
         return digest_text([*self._digests(pair, used), settings, json.dumps(package_versions(), sort_keys=True)])
 
     def _measured_key(self, pair: Pair, key: str) -> str:
-        return digest_text([key, *self._digests(pair, tuple(pair.files()))])
+        marks = (metric.fingerprint() for metric in self.metrics)
+        return digest_text([key, *self._digests(pair, tuple(pair.files())), *marks])
 
     def _digests(self, pair: Pair, columns: tuple[str, ...]) -> Iterator[str]:
         for column, path in pair.files().items():
@@ -425,7 +442,7 @@ def _summary(record: StepRecord) -> str:
         parts.append(f"TRE {np.linalg.norm(differences, axis=1).mean():.2f} mm")
     if record.measures.field is not None:
         parts.append(f"field error {record.measures.field.means[0]:.2f} mm")
-    return ", ".join([*parts, f"correlation {record.measures.correlation:.3f}"])
+    return ", ".join([*parts, f"correlation {mean_of(record.measures.metrics.get('correlation')):.3f}"])
 
 
 def _run_apart(step: Step, show: Callable[[float, str], None]) -> None:

@@ -1,20 +1,20 @@
-"""The tables of a comparison: the paper's Table 1, the other measures, and what differs, as CSV, Markdown and LaTeX."""
+"""The tables of a comparison: the paper's Table 1, the metrics with what they cost, what differs, and each pair."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import BEFORE, Comparison, Method, Outcome
-from regnet_itk.comparison.step import mean_dice
-from regnet_itk.metrics.measures import ErrorMoments, summarise_errors
+from regnet_itk.comparison.table_text import csv_text, number_text
+from regnet_itk.metrics.measures import summarise_errors
+from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.statistics import PairedDifference, holm, paired_difference
 from regnet_itk.report.page import Cell, Column, Table, Value
 
@@ -134,37 +134,47 @@ def _spread(mean: float, sd: float, digits: int = 2) -> Value:
     return Value(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}")
 
 
-_Measure = Callable[[Outcome], float]
+@dataclass(frozen=True)
+class _Quantity:
+    """A column of the table of quality and cost: a number of each outcome, already in its unit."""
+
+    column: Column
+    of: Callable[[Outcome], float]
+    digits: int
+    before: bool = False
 
 
-def _field_length(outcome: Outcome) -> float:
-    found = outcome.last.measures.field
-    return found.means[0] if found is not None else math.nan
+def _quantities(comparison: Comparison) -> list[_Quantity]:
+    """Return the metrics, then what it cost."""
+    metrics = [
+        _Quantity(Column(metric.heading, metric.unit), partial(_shown, metric), metric.digits, metric.before)
+        for metric in comparison.metrics
+    ]
+    costs = [
+        _Quantity(Column("time", "s"), lambda outcome: outcome.seconds, 1),
+        _Quantity(Column("last stage", "s"), lambda outcome: outcome.last.seconds, 1),
+        _Quantity(Column("peak memory", "GB"), lambda outcome: outcome.peak_mb / 1024, 2),
+    ]
+    return metrics + costs
 
 
-_QUALITY: tuple[tuple[Column, _Measure, float, int], ...] = (  # with the factor for the unit, and digits
-    (Column("correlation"), lambda o: o.last.measures.correlation, 1.0, 3),
-    (Column("Dice"), lambda o: mean_dice(o.last.measures), 1.0, 3),
-    (Column("det J <= 0", "%"), lambda o: o.last.measures.folding, 100.0, 4),
-    (Column("SD log det J"), lambda o: o.last.measures.log_jacobian_sd, 1.0, 3),
-    (Column("time", "s"), lambda o: o.seconds, 1.0, 1),
-    (Column("last stage", "s"), lambda o: o.last.seconds, 1.0, 1),
-    (Column("peak memory", "GB"), lambda o: max(r.peak_mb for r in o.records) / 1024, 1.0, 2),
-)
+def _shown(metric: Metric, outcome: Outcome) -> float:
+    return metric.shown(outcome.last.measures.metrics.get(metric.name))
 
 
 def quality_table(comparison: Comparison) -> Table:
     """Return the measures that need no truth, and what each method costs: mean ± standard deviation over pairs."""
+    quantities = _quantities(comparison)
     rows: list[list[Cell]] = []
     for data, pairs in subsets(comparison).items():
         for method in comparison.methods:
             outcomes = [o for pair in pairs if (o := comparison.outcome(pair, method)) is not None]
-            values: list[Cell] = []
-            for column, measure, factor, digits in _QUALITY:
-                wanted = outcomes if method.stages or column.name in _WITHOUT_STAGES else []
-                values.append(_over_pairs([factor * measure(o) for o in wanted], digits))
+            values = [
+                _over_pairs([q.of(outcome) for outcome in outcomes if method.stages or q.before], q.digits)
+                for q in quantities
+            ]
             rows.append([method.name, data, *values, len(outcomes), len(pairs) - len(outcomes)])
-    columns = [Column("Method"), Column("Data"), *(column for column, *_ in _QUALITY)]
+    columns = [Column("Method"), Column("Data"), *(quantity.column for quantity in quantities)]
     columns += [Column("pairs", digits=0), Column("failed", digits=0)]
     caption = (
         "Mean ± standard deviation over pairs. Correlation, Dice and det J inside the fixed masks, where there are "
@@ -172,9 +182,6 @@ def quality_table(comparison: Comparison) -> Table:
         "without reading and writing; last stage: that one alone. Peak memory: of the largest process."
     )
     return Table("Quality and cost", columns, rows, caption)
-
-
-_WITHOUT_STAGES = ("correlation", "Dice")
 
 
 def _over_pairs(values: Sequence[float], digits: int) -> Value | None:
@@ -221,26 +228,33 @@ def difference_rows(comparison: Comparison, seed: int = 0) -> list[DifferenceRow
 
 def _per_pair(comparison: Comparison) -> Iterator[tuple[str, Callable[[Pair, Method], float]]]:
     """Yield the measures that are compared, each as a function that gives a number a pair."""
+    yield "EPE, mm", partial(_of_outcome, comparison, _field_length)
+    yield "TRE, mm", partial(_mean_distance, comparison, None)
+    yield "TRE', mm", partial(_mean_distance, comparison, comparison.capture_range)
+    for metric in comparison.metrics:
+        if metric.compared:
+            yield metric.title, partial(_of_outcome, comparison, partial(_shown, metric))
 
-    def of_landmarks(limit: float | None) -> Callable[[Pair, Method], float]:
-        def mean(pair: Pair, method: Method) -> float:
-            found = comparison.differences(pair, method, limit)
-            return float(np.linalg.norm(found, axis=1).mean()) if len(found) else math.nan
 
-        return mean
+def _of_outcome(comparison: Comparison, number: Callable[[Outcome], float], pair: Pair, method: Method) -> float:
+    outcome = comparison.outcome(pair, method)
+    return math.nan if outcome is None else number(outcome)
 
-    def of_outcome(measure: _Measure) -> Callable[[Pair, Method], float]:
-        def value(pair: Pair, method: Method) -> float:
-            outcome = comparison.outcome(pair, method)
-            return math.nan if outcome is None else measure(outcome)
 
-        return value
+def _mean_distance(comparison: Comparison, limit: float | None, pair: Pair, method: Method) -> float:
+    """Return the mean distance of the landmarks of a pair, NaN without any."""
+    found = comparison.differences(pair, method, limit)
+    return float(np.linalg.norm(found, axis=1).mean()) if len(found) else math.nan
 
-    yield "EPE, mm", of_outcome(_field_length)
-    yield "TRE, mm", of_landmarks(None)
-    yield "TRE', mm", of_landmarks(comparison.capture_range)
-    yield "correlation", of_outcome(lambda o: o.last.measures.correlation)
-    yield "Dice", of_outcome(lambda o: mean_dice(o.last.measures))
+
+def _field_length(outcome: Outcome) -> float:
+    found = outcome.last.measures.field
+    return found.means[0] if found is not None else math.nan
+
+
+def _field_sum(outcome: Outcome) -> float:
+    found = outcome.last.measures.field
+    return found.means[1] if found is not None else math.nan
 
 
 def difference_table(comparison: Comparison, seed: int = 0) -> Table:
@@ -268,9 +282,6 @@ def failure_table(comparison: Comparison) -> Table:
     return Table("Failed", [Column("Pair"), Column("Method"), Column("Reason")], rows)
 
 
-# As text
-
-
 def errors_csv(comparison: Comparison) -> str:
     """Return Table 1 as CSV, a number a cell, in mm; shares go from 0 to 1."""
     axes = ("", "_x", "_y", "_z")
@@ -280,132 +291,44 @@ def errors_csv(comparison: Comparison) -> str:
     for row in error_rows(comparison):
         numbers = [value for both in zip(row.means, row.sds, strict=True) for value in both]
         numbers += [row.median, row.p95, row.above_2mm, row.above_5mm]
-        rows.append([row.evaluation, row.method, row.data, *map(_number, numbers), row.count, row.pairs])
-    return _csv([header, *rows])
+        rows.append([row.evaluation, row.method, row.data, *map(number_text, numbers), row.count, row.pairs])
+    return csv_text([header, *rows])
 
 
 def measures_csv(comparison: Comparison) -> str:
-    """Return every measure of every pair and method as CSV."""
+    """Return every measure of every pair and method as CSV, the metrics as records hold them."""
     header = [
         "pair", "data", "method", "tre_mm", "tre_capture_range_mm", "landmarks", "landmarks_in_capture_range", "epe_mm",
-        "mae_mm", "correlation", "dice", "share_det_jacobian_not_positive", "sd_log_det_jacobian", "seconds",
-        "seconds_of_stages", "peak_mb", "transform", "error",
+        "mae_mm", *(metric.column for metric in comparison.metrics), "seconds", "seconds_of_stages", "peak_mb",
+        "transform", "error",
     ]  # fmt: skip
     rows = [header]
     for pair in comparison.pairs:
         for method in comparison.methods:
-            rows.append([pair.name, pair.group, method.name, *_measures(comparison, pair, method)])
-    return _csv(rows)
+            outcome = comparison.outcome(pair, method)
+            if outcome is None:
+                error = comparison.outcomes[pair.name, method.name].error
+                measured = [""] * (len(header) - 4) + [error]
+            else:
+                measured = [*_landmark_cells(comparison, pair, method), *_outcome_cells(comparison, outcome)]
+            rows.append([pair.name, pair.group, method.name, *measured])
+    return csv_text(rows)
 
 
-def _measures(comparison: Comparison, pair: Pair, method: Method) -> list[str]:
-    outcome = comparison.outcome(pair, method)
-    if outcome is None:
-        return [""] * 14 + [comparison.outcomes[pair.name, method.name].error]
-    landmarks = [comparison.differences(pair, method, limit) for limit in (None, comparison.capture_range)]
-    lengths = [np.linalg.norm(found, axis=1) for found in landmarks]
-    measures = outcome.last.measures
-    field = measures.field.means if isinstance(measures.field, ErrorMoments) else (math.nan, math.nan)
-    numbers = [
-        field[0],
-        field[1],
-        measures.correlation,
-        mean_dice(measures),
-        measures.folding,
-        measures.log_jacobian_sd,
-    ]
+def _landmark_cells(comparison: Comparison, pair: Pair, method: Method) -> list[str]:
+    limits = None, comparison.capture_range
+    means = [number_text(_mean_distance(comparison, limit, pair, method)) for limit in limits]
+    return [*means, *(str(len(comparison.differences(pair, method, limit))) for limit in limits)]
+
+
+def _outcome_cells(comparison: Comparison, outcome: Outcome) -> list[str]:
+    found = outcome.last.measures.metrics
+    numbers = [_field_length(outcome), _field_sum(outcome)]
+    numbers += [mean_of(found.get(metric.name)) for metric in comparison.metrics]
     return [
-        *(_number(float(length.mean()) if len(length) else math.nan) for length in lengths),
-        *(str(len(length)) for length in lengths),
-        *map(_number, numbers),
-        _number(outcome.seconds),
+        *map(number_text, [*numbers, outcome.seconds]),
         " + ".join(f"{record.label} {record.seconds:.2f}" for record in outcome.records),
-        _number(max(record.peak_mb for record in outcome.records)),
+        number_text(outcome.peak_mb),
         str(outcome.transform or ""),
         "",
     ]
-
-
-def table_csv(table: Table) -> str:
-    """Return a table as CSV, its cells as they are shown."""
-    return _csv([[_heading(column) for column in table.columns], *([*_texts(table, row)] for row in table.rows)])
-
-
-def table_markdown(table: Table) -> str:
-    """Return a table as Markdown, with its title and caption."""
-    lines = [f"**{table.title}**", ""]
-    lines.append(_markdown_line(map(_heading, table.columns)))
-    lines.append("|" + "---|" * len(table.columns))
-    lines += [_markdown_line(_texts(table, row)) for row in table.rows]
-    return "\n".join([*lines, "", table.caption]).rstrip() + "\n"
-
-
-def _markdown_line(cells: Iterator[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def table_latex(table: Table) -> str:
-    r"""Return a table as LaTeX (plain ``tabular`` with ``\hline``), with its title and caption."""
-    spec = "l" + "".join(
-        "r" if any(_is_number(row[c]) for row in table.rows) else "l" for c in range(1, len(table.columns))
-    )
-    lines = [r"\begin{table}", r"\centering\small", rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{{spec}}}", r"\hline", _latex_line(map(_heading, table.columns)), r"\hline"]
-    before = ""
-    for row in table.rows:
-        first, *rest = _texts(table, row)
-        if table.columns[0].name == "Evaluation":  # named once, as in the paper
-            if before and first != before:
-                lines.append(r"\hline")
-            first, before = ("" if first == before else first), first
-        lines.append(_latex_line([first, *rest]))
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
-
-
-def _latex_line(cells: Sequence[str] | Iterator[str]) -> str:
-    return " & ".join(map(_latex, cells)) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<=": r"$\le$", ">": r"$>$", "<": r"$<$",
-    "|": r"$|$",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    out, position = [], 0
-    while position < len(text):
-        sign = next(s for s in ("<=", text[position]) if text.startswith(s, position))
-        out.append(_LATEX.get(sign, sign))
-        position += len(sign)
-    return "".join(out)
-
-
-def _heading(column: Column) -> str:
-    return f"{column.name}, {column.unit}" if column.unit else column.name
-
-
-def _texts(table: Table, row: Sequence[Cell]) -> Iterator[str]:
-    """Yield the cells of a row as they are shown."""
-    for column, cell in zip(table.columns, row, strict=True):
-        if isinstance(cell, Value):
-            yield cell.text
-        elif isinstance(cell, float):
-            yield "" if math.isnan(cell) else f"{cell:.{3 if column.digits is None else column.digits}f}"
-        else:
-            yield "" if cell is None else str(cell)
-
-
-def _is_number(cell: Cell) -> bool:
-    return isinstance(cell, Value | int | float)
-
-
-def _number(value: float) -> str:
-    return repr(round(value, 6)) if math.isfinite(value) else ""
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from regnet_itk.data.image import Image, check_mask
 from regnet_itk.data.image_files import read_image
@@ -14,11 +14,13 @@ from regnet_itk.data.landmarks import check_landmarks, read_landmarks
 from regnet_itk.data.suffixes import without_suffix
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError
 from regnet_itk.metrics.inverse_consistency import InverseConsistency
-from regnet_itk.metrics.measures import folding_share, normalised_correlation, summarise_errors
+from regnet_itk.metrics.measures import summarise_errors
+from regnet_itk.metrics.metric import Metric
+from regnet_itk.metrics.registered_pair import RegisteredPair, overview_grid
+from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.page import Cell, Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
 from regnet_itk.report.viewer import LONGEST_AXIS, residuals
-from regnet_itk.results import overview_grid
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 
@@ -226,36 +228,63 @@ def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LON
 
 
 def stage_table(run: FinishedRun) -> Table:
-    """Return the table of a registration's stages: time, landmark error, correlation and folding after each."""
-    stages = run.record["stages"]
-    errors = _error_rows(run)
-    rows: list[list[Cell]] = [["no registration", None, *errors[0], _correlation(run, TransformChain()), None]]
-    grid = overview_grid(run.pair.fixed.grid)
-    mask = run.pair.fixed_mask.resampled(grid, order=0) if run.pair.fixed_mask is not None else None
+    """Return the table of a registration's stages: time, landmark error and the metrics of single runs after each."""
+    before = _registered_pair(run, None)
+    metrics = [metric for metric in known_metrics() if metric.of_runs and metric.applies_to(before)]
+    stages, errors = run.record["stages"], _error_rows(run)
+    rows: list[list[Cell]] = [["no registration", None, *errors[0], *_metric_cells(run, None, metrics)]]
     first = len(run.pair.methods) - len(stages)
     for number, method in enumerate(run.pair.methods):
-        stage = number - first
-        seconds = stages[stage]["seconds"] if stage >= 0 else None
-        seen = mask is None or mask.array.any()  # a mask may be thinner than these voxels
-        folding = 100 * folding_share(method.chain.displacement_on(grid), mask) if seen else None
-        rows.append([method.name, seconds, *errors[number + 1], _correlation(run, method.chain), folding])
+        seconds = stages[number - first]["seconds"] if number >= first else None
+        rows.append([method.name, seconds, *errors[number + 1], *_metric_cells(run, method, metrics)])
     columns = [
         Column("after"),
         Column("time", "s", digits=1),
         Column("TRE, mean ± SD", "mm", "lowest"),
         Column("median", "mm", "lowest", 2),
         Column("largest", "mm", "lowest", 2),
-        Column("correlation", "", "highest", 3),
-        Column("det J ≤ 0", "%"),
+        *map(_metric_column, metrics),
     ]
-    keep = [i for i in range(len(columns)) if i not in (2, 3, 4) or any(row[i] is not None for row in rows)]
-    where = "in the fixed mask" if mask is not None else "in the whole fixed image"
-    return Table(
-        "Stages",
-        [columns[i] for i in keep],
-        [[row[i] for i in keep] for row in rows],
+    of_landmarks = (2, 3, 4)
+    keep = [i for i in range(len(columns)) if i not in of_landmarks or any(row[i] is not None for row in rows)]
+    return Table("Stages", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], _stages_caption(run))
+
+
+def _metric_column(metric: Metric) -> Column:
+    best: Literal["lowest", "highest"] | None = None
+    if metric.better is not None:
+        best = "lowest" if metric.better == "lower" else "highest"
+    digits = None if metric.unit == "%" else metric.digits  # a share may be tiny: three digits that count
+    return Column(metric.heading.replace("<=", "\N{LESS-THAN OR EQUAL TO}"), metric.unit, best, digits)
+
+
+def _registered_pair(run: FinishedRun, method: ViewerMethod | None) -> RegisteredPair:
+    """Return the pair after a method, or before any; its warped image is interpolated linearly."""
+    pair = run.pair
+    return RegisteredPair(
+        pair.fixed, pair.moving, TransformChain() if method is None else method.chain, pair.fixed_mask,
+        fixed_landmarks=pair.fixed_landmarks, moving_landmarks=pair.moving_landmarks, order=1,
+    )  # fmt: skip
+
+
+def _metric_cells(run: FinishedRun, method: ViewerMethod | None, metrics: Sequence[Metric]) -> list[Cell]:
+    registered = _registered_pair(run, method)
+    return [_metric_cell(metric, registered) if method or metric.before else None for metric in metrics]
+
+
+def _metric_cell(metric: Metric, pair: RegisteredPair) -> float | None:
+    try:
+        return metric.shown(metric.measure(pair))
+    except ImageError:  # a mask may be thinner than the voxels on which is measured
+        return None
+
+
+def _stages_caption(run: FinishedRun) -> str:
+    where = "in the fixed mask" if run.pair.fixed_mask is not None else "in the whole fixed image"
+    spacing = " x ".join(f"{s:.3g}" for s in overview_grid(run.pair.fixed.grid).spacing)
+    return (
         f"Correlation of the fixed with the warped image, and the share of folding, {where}; "
-        f"det J on voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm.",
+        f"det J on voxels of {spacing} mm."
     )
 
 
@@ -280,13 +309,6 @@ def _error_cells(error: Mapping[str, float] | None) -> list[Cell]:
     if error is None:
         return [None, None, None]
     return [Value(error["mean"], f"{error['mean']:.2f} ± {error['sd']:.2f}"), error["median"], error["max"]]
-
-
-def _correlation(run: FinishedRun, chain: TransformChain) -> float:
-    """Return the correlation of the fixed with the moving image under a chain, interpolated linearly."""
-    pair, grid = run.pair, run.pair.fixed.grid
-    warped = pair.moving.resampled(grid, chain.to_sitk(grid), default=float(pair.moving.array.min()))
-    return normalised_correlation(warped, pair.fixed, pair.fixed_mask)
 
 
 def _summary(run: FinishedRun) -> str:

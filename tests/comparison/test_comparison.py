@@ -26,6 +26,7 @@ from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.comparison.run import Method, compare, read_methods
 from regnet_itk.comparison.step import StepSettings, _run, peak_memory
+from regnet_itk.comparison.table_text import table_latex
 from regnet_itk.comparison.tables import (
     difference_rows,
     error_rows,
@@ -33,7 +34,6 @@ from regnet_itk.comparison.tables import (
     failure_table,
     measures_csv,
     quality_table,
-    table_latex,
 )
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
@@ -41,6 +41,8 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
+from regnet_itk.metrics.metric import Metric
+from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.networks.model import find_model
 from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
 from regnet_itk.stages.base import Stage, StageResult
@@ -196,12 +198,13 @@ def test_the_other_measures(pairs, log, tmp_path, here):
     right, wrong = method("right", shift(log, *TRUE)), Method("wrong", (shift(log, 9, 9, 9),), ("w",))
     found = compare([labelled], [right, wrong], tmp_path / "out")
     measures = {m.name: found.outcome(labelled, m).last.measures for m in found.methods}
-    assert measures["right"].correlation == pytest.approx(1.0, abs=1e-3)
-    assert measures["wrong"].correlation < 0.9
-    assert measures["right"].dice == {"5": 1.0}
-    assert measures["wrong"].dice["5"] < 0.5
-    assert measures["right"].folding == 0.0
-    assert measures["right"].log_jacobian_sd == pytest.approx(0.0, abs=1e-4)
+    right_ones, wrong_ones = measures["right"].metrics, measures["wrong"].metrics
+    assert right_ones["correlation"] == pytest.approx(1.0, abs=1e-3)
+    assert wrong_ones["correlation"] < 0.9
+    assert right_ones["dice"] == {"5": 1.0}
+    assert wrong_ones["dice"]["5"] < 0.5
+    assert right_ones["folding"] == 0.0
+    assert right_ones["log_jacobian_sd"] == pytest.approx(0.0, abs=1e-4)
     outcome = found.outcome(labelled, right)
     assert outcome.seconds == 1.25
     assert 20 < outcome.last.peak_mb <= max(2000, peak_memory())
@@ -225,6 +228,75 @@ def test_differences_are_scipys(pairs, log, tmp_path, here):
     assert row.difference.p_value == pytest.approx(stats.wilcoxon(*values).pvalue)
     assert row.difference.low <= row.difference.mean <= row.difference.high < 0
     assert "Dice" not in rows  # there are neither labels nor moving masks
+
+
+def brightest(pair):
+    """A share: of voxels of the warped image above -600."""
+    return float((pair.warped.array > -600).mean())
+
+
+def landmark_count(pair):
+    return {"fixed": len(pair.fixed_landmarks), "moving": len(pair.moving_landmarks) + 1.0}
+
+
+def broken(pair):
+    raise ZeroDivisionError("a mistake")
+
+
+@pytest.fixture
+def added():
+    """Makes metrics known until the test has ended."""
+    known = []
+
+    def add(*arguments, **more):
+        register_metric(metric := Metric(*arguments, **more))
+        known.append(metric.name)
+
+    yield add
+    for name in known:
+        unregister_metric(name)
+
+
+def test_tables_follow_a_new_metric(pairs, log, tmp_path, here, added):
+    added("bright", "bright share", brightest, "%", digits=1, factor=100.0, before=False)
+    added("count", "landmarks there", landmark_count, needs=("landmarks",), column="n", compared=False)
+    bare = dataclasses.replace(pairs[1], name="bare", fixed_landmarks=None, moving_landmarks=None)
+    found = compare([pairs[0], bare], [method("a", shift(log, *TRUE)), method("b", shift(log))], tmp_path / "out")
+    value = found.outcome(pairs[0], found.methods[1]).last.measures.metrics["bright"]
+    assert 0 < value < 1
+    table = quality_table(found)
+    names = [column.name for column in table.columns]
+    assert names[2:8] == ["correlation", "Dice", "det J <= 0", "SD log det J", "bright share", "landmarks there"]
+    before, after = table.rows[:2]
+    assert before[6] is None
+    assert after[6].number == pytest.approx(
+        100 * np.mean([found.outcome(pair, found.methods[1]).last.measures.metrics["bright"] for pair in found.pairs])
+    )
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", after[6].text)
+    assert [row[7].text for row in (before, after)] == ["12.500", "12.500"]  # the mean of 12 and 13, of one pair
+    measures = [row.measure for row in difference_rows(found)]
+    assert "bright share, %" in measures and "landmarks there" not in measures
+    rows = list(csv.DictReader(measures_csv(found).splitlines()))
+    assert float(rows[1]["bright"]) == pytest.approx(value, abs=1e-6)
+    assert [row["n"] for row in rows] == ["12.5"] * 3 + [""] * 3
+    assert list(rows[0]).index("seconds") == list(rows[0]).index("n") + 1
+
+
+def test_a_new_metric_is_measured_without_registering_again(pairs, log, tmp_path, here, added):
+    compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    added("bright", "bright share", brightest)
+    found = compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    assert runs(log) == 1
+    assert found.outcome(pairs[0], found.methods[1]).last.measures.metrics["bright"] > 0
+
+
+def test_metrics_that_cannot_be_used(pairs, log, tmp_path, here, added):
+    added("bad", "bad", broken)
+    found = compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
+    assert found.failures[0][2] == "the metric 'bad' failed: ZeroDivisionError: a mistake"
+    added("typed", "typed in", lambda pair: 1.0)
+    with pytest.raises(ParameterError, match="the metric 'typed' cannot be handed to another process; make its"):
+        compare(pairs[:1], [method("a", shift(log))], tmp_path / "out")
 
 
 # Steps

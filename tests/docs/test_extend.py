@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from documents import blocks, run_python
 
+from regnet_itk.metrics import registry
+
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "extend").glob("*.md"))
 
 
@@ -21,6 +23,7 @@ def test_the_page_runs(page, tmp_path, monkeypatch):
         pytest.skip("no Python to run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # a page may write a module and import it
+    monkeypatch.setattr(registry, "METRICS", dict(registry.METRICS))  # what a page adds is forgotten
     run_python(page)
 
 
@@ -49,6 +52,14 @@ def test_blocks_share_their_names_and_those_marked_are_left_out(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert run_python(page, {"height": 2.0}).later.x == 2.0
+
+
+def test_a_block_with_a_title_is_a_module_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text('```python title="titled_block.py"\nheight = 2.5\n```\n```python\nimport titled_block as it\n```\n')
+    assert run_python(page).it.height == 2.5
 
 
 def test_an_error_names_the_line_of_the_page(tmp_path):

@@ -8,20 +8,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^```(?P<language>\w+)(?: title=\"(?P<file>[\w.-]+)\")?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 class Block(NamedTuple):
-    """A block of code, and the number of the page's line where the code begins."""
+    """A block of code, the number of the page's line where it begins, and its title, which is the name of a file."""
 
     code: str
     line: int
+    file: str | None = None
 
 
 def blocks(text: str, language: str) -> list[Block]:
-    """Return the blocks that begin with ```` ```language ```` alone; one marked ``no-test`` is left out."""
+    """Return the blocks that begin with ```` ```language ````, with or without a title; ``no-test`` leaves one out."""
     return [
-        Block(found["code"], text.count("\n", 0, found.start("code")) + 1)
+        Block(found["code"], text.count("\n", 0, found.start("code")) + 1, found["file"])
         for found in FENCE.finditer(text)
         if found["language"] == language
     ]
@@ -29,6 +32,8 @@ def blocks(text: str, language: str) -> list[Block]:
 
 def run_python(page: Path, given: dict[str, object] | None = None) -> ModuleType:
     """Run all Python blocks of a page in order, as one module, and return the module.
+
+    A block with the title "name.py" is no part of it: it is written to that file, from which later blocks may import.
 
     Errors name the page and its line. The module can be found in ``sys.modules`` meanwhile, as dataclasses need it.
 
@@ -42,10 +47,16 @@ def run_python(page: Path, given: dict[str, object] | None = None) -> ModuleType
     module = ModuleType(f"page_{page.stem}")
     module.__dict__.update(given or {})
     sys.modules[module.__name__] = module
+    files: list[str] = []
     try:
         for block in blocks(page.read_text(encoding="utf-8"), "python"):
+            if block.file:
+                Path(block.file).write_text(block.code, encoding="utf-8")
+                files.append(block.file)
+                continue
             code = "\n" * (block.line - 1) + block.code
             exec(compile(code, page, "exec", dont_inherit=True), module.__dict__)
     finally:
-        del sys.modules[module.__name__]
+        for name in (module.__name__, *(Path(file).stem for file in files)):
+            sys.modules.pop(name, None)
     return module

@@ -30,6 +30,8 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.data.landmarks import Landmarks
 from regnet_itk.errors import OutputError, ParameterError, PointsError
+from regnet_itk.metrics.metric import Metric
+from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.registration import register
 from regnet_itk.report.page import Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
@@ -783,6 +785,30 @@ def test_the_report_of_a_run_says_how_good_each_stage_is(home, capsys):
     told = Decoded(home / "run/report.html").pair()
     assert [method["name"] for method in told["methods"]] == names[1:]
     np.testing.assert_allclose(told["landmarks"], x, atol=1e-3)
+
+
+def darkness(pair):
+    return float(pair.fixed.array.mean() - pair.warped.array.mean())
+
+
+def test_the_report_of_a_run_follows_a_new_metric(home):
+    metrics = [
+        Metric("dark", "darker by", darkness, "HU", digits=1, before=False, of_runs=True),
+        Metric("hidden", "hidden one", darkness),
+        Metric("lacking", "lacks labels", darkness, needs=("labels",), of_runs=True),
+    ]
+    for metric in metrics:
+        register_metric(metric)
+    try:
+        assert call("report", "run") == 0
+    finally:
+        for metric in metrics:
+            unregister_metric(metric.name)
+    text = (home / "run/report.html").read_text(encoding="utf-8")
+    assert 'darker by <span class="unit">HU</span>' in text
+    assert "hidden one" not in text and "lacks labels" not in text
+    told = [cells[-1] for cells in table_of(home / "run/report.html").values()]
+    assert told[0] is None and all(isinstance(value, float) for value in told[1:])
 
 
 @needs_browser

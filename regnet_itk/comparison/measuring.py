@@ -1,0 +1,88 @@
+"""A transform of a pair, measured: landmarks and the true displacement as vectors, and all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from regnet_itk.comparison.pairs import Pair
+from regnet_itk.comparison.records import Measures
+from regnet_itk.data.field import read_displacement_field
+from regnet_itk.data.grid import FloatArray
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_image
+from regnet_itk.data.landmarks import check_landmarks, read_landmarks
+from regnet_itk.metrics.measures import ErrorMoments, transform_error
+from regnet_itk.metrics.metric import Metric
+from regnet_itk.metrics.registered_pair import RegisteredPair, mask_on
+from regnet_itk.stages.base import ImagePair
+from regnet_itk.transforms.chain import TransformChain
+
+AIR = -1000.0
+"""HU; what lies outside the moving image, where that is CT."""
+
+
+def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metrics: Sequence[Metric]) -> Measures:
+    """Measure a transform of a pair, through the whole chain.
+
+    Parameters
+    ----------
+    chain : TransformChain
+        T, fixed to moving.
+    images : ImagePair
+        With the fixed mask, inside which the measures are taken.
+    pair : Pair
+        Names the landmarks, the true displacement and the labels.
+    metrics : sequence of Metric
+
+    Raises
+    ------
+    PointsError, TransformError, ImageError
+        If one of these cannot be read or does not fit.
+    RegistrationError
+        If a metric fails.
+    """
+    registered = _registered_pair(chain, images, pair)
+    mapped, differences = _map_landmarks(registered)
+    field = _field_error(registered, pair)
+    if pair.displacement is not None and any("truth" in metric.needs for metric in metrics):
+        registered = replace(registered, truth=read_displacement_field(pair.displacement))
+    found = {metric.name: metric.measure(registered) for metric in metrics}
+    return Measures(mapped.tolist(), differences.tolist(), field, found)
+
+
+def _registered_pair(chain: TransformChain, images: ImagePair, pair: Pair) -> RegisteredPair:
+    """Return the pair with all that is known about it, but for the true displacement, which may be large."""
+    fixed, moving = images.fixed, images.moving
+    registered = RegisteredPair(
+        fixed, moving, chain, images.fixed_mask, images.moving_mask,
+        outside=AIR if moving.array.min() < AIR / 2 else None,
+    )  # fmt: skip
+    if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
+        points = read_landmarks(pair.fixed_landmarks, fixed.grid), read_landmarks(pair.moving_landmarks, moving.grid)
+        check_landmarks(*points, fixed.grid, moving.grid)
+        registered = replace(registered, fixed_landmarks=points[0], moving_landmarks=points[1])
+    if pair.fixed_labels is not None and pair.moving_labels is not None:
+        labels: list[Image] = [
+            read_image(path, role)
+            for path, role in ((pair.fixed_labels, "fixed labels"), (pair.moving_labels, "moving labels"))
+        ]
+        registered = replace(registered, fixed_labels=labels[0], moving_labels=labels[1])
+    return registered
+
+
+def _map_landmarks(pair: RegisteredPair) -> tuple[FloatArray, FloatArray]:
+    """Return T(x_i) and T(x_i) - y_i, both (n, 3)."""
+    if pair.fixed_landmarks is None or pair.moving_landmarks is None:
+        return np.zeros((0, 3)), np.zeros((0, 3))
+    mapped = pair.chain.map_points(pair.fixed_landmarks.points)
+    return mapped, mapped - pair.moving_landmarks.points
+
+
+def _field_error(registered: RegisteredPair, pair: Pair) -> ErrorMoments | None:
+    if pair.displacement is None:
+        return None
+    truth = read_displacement_field(pair.displacement)
+    return transform_error(registered.chain, truth, mask_on(registered.fixed_mask, truth.grid))

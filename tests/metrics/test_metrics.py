@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-from regnet_itk.transforms.types import MatrixTransform
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
@@ -19,6 +18,7 @@ from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registered_pair import NEEDS, RegisteredPair
 from regnet_itk.metrics.registry import METRICS, known_metrics, register_metric, unregister_metric
 from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.matrix import MatrixTransform
 
 GRID = Grid((12, 10, 8), (1.0, 2.0, 3.0), (5.0, -5.0, 7.0))
 RIGHT = TransformChain((Link(MatrixTransform(np.eye(3), translation=np.array([2.0, 0.0, 0.0]))),))

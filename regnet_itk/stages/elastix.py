@@ -33,7 +33,7 @@ from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS
 from regnet_itk.transforms.elastix_reading import chain_from_maps
 from regnet_itk.transforms.elastix_writing import write_elastix
-from regnet_itk.transforms.registry import stage_names
+from regnet_itk.transforms.registry import find_elastix_type, stage_names
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
@@ -130,9 +130,10 @@ class ElastixStage(Stage):
         """
         source = self.parameters.source
         transform = self.parameters.get_str("Transform")
-        usable = stage_names()
-        if transform in COMPONENTS and transform not in usable:
-            raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {', '.join(usable)}")
+        kind = find_elastix_type(transform)
+        if transform in COMPONENTS and not (kind and kind.in_stages):
+            usable = ", ".join(stage_names())
+            raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {usable}")
         result_pixel_type(self.parameters)
         bending = "Metric" in self.parameters and BENDING_ENERGY in self.parameters["Metric"]
         if bending and any(isinstance(link.transform, DisplacementField) for link in initial.links):

@@ -383,12 +383,12 @@ def _write_elastix(chain: TransformChain, stage: Path, target: Path, grid: Grid,
 
 
 def _write_itk(chain: TransformChain, part: Path, grid: Grid | None) -> tuple[TransformChain, bool]:
-    exact = True
     try:
-        chain.applied()
-    except TransformError:  # a sum, which ITK cannot express: it has to be sampled
-        exact, grid = False, _needed(grid, Path(part.name))
-    write_itk(chain, part, grid)
+        write_itk(chain, part)
+        exact = True
+    except TransformError:  # a sum, or a type that ITK cannot express: it has to be sampled
+        write_itk(chain, part, _needed(grid, Path(part.name)))
+        exact = False
     return read_chain(part), exact
 
 

@@ -39,13 +39,15 @@ def _read_transform_of_itk(values: ParameterMap, folder: Path) -> Transform:
     return whole
 
 
-def _read_transform(values: ParameterMap, folder: Path) -> Transform:
+def _read_transform(values: ParameterMap, folder: Path) -> tuple[Transform, tuple[str, ...]]:
+    """Return the transform of a file, and the keys that describe it there."""
     name = values.get_str("Transform")
     if name == "File":
-        return _read_transform_of_itk(values, folder)
+        of_any_type = (key for kind in known_types() for key in kind.keys)
+        return _read_transform_of_itk(values, folder), (_ITK_FILE_KEY, *of_any_type)
     kind = find_elastix_type(name)
     if kind is not None:
-        return kind.read(values, folder)
+        return kind.read(values, folder), kind.keys
     known = known_names()
     near = did_you_mean(name, known)
     raise TransformError(
@@ -56,12 +58,6 @@ def _read_transform(values: ParameterMap, folder: Path) -> Transform:
 def file_keys() -> tuple[str, ...]:
     """Return the keys by which a transform file names what it is made of: not where it starts, but its own files."""
     return tuple(dict.fromkeys([*(key for kind in known_types() for key in kind.file_keys), _ITK_FILE_KEY]))
-
-
-def _own_keys() -> tuple[str, ...]:
-    """Return the keys of a transform file that describe its transform, and not how images are resampled."""
-    of_types = (key for kind in known_types() for key in kind.keys)
-    return (*INITIAL_KEYS, *_ANY_TRANSFORM, *of_types, *file_keys())
 
 
 def _link_from(values: ParameterMap, folder: Path) -> Link:
@@ -77,8 +73,8 @@ def _link_from(values: ParameterMap, folder: Path) -> Link:
             f'{values.source}: it was made with (UseDirectionCosines "false") on an image with a direction, '
             'and does not hold in physical space; register again with "true"'
         )
-    transform = _read_transform(values, folder)
-    return Link(transform, "add" if how == "Add" else "compose", values.without(*_own_keys()))
+    transform, keys = _read_transform(values, folder)
+    return Link(transform, "add" if how == "Add" else "compose", values.without(*INITIAL_KEYS, *_ANY_TRANSFORM, *keys))
 
 
 def _axis_aligned(values: ParameterMap) -> bool:

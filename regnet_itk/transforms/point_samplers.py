@@ -61,9 +61,10 @@ class _OnGrid:
 class FieldSampler:
     """A displacement field between its voxels: linear, constant over the outer half voxel, zero beyond it.
 
-    Torch's ``grid_sample`` would take the indices as float32 parts of the whole field, which is off by 0.0003 voxels in
+    Torch's ``grid_sample`` would take the indices as float32 parts of the whole field, which is off by 3e-5 voxels in
     a field of 400 and leaves no vector as it was. Here the weights of the eight neighbours come from float64 indices,
-    and one ``embedding_bag`` gathers and sums them: as fast at neighbouring points, and faster at distant ones.
+    and one ``embedding_bag`` gathers and sums them: a fifth slower at points that lie beside each other, three times as
+    fast at points that do not.
 
     Parameters
     ----------
@@ -78,10 +79,10 @@ class FieldSampler:
         self._rows = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).reshape(-1, 3)
         self._grid = _OnGrid(grid)
         self._last = torch.tensor(grid.size, dtype=torch.float64) - 1
-        strides = torch.tensor([1, nx, nx * ny], dtype=torch.float64)
-        self._strides = strides
-        x, y, z = torch.where(self._last > 0, strides, 0.0).long().tolist()  # an axis of one voxel has no neighbours
-        self._corners = torch.tensor([c + b + a for c in (0, z) for b in (0, y) for a in (0, x)])
+        self._strides = torch.tensor([1, nx, nx * ny], dtype=torch.float64)
+        x, y, z = torch.where(self._last > 0, self._strides, 0.0).tolist()  # an axis of one voxel has no neighbours
+        count = torch.int32 if len(self._rows) < 2**31 else torch.int64
+        self._corners = torch.tensor([c + b + a for c in (0, z) for b in (0, y) for a in (0, x)]).to(count)
 
     def map(self, points: Tensor) -> Tensor:
         """Return T(x) = x + u(x) of the points (n, 3)."""
@@ -109,12 +110,14 @@ class FieldSampler:
 
     def _at(self, index: Tensor) -> Tensor:
         """Return the vectors (n, 3) at indices (n, 3); beyond the border they are those of the border."""
-        base = torch.minimum(index.floor().clamp(min=0), (self._last - 1).clamp(min=0))
-        px, py, pz = (index - base).clamp(0.0, 1.0).float().T
+        base = torch.minimum(index.floor().clamp_(min=0), (self._last - 1).clamp(min=0))
+        px, py, pz = (index - base).clamp_(0.0, 1.0).float().T.contiguous()
         qx, qy, qz = 1 - px, 1 - py, 1 - pz
-        rows = (qz * qy, qz * py, pz * qy, pz * py)
-        weights = torch.stack([row * part for row in rows for part in (qx, px)], dim=1)
-        corners = (base @ self._strides).long()[:, None] + self._corners
+        weights = torch.empty(len(index), 8)
+        for row, weight in enumerate((qz * qy, qz * py, pz * qy, pz * py)):
+            torch.mul(weight, qx, out=weights[:, 2 * row])
+            torch.mul(weight, px, out=weights[:, 2 * row + 1])
+        corners = (base @ self._strides).to(self._corners.dtype)[:, None] + self._corners
         return functional.embedding_bag(corners, self._rows, per_sample_weights=weights, mode="sum")
 
 

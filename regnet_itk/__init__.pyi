@@ -54,6 +54,7 @@ from .transforms.elastix_reading import read_chain as read_chain
 from .transforms.inverse import inverse_points as inverse_points
 from .transforms.inverse import inverse_residual as inverse_residual
 from .transforms.inverse import invert_chain as invert_chain
+from .transforms.itk_files import chain_from_sitk as chain_from_sitk
 from .transforms.jacobian import jacobian_determinant_on as jacobian_determinant_on
 from .transforms.jacobian import summarise_folding as summarise_folding
 from .transforms.point_mapping import map_landmarks as map_landmarks

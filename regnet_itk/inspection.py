@@ -93,6 +93,14 @@ def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
     ------
     RegNetItkError
         If it is missing, damaged, or of no known kind.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import inspect_file
+    >>> sitk.WriteTransform(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)), "shift.tfm")
+    >>> inspect_file("shift.tfm").kind
+    'ITK transform'
     """
     path = Path(path)
     if not path.exists():

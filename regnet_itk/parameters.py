@@ -39,6 +39,16 @@ class ParameterMap:
         Strings without their quotes, numbers as they were written.
     source : str
         The file, for the messages.
+
+    Examples
+    --------
+    >>> from regnet_itk import ParameterMap
+    >>> affine = ParameterMap({"Transform": ("AffineTransform",), "NumberOfResolutions": ("4",)})
+    >>> affine.get_int("NumberOfResolutions", 3)
+    4
+    >>> print(affine.with_(NumberOfResolutions=2).to_text())
+    (Transform "AffineTransform")
+    (NumberOfResolutions 2)
     """
 
     values: Mapping[str, tuple[str, ...]]
@@ -261,7 +271,14 @@ def parse_parameter_toml(text: str, source: str = "<text>") -> ParameterMap:
 
 
 def shipped_parameter_files() -> dict[str, Path]:
-    """Return the parameter files that come with the package, by name."""
+    """Return the parameter files that come with the package, by name.
+
+    Examples
+    --------
+    >>> from regnet_itk import shipped_parameter_files
+    >>> "affine" in shipped_parameter_files()
+    True
+    """
     package = Path(__file__).resolve().parent
     for folder in (package / "parameter_files", package.parent / "parameter_files"):
         files = sorted(p for p in folder.glob("*") if p.suffix in PARAMETER_SUFFIXES) if folder.is_dir() else []
@@ -283,6 +300,12 @@ def read_parameter_map(path_or_name: str | Path) -> ParameterMap:
     ------
     ParameterError
         If it does not exist or is malformed.
+
+    Examples
+    --------
+    >>> from regnet_itk import read_parameter_map
+    >>> read_parameter_map("regnet_multistage")["RegNetModel"]
+    ('regnet_multistage',)
     """
     path = Path(path_or_name)
     if not path.is_file():
@@ -321,6 +344,14 @@ def write_parameter_map(parameter_map: ParameterMap, path: str | Path) -> None:
     ------
     OutputError
         If it cannot be written.
+
+    Examples
+    --------
+    >>> from regnet_itk import read_parameter_map, write_parameter_map
+    >>> quick = read_parameter_map("affine").with_(MaximumNumberOfIterations=100)
+    >>> write_parameter_map(quick, "quick.txt")
+    >>> read_parameter_map("quick.txt").get_int("MaximumNumberOfIterations", 0)
+    100
     """
     from regnet_itk.outputs import write_whole
 

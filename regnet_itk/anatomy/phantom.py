@@ -197,6 +197,14 @@ def make_phantom(
         If `kind` is unknown, `noise` is negative, or `amplitude` is negative or above 45 mm.
     ImageError
         If `spacing` is not positive, or so large that a grid has fewer than 5 voxels along an axis.
+
+    Examples
+    --------
+    >>> from regnet_itk import make_phantom, write_phantom
+    >>> phantom = make_phantom(seed=1, spacing=(8.0, 8.0, 10.0), extent=(160.0, 140.0, 130.0))
+    >>> phantom.fixed.grid.size
+    (20, 18, 13)
+    >>> write_phantom(phantom, "phantom")  # fixed.mha, moving.mha, masks, landmarks, the true displacement
     """
     _check(kind, amplitude, noise)
     rng = np.random.default_rng([seed, sorted(_KINDS).index(kind)])

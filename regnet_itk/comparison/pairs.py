@@ -164,6 +164,14 @@ def write_pairs(pairs: Sequence[Pair], path: str | Path) -> None:
     ------
     OutputError
         If it cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from regnet_itk import Pair, write_pairs
+    >>> write_pairs([Pair("p01", Path("baseline.mha"), Path("followup.mha"))], "pairs.csv")
+    >>> Path("pairs.csv").exists()
+    True
     """
     path = Path(path)
     used = [c.name for c in fields(Pair) if c.name != "where" and any(getattr(pair, c.name) for pair in pairs)]

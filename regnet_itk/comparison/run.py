@@ -80,6 +80,12 @@ def read_methods(names: Sequence[str], chains: Sequence[str] = ()) -> list[Metho
     ------
     ParameterError, ModelError
         If one is unknown (with the nearest known one), malformed, or named twice.
+
+    Examples
+    --------
+    >>> from regnet_itk import read_methods
+    >>> [method.name for method in read_methods(["affine", "bspline_3r"], ["mine=affine,regnet"])]
+    ['affine', 'bspline_3r', 'mine']
     """
     own = dict(_split(chain) for chain in chains)
     shipped = shipped_parameter_files()

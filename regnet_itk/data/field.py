@@ -38,6 +38,15 @@ class DisplacementField:
         u in mm, components along the physical axes x, y, z (LPS), not along the axes of the grid.
     grid : Grid
         Where the vectors lie.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import DisplacementField, Grid
+    >>> grid = Grid(size=(4, 3, 2))
+    >>> field = DisplacementField(np.full((*grid.shape, 3), (1.0, 0.0, -2.0)), grid)
+    >>> field.map_points([[1.0, 1.0, 0.5]]).tolist()
+    [[2.0, 1.0, -1.5]]
     """
 
     vectors: npt.NDArray[np.floating[Any]]
@@ -154,6 +163,15 @@ def read_displacement_field(path: str | Path) -> DisplacementField:
     ------
     TransformError
         If the file is missing, unreadable, or not a 3D image of three components.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import read_displacement_field
+    >>> sitk.WriteImage(sitk.Image((4, 3, 2), sitk.sitkVectorFloat64, 3), "u.mha")
+    >>> read_displacement_field("u.mha").vectors.shape
+    (2, 3, 4, 3)
     """
     path = Path(path)
     try:

@@ -61,6 +61,15 @@ class Grid:
     ------
     ImageError
         If a size or spacing is not positive, a value is not finite, or the direction cannot be inverted.
+
+    Examples
+    --------
+    >>> from regnet_itk import Grid
+    >>> grid = Grid(size=(4, 3, 2), spacing=(1.0, 1.0, 2.5), origin=(10.0, 0.0, 0.0))
+    >>> grid.shape  # of arrays
+    (2, 3, 4)
+    >>> grid.index_to_point([1, 0, 1]).tolist()  # x, y, z in mm
+    [11.0, 0.0, 2.5]
     """
 
     size: tuple[int, int, int]

@@ -26,6 +26,16 @@ class Image:
         Voxel values.
     grid : Grid
         Where the voxels lie.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image
+    >>> image = Image(np.zeros((2, 3, 4), dtype=np.int16), Grid((4, 3, 2), spacing=(1.0, 1.0, 2.5)))
+    >>> image
+    Image(4 x 3 x 2 voxels of 1 x 1 x 2.5 mm, int16, 0 to 0)
+    >>> image.to_sitk().GetSize()
+    (4, 3, 2)
     """
 
     array: npt.NDArray[Any]

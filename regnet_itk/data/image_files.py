@@ -52,6 +52,14 @@ def read_image(path: str | Path, role: str = "image") -> Image:
     ImageError
         If it is missing, unreadable, damaged, not 3D or not scalar, or if it says two things of where its voxels lie;
         the message names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image, read_image, write_image
+    >>> write_image(Image(np.ones((2, 3, 4)), Grid((4, 3, 2), spacing=(1.0, 1.0, 2.5))), "ones.mha")
+    >>> read_image("ones.mha").grid.spacing
+    (1.0, 1.0, 2.5)
     """
     path = Path(path)
     if _kind(path, role) == "folder":
@@ -282,6 +290,12 @@ def write_image(image: Image, path: str | Path, compress: bool = True) -> None:
     ------
     OutputError
         If it cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image, write_image
+    >>> write_image(Image(np.ones((2, 3, 4)), Grid((4, 3, 2), spacing=(1.0, 1.0, 2.5))), "ones.nii.gz")
     """
     import SimpleITK as sitk
 

@@ -43,6 +43,14 @@ class Landmarks:
     ------
     PointsError
         If the shape is another, a value is not finite, or the number of names does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Landmarks
+    >>> landmarks = Landmarks(np.array([[10.0, -20.0, 30.0]]), names=("carina",))
+    >>> len(landmarks.points)
+    1
     """
 
     points: FloatArray
@@ -124,6 +132,13 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
     ------
     PointsError
         If the file is missing or malformed, with file and line, or if it holds indices and there is no grid.
+
+    Examples
+    --------
+    >>> from regnet_itk import Landmarks, read_landmarks, write_landmarks
+    >>> write_landmarks(Landmarks([[10.0, -20.0, 30.0]]), "points.txt")
+    >>> read_landmarks("points.txt").points.tolist()
+    [[10.0, -20.0, 30.0]]
     """
     path = Path(path)
     try:
@@ -358,6 +373,14 @@ def write_landmarks(landmarks: Landmarks, path: str | Path) -> None:
         If the suffix is unknown.
     OutputError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Landmarks, read_landmarks, write_landmarks
+    >>> write_landmarks(Landmarks(np.array([[10.0, -20.0, 30.0]]), names=("carina",)), "points.fcsv")
+    >>> read_landmarks("points.fcsv").names
+    ('carina',)
     """
     from regnet_itk.outputs import write_whole
 

@@ -85,6 +85,19 @@ def inverse_consistency(
     ------
     ImageError
         If the mask is empty or lies on another grid, or no voxel is taken into the moving image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> grid = regnet_itk.Grid(size=(8, 8, 4), spacing=(1.0, 1.0, 2.0))
+    >>> back = regnet_itk.invert_chain(chain, grid)
+    >>> fixed = regnet_itk.Image(np.zeros(grid.shape, np.float32), grid)
+    >>> everywhere = regnet_itk.Image(np.ones(grid.shape, np.uint8), grid)
+    >>> regnet_itk.inverse_consistency(chain, back, fixed, grid, everywhere).max < 1e-9
+    True
     """
     inside, region = _region(fixed, mask)
     lengths, furthest, looked_at = [np.empty(0)], (-1.0, (0.0, 0.0, 0.0)), 0

@@ -133,6 +133,14 @@ def target_registration_error(
     ------
     PointsError
         If the landmarks are not pairs of finite points.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> regnet_itk.target_registration_error(chain, [[0.0, 0.0, 0.0]], [[2.0, 0.0, 2.0]]).tolist()
+    [3.0]
     """
     return np.asarray(np.linalg.norm(landmark_differences(mapping, fixed, moving), axis=1))
 
@@ -155,6 +163,16 @@ def displacement_error(
     ------
     ImageError
         If the mask is empty or lies on another grid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import DisplacementField, Grid, displacement_error
+    >>> grid = Grid(size=(4, 3, 2))
+    >>> true = DisplacementField(np.zeros((*grid.shape, 3)), grid)
+    >>> found = DisplacementField(np.full((*grid.shape, 3), (0.0, 3.0, 4.0)), grid)
+    >>> displacement_error(found, true).mean
+    5.0
     """
     inside = _mask(mask, true.grid.shape)
     if mask is not None and not mask.grid.is_close(true.grid, 1e-2):
@@ -264,6 +282,14 @@ def normalised_correlation(a: Image, b: Image, mask: Image | None = None) -> flo
     ------
     ImageError
         If the grids differ or the mask is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image, normalised_correlation
+    >>> image = Image(np.arange(24.0).reshape(2, 3, 4), Grid(size=(4, 3, 2)))
+    >>> round(normalised_correlation(image, Image(5.0 - 2.0 * image.array, image.grid)), 6)
+    -1.0
     """
     _same_grid(a, b)
     if mask is not None:
@@ -290,6 +316,14 @@ def folding_share(field: DisplacementField | Image, mask: Image | None = None) -
     ------
     ImageError
         If the mask is empty or lies on another grid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import DisplacementField, Grid, folding_share
+    >>> grid = Grid(size=(4, 3, 2))
+    >>> folding_share(DisplacementField(np.zeros((*grid.shape, 3)), grid))
+    0.0
     """
     return float((_determinants(field, mask) <= 0).mean())
 
@@ -336,6 +370,14 @@ def label_dice(a: Image, b: Image) -> dict[int, float]:
     ------
     ImageError
         If the grids differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image, label_dice
+    >>> grid = Grid(size=(4, 1, 1))
+    >>> label_dice(Image(np.array([[[1, 1, 2, 0]]]), grid), Image(np.array([[[0, 1, 2, 0]]]), grid))
+    {1: 0.6666666666666666, 2: 1.0}
     """
     _same_grid(a, b)
     found = {}
@@ -353,6 +395,14 @@ def dice(a: Image, b: Image) -> float:
     ------
     ImageError
         If the grids differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import Grid, Image, dice
+    >>> grid = Grid(size=(4, 1, 1))
+    >>> dice(Image(np.array([[[1, 1, 0, 0]]]), grid), Image(np.array([[[0, 1, 1, 0]]]), grid))
+    0.5
     """
     _same_grid(a, b)
     first, second = a.array != 0, b.array != 0

@@ -115,6 +115,12 @@ def load_model(path: str | Path) -> Model:
     ------
     ModelError
         If the file is missing, truncated, not a model, altered, or of another network than it says.
+
+    Examples
+    --------
+    >>> from regnet_itk import load_model, shipped_models
+    >>> load_model(shipped_models()["regnet_multistage"]).description.voxel_size
+    2.0
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -176,7 +182,14 @@ def read_model_header(path: str | Path) -> tuple[ModelDescription, str]:
 
 
 def shipped_models() -> dict[str, Path]:
-    """Return the models that come with the package, by name."""
+    """Return the models that come with the package, by name.
+
+    Examples
+    --------
+    >>> from regnet_itk import shipped_models
+    >>> "regnet_multistage" in shipped_models()
+    True
+    """
     return {path.stem: path for path in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
 
 

@@ -66,6 +66,16 @@ class TransformChain:
     ----------
     links : tuple of Link
         The first is the initial transform.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> chain.map_points([[10.0, -20.0, 30.0]]).tolist()
+    [[12.0, -20.0, 29.0]]
+    >>> chain.displacement_on(regnet_itk.Grid(size=(4, 3, 2))).vectors.shape
+    (2, 3, 4, 3)
     """
 
     links: tuple[Link, ...] = ()

@@ -119,6 +119,14 @@ def read_transform(path: str | Path, vectors: Vectors | None = None) -> Transfor
     ------
     TransformError
         If the file is missing, of no known kind, damaged, or does not hold a transform.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import read_transform
+    >>> sitk.WriteImage(sitk.Image((4, 3, 2), sitk.sitkVectorFloat64, 3), "u.mha")
+    >>> read_transform("u.mha").map_points([[1.0, 1.0, 0.5]]).tolist()
+    [[1.0, 1.0, 0.5]]
     """
     path = Path(path)
     if not path.exists():
@@ -220,6 +228,15 @@ def fit_bspline(chain: TransformChain, grid: Grid, spacing: float) -> TransformC
     ------
     TransformError
         If the control points would be closer than the voxels.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> spline = regnet_itk.fit_bspline(chain, regnet_itk.Grid(size=(8, 8, 4)), spacing=4.0)
+    >>> spline.map_points([[3.0, 3.0, 2.0]]).round(3).tolist()
+    [[5.0, 3.0, 1.0]]
     """
     if not spacing >= max(grid.spacing):
         raise TransformError(
@@ -311,6 +328,14 @@ def convert(
         If the source cannot be read, a grid is needed and unknown, or `max_error` is exceeded.
     OutputError
         If the target cannot be written.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import Grid, convert
+    >>> sitk.WriteTransform(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)), "shift.tfm")
+    >>> convert("shift.tfm", "u.mha", like=Grid(size=(8, 8, 4))).deviation.max < 1e-6
+    True
     """
     suffix, target = suffix_of(target), Path(target)
     chain = source if isinstance(source, TransformChain) else read_transform(source, vectors)

@@ -103,6 +103,14 @@ def read_chain(path: str | Path) -> TransformChain:
     ------
     TransformError
         If a file is missing, cut off, not 3D, of an unknown type, or refers to itself.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import read_chain
+    >>> sitk.WriteTransform(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)), "shift.tfm")
+    >>> read_chain("shift.tfm").map_points([[0.0, 0.0, 0.0]]).tolist()
+    [[2.0, 0.0, -1.0]]
     """
     path = Path(path)
     if not path.is_file():

@@ -82,6 +82,15 @@ def invert_chain(chain: TransformChain, fixed_grid: Grid, grid: Grid | None = No
     ------
     TransformError
         If a matrix cannot be inverted.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> inverse = regnet_itk.invert_chain(chain, regnet_itk.Grid(size=(8, 8, 4)))
+    >>> inverse.map_points([[2.0, 0.0, -1.0]]).round(6).tolist()
+    [[0.0, 0.0, 0.0]]
     """
     matrix = chain.as_matrix()
     if matrix is not None:
@@ -161,6 +170,15 @@ def inverse_points(
         x, in the fixed image.
     residual : ndarray, shape (n,)
         |T(x) - y| in mm; where it is not small, y has no inverse (folding, or the border of a field).
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> found, residual = regnet_itk.inverse_points(chain, [[12.0, -20.0, 29.0]])
+    >>> found.round(6).tolist()
+    [[10.0, -20.0, 30.0]]
     """
     y = torch.from_numpy(np.atleast_2d(np.array(points, dtype=float)))
     x, _ = _Solver(chain, _matrices_inverted(chain), fixed_grid, TOLERANCE / 10).solved(y)
@@ -190,6 +208,16 @@ def inverse_residual(
     ------
     TransformError
         If no point lies in `grid`.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> grid = regnet_itk.Grid(size=(8, 8, 4))
+    >>> inverse = regnet_itk.invert_chain(chain, grid)
+    >>> regnet_itk.inverse_residual(chain, inverse, grid).max < 1e-9
+    True
     """
     points = fixed_grid.random_points(_SAMPLES, np.random.default_rng(seed), margin=1.0)
     mapped, jacobian = chain.sampler().map_with_jacobian(torch.from_numpy(points))

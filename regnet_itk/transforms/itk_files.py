@@ -82,6 +82,13 @@ def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformC
     ------
     TransformError
         If it is of another type.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> from regnet_itk import chain_from_sitk
+    >>> chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0))).map_points([[0.0, 0.0, 0.0]]).tolist()
+    [[2.0, 0.0, -1.0]]
     """
     import SimpleITK as sitk
 

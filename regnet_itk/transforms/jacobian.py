@@ -67,6 +67,15 @@ def jacobian_determinant_on(chain: TransformChain, grid: Grid) -> Image:
     """Return det(dT/dx) at the voxels of `grid`, float32; see `jacobian_matrices_on`.
 
     Below or at zero the transform folds; 1.1 is 10 % of growth from the fixed to the moving image.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> double = sitk.ScaleTransform(3, (2.0, 1.0, 1.0))
+    >>> chain = regnet_itk.chain_from_sitk(double)
+    >>> float(regnet_itk.jacobian_determinant_on(chain, regnet_itk.Grid(size=(4, 3, 2))).array.mean())
+    2.0
     """
     only = chain.links[0].transform if len(chain.links) == 1 else None
     if isinstance(only, DisplacementField) and only.grid.is_close(grid, tolerance=1e-6):
@@ -96,6 +105,15 @@ def summarise_folding(determinants: Image, mask: Image | None = None) -> Folding
     ------
     ImageError
         If no voxel lies inside the mask.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> determinants = regnet_itk.jacobian_determinant_on(chain, regnet_itk.Grid(size=(4, 3, 2)))
+    >>> regnet_itk.summarise_folding(determinants).share_not_positive
+    0.0
     """
     values = determinants.array.ravel()
     if mask is not None:

@@ -66,6 +66,16 @@ def map_landmarks(
     moving_to_fixed : bool
     fixed_grid : Grid, optional
         Helps to find an inverse where displacements are large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> landmarks = regnet_itk.Landmarks(np.array([[10.0, -20.0, 30.0]]))
+    >>> regnet_itk.map_landmarks(chain, landmarks).mapped.tolist()
+    [[12.0, -20.0, 29.0]]
     """
     if moving_to_fixed:
         from regnet_itk.transforms.inverse import inverse_points  # torch is slow to start

@@ -112,6 +112,17 @@ def warp_image(
     ------
     ImageError
         If the transform maps the whole grid outside of the image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> grid = regnet_itk.Grid(size=(8, 8, 4), spacing=(1.0, 1.0, 2.0))
+    >>> moving = regnet_itk.Image(np.arange(256.0).reshape(grid.shape), grid)
+    >>> regnet_itk.warp_image(moving, chain, grid, order="linear", default=-1.0).array[2, 0, :4].tolist()
+    [98.0, 99.0, 100.0, 101.0]
     """
     import SimpleITK as sitk
 
@@ -151,6 +162,17 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     ------
     ImageError
         If a value is not a whole number, or the transform maps the whole grid outside of the image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import SimpleITK as sitk
+    >>> import regnet_itk
+    >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
+    >>> grid = regnet_itk.Grid(size=(8, 8, 4), spacing=(1.0, 1.0, 2.0))
+    >>> labels = regnet_itk.Image(np.tile(np.arange(8, dtype=np.uint8), (4, 8, 1)), grid)
+    >>> regnet_itk.warp_labels(labels, chain, grid).array[2, 0].tolist()
+    [2, 3, 4, 5, 6, 7, 0, 0]
     """
     from regnet_itk.transforms.sampler import fill_in_blocks, voxel_points  # torch is slow to start
 

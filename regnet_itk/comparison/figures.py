@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regnet_itk.anatomy.hounsfield import AIR
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import as_array
 from regnet_itk.comparison.run import Comparison, Method
@@ -312,7 +313,7 @@ class _Example:
 
     def warped(self, chain: TransformChain) -> FloatArray:
         """Return the slice (rows, columns) of the warped moving image."""
-        default = float(max(self.moving.array.min(), -1000))
+        default = float(max(self.moving.array.min(), AIR))
         found = self.moving.resampled(self.slice_grid, chain.to_sitk(self.fixed.grid), default=default)
         return np.asarray(replace(self.plane, grid=self.slice_grid, index=0).slice(found.array))
 

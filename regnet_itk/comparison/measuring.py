@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from regnet_itk.anatomy.hounsfield import AIR, is_hounsfield
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import Measures
 from regnet_itk.data.field import read_displacement_field
@@ -19,9 +20,6 @@ from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registered_pair import RegisteredPair, mask_on
 from regnet_itk.stages.base import ImagePair
 from regnet_itk.transforms.chain import TransformChain
-
-AIR = -1000.0
-"""HU; what lies outside the moving image, where that is CT."""
 
 
 def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metrics: Sequence[Metric]) -> Measures:
@@ -58,7 +56,7 @@ def _registered_pair(chain: TransformChain, images: ImagePair, pair: Pair) -> Re
     fixed, moving = images.fixed, images.moving
     registered = RegisteredPair(
         fixed, moving, chain, images.fixed_mask, images.moving_mask,
-        outside=AIR if moving.array.min() < AIR / 2 else None,
+        outside=AIR if is_hounsfield(moving) else None,
     )  # fmt: skip
     if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
         points = read_landmarks(pair.fixed_landmarks, fixed.grid), read_landmarks(pair.moving_landmarks, moving.grid)

@@ -22,7 +22,9 @@ from regnet_itk.comparison.tables import (
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.outputs import staged_folder
-from regnet_itk.report.page import Figure, Note, Table, ViewerMethod, ViewerPair, write_report
+from regnet_itk.report.elements import Figure, Note, Table
+from regnet_itk.report.page import write_report
+from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 
 VIEWER_VOXELS = 32e6
 """Voxels of all volumes of a report together, about; more pairs are shown more coarsely."""

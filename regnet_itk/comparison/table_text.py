@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 
-from regnet_itk.report.page import Cell, Column, Table, Value
+from regnet_itk.report.elements import Cell, Column, Table, Value
 
 
 def table_csv(table: Table) -> str:

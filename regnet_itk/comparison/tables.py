@@ -15,8 +15,8 @@ from regnet_itk.comparison.run import BEFORE, Comparison, Method, Outcome
 from regnet_itk.comparison.table_text import csv_text, number_text
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric, mean_of
-from regnet_itk.metrics.statistics import PairedDifference, holm, paired_difference
-from regnet_itk.report.page import Cell, Column, Table, Value
+from regnet_itk.metrics.paired_tests import PairedDifference, holm, paired_difference
+from regnet_itk.report.elements import Cell, Column, Table, Value
 
 ALL, NO_GROUP = "all", "no group"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from regnet_itk.anatomy.hounsfield import is_hounsfield
+from regnet_itk.anatomy.display import find_display
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 
@@ -158,17 +158,19 @@ class Shade:
 
 
 def grey_shade(image: Image) -> Shade:
-    """Return the lung window for Hounsfield units, else the 1st to 99th percentile."""
-    if is_hounsfield(image):
-        return Shade(-1350.0, 150.0, unit="HU")
+    """Return the window of the image's modality, else the 1st to 99th percentile."""
+    display = find_display(image)
+    if display is not None:
+        return Shade(*display.window, unit=display.unit)
     low, high = np.percentile(image.array[::2, ::2, ::2].astype(float), (1, 99)).tolist()
     return Shade(low, high if high > low else low + 1.0)
 
 
 def difference_shade(fixed: Image, other: Image) -> Shade:
     """Return the shade of differences, white at 0 and as dark on both sides."""
-    if is_hounsfield(fixed):
-        return Shade(-500.0, 500.0, "RdBu_r", "HU")
+    display = find_display(fixed)
+    if display is not None:
+        return Shade(-display.difference, display.difference, "RdBu_r", display.unit)
     values = other.array.astype(float) - fixed.array
     reach = float(np.percentile(np.abs(values), 99.5)) or 1.0
     return Shade(-reach, reach, "RdBu_r")

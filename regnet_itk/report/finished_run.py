@@ -19,8 +19,9 @@ from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registered_pair import RegisteredPair, overview_grid
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.parameters import ParameterMap
-from regnet_itk.report.page import Cell, Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
-from regnet_itk.report.viewer import LONGEST_AXIS, residuals
+from regnet_itk.report.elements import Cell, Column, Figure, Note, Table, Value
+from regnet_itk.report.page import write_report
+from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, residuals
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from regnet_itk.anatomy.display import find_display
 from regnet_itk.anatomy.hounsfield import is_hounsfield
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box
@@ -32,9 +33,6 @@ LONGEST_AXIS = 192
 MARGIN = 20.0
 """mm that are shown around the fixed mask."""
 
-HOUNSFIELD_RANGE = (-1024.0, 500.0)
-"""Values of CT between which the viewer tells differences: air to dense bone, in steps of 6 HU."""
-
 LOG_JACOBIAN_RANGE = (-3.0, 3.0)
 """log2 det J between which the viewer tells differences: an eighth to eight times the volume."""
 
@@ -42,7 +40,8 @@ FOLDED = 1
 """The code of det J <= 0, where there is no logarithm."""
 
 _MOST_VOXELS = 4_000_000  # of a volume; two images and two methods then make a page of some 13 MB
-_CODES = 255
+CODES = 255
+"""Of a value; the code 0 says that there is none."""
 _OUTSIDE = -3.0e38  # what the resampling puts outside an image; no value of one
 
 
@@ -126,7 +125,7 @@ class Volume:
 
     def values(self) -> FloatArray:
         """Return the values (z, y, x), NaN where there is none."""
-        values = self.low + (self.codes.astype(float) - 1) * (self.high - self.low) / (_CODES - 1)
+        values = self.low + (self.codes.astype(float) - 1) * (self.high - self.low) / (CODES - 1)
         values[self.codes == 0] = np.nan
         return values
 
@@ -152,7 +151,7 @@ def _deflated(data: bytes, strategy: int) -> bytes:
 
 def _volume(name: str, values: npt.NDArray[Any], span: tuple[float, float], known: npt.NDArray[np.bool_]) -> Volume:
     low, high = span
-    scaled = (np.clip(values, low, high) - low) * ((_CODES - 1) / (high - low))
+    scaled = (np.clip(values, low, high) - low) * ((CODES - 1) / (high - low))
     codes = np.where(known, np.rint(scaled) + 1, 0)
     return Volume(name, codes.astype(np.uint8), low, high)
 
@@ -208,11 +207,11 @@ def viewer_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
     grid : Grid
         See `viewer_grid`.
     """
-    hounsfield = is_hounsfield(pair.fixed) and is_hounsfield(pair.moving)
+    display = find_display(pair.fixed, pair.moving)
     fixed = _smoothed(pair.fixed, grid).resampled(grid, default=_OUTSIDE).array
     inside = fixed > _OUTSIDE / 2
-    yield _volume("fixed", fixed, HOUNSFIELD_RANGE if hounsfield else _span(pair.fixed), inside)
-    smooth, span = _smoothed(pair.moving, grid), HOUNSFIELD_RANGE if hounsfield else _span(pair.moving)
+    yield _volume("fixed", fixed, display.span if display else _span(pair.fixed), inside)
+    smooth, span = _smoothed(pair.moving, grid), display.span if display else _span(pair.moving)
     moving = smooth.resampled(grid, default=_OUTSIDE).array
     yield _volume("moving", moving, span, moving > _OUTSIDE / 2)
     for number, method in enumerate(pair.methods):

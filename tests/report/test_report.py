@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import os
@@ -33,7 +34,9 @@ from regnet_itk.errors import OutputError, ParameterError, PointsError
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.registration import register
-from regnet_itk.report.page import Column, Figure, Note, Table, Value, ViewerMethod, ViewerPair, write_report
+from regnet_itk.report.elements import Column, Figure, Note, Table, Value
+from regnet_itk.report.page import write_report
+from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -778,7 +781,7 @@ def test_the_report_of_a_run_says_how_good_each_stage_is(home, capsys):
     assert rows[names[-1]][5] == pytest.approx(100 * record["folding"]["share_det_jacobian_not_positive"])
     text = (home / "run/report.html").read_text(encoding="utf-8")
     assert record["stages"][1]["model_sha256"] in text
-    assert "(RegNetModel &quot;regnet_multistage&quot;)" in text
+    assert '(RegNetModel "regnet_multistage")' in html.unescape(text)
     assert record["versions"]["itk-elastix"] in text
     assert str(home.parent) not in text  # folders may be named after patients
     assert all(name in text for name in ("moving.mha", "fixed_mask.mha", "fixed_points.txt"))

@@ -106,9 +106,12 @@ def bootstrap_interval(
     given: FloatArray = np.asarray(values, dtype=float)
     if len(given) < 2:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(0, len(given), (resamples, len(given)))
-    low, high = np.quantile(given[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
+    found = stats.bootstrap(
+        (given,), np.mean, method="percentile", n_resamples=resamples, confidence_level=level,
+        random_state=np.random.default_rng(seed),  # called rng since scipy 1.15
+    )  # fmt: skip
+    low, high = found.confidence_interval
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

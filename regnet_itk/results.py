@@ -71,8 +71,12 @@ class StageReport:
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        error = f", landmarks {describe_error(self.tre)}" if self.tre else ""
+        return f"StageReport({self.name}, {self.seconds:.1f} s{error})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class RegistrationResult:
     """What :func:`regnet_itk.register` returns.
 
@@ -110,6 +114,9 @@ class RegistrationResult:
     inputs: Mapping[str, str] = field(default_factory=dict)
     backward: RegistrationResult | None = None
     inverse_consistency: InverseConsistency | None = None
+
+    def __repr__(self) -> str:
+        return f"RegistrationResult({self.pair.fixed.grid.describe()}, {', '.join(map(repr, self.stages))})"
 
     @cached_property
     def warped(self) -> Image:
@@ -215,13 +222,13 @@ class RegistrationResult:
 
     def _write_all(self, folder: Path, final: Path) -> None:
         """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
-        from regnet_itk.figures.overview import registration_figure
+        from regnet_itk.figures.overview import draw_registration
 
         self.write_stages(folder, final)
         last = len(self.stages) - 1
         write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
         (folder / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
-        registration_figure(
+        draw_registration(
             self.pair.fixed,
             self.pair.moving,
             self.warped,

@@ -15,7 +15,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
-from regnet_itk.figures.slices import Plane, Shade, draw_slice, planes_through
+from regnet_itk.figures.slices import Plane, Shade, choose_planes, draw_slice
 from regnet_itk.outputs import write_whole
 from regnet_itk.training.paper_pairs import FREQUENCIES, SyntheticPair, paper_pairs
 
@@ -78,7 +78,7 @@ def write_synthetic_pairs(
         If a file cannot be written.
     """
     rng = np.random.default_rng([seed, zlib.crc32(source.name.encode())])
-    plane = planes_through(source.image.grid, source.mask)[_CORONAL]
+    plane = choose_planes(source.image.grid, source.mask)[_CORONAL]
     written, maps = [], []
     for number, pair in enumerate(islice(paper_pairs(source.image, rng, source.mask), count), start=1):
         written.append(_write_pair(pair, f"{source.name}_{number}", folder))

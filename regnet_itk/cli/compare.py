@@ -110,8 +110,8 @@ def run_comparison(
     from regnet_itk.cli.progress import StageProgress
     from regnet_itk.comparison.outputs import write_comparison
     from regnet_itk.comparison.run import compare
-    from regnet_itk.comparison.table_text import table_markdown
-    from regnet_itk.comparison.tables import error_table, quality_table
+    from regnet_itk.comparison.table_text import format_markdown
+    from regnet_itk.comparison.tables import tabulate_errors, tabulate_quality
 
     shown = StageProgress(loglevel)
     with shown:
@@ -121,9 +121,9 @@ def run_comparison(
         )  # fmt: skip
         shown.say("writing tables, figures and the report ..")
         write_comparison(comparison, out, title)
-    for table in (error_table(comparison), quality_table(comparison)):
+    for table in (tabulate_errors(comparison), tabulate_quality(comparison)):
         if table.rows and not shown.quiet:
-            click.echo(table_markdown(table))
+            click.echo(format_markdown(table))
     for pair, method, reason in comparison.failures:
         click.echo(f"regnet-itk: error: {pair.name}, {method.name}: {reason}", err=True)
     shown.say(f"written to {out}; see {out / 'report.html'}")

@@ -10,14 +10,14 @@ from pathlib import Path
 from regnet_itk.comparison.figures import Drawn, write_figures
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import Comparison
-from regnet_itk.comparison.table_text import table_csv, table_latex, table_markdown
+from regnet_itk.comparison.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.comparison.tables import (
-    difference_table,
-    error_table,
-    errors_csv,
-    failure_table,
-    measures_csv,
-    quality_table,
+    format_errors_csv,
+    format_measures_csv,
+    tabulate_differences,
+    tabulate_errors,
+    tabulate_failures,
+    tabulate_quality,
 )
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks
@@ -48,19 +48,24 @@ def write_comparison(comparison: Comparison, folder: str | Path, title: str = "C
     """
     tables = [table for table in _tables(comparison) if table.rows]
     with staged_folder(folder) as stage:
-        (stage / "table.csv").write_text(errors_csv(comparison), encoding="utf-8")
-        (stage / "quality.csv").write_text(table_csv(quality_table(comparison)), encoding="utf-8")
-        (stage / "differences.csv").write_text(table_csv(difference_table(comparison)), encoding="utf-8")
-        (stage / "measures.csv").write_text(measures_csv(comparison), encoding="utf-8")
-        (stage / "table.md").write_text("\n".join(map(table_markdown, tables)), encoding="utf-8")
-        (stage / "table.tex").write_text("\n".join(map(table_latex, tables)), encoding="utf-8")
+        (stage / "table.csv").write_text(format_errors_csv(comparison), encoding="utf-8")
+        (stage / "quality.csv").write_text(format_csv(tabulate_quality(comparison)), encoding="utf-8")
+        (stage / "differences.csv").write_text(format_csv(tabulate_differences(comparison)), encoding="utf-8")
+        (stage / "measures.csv").write_text(format_measures_csv(comparison), encoding="utf-8")
+        (stage / "table.md").write_text("\n".join(map(format_markdown, tables)), encoding="utf-8")
+        (stage / "table.tex").write_text("\n".join(map(format_latex, tables)), encoding="utf-8")
         (stage / "comparison.json").write_text(json.dumps(_facts(comparison), indent=1) + "\n", encoding="utf-8")
         drawn = write_figures(comparison, stage)
         _write_html(comparison, stage / "report.html", title, tables, drawn)
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    return [error_table(comparison), quality_table(comparison), difference_table(comparison), failure_table(comparison)]
+    return [
+        tabulate_errors(comparison),
+        tabulate_quality(comparison),
+        tabulate_differences(comparison),
+        tabulate_failures(comparison),
+    ]
 
 
 def _facts(comparison: Comparison) -> dict[str, object]:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from regnet_itk.report.elements import Cell, Column, Table, Value
 
 
-def table_csv(table: Table) -> str:
+def format_csv(table: Table) -> str:
     """Return a table as CSV, its cells as they are shown."""
-    return csv_text([[_heading(column) for column in table.columns], *([*_texts(table, row)] for row in table.rows)])
+    return format_rows([[_heading(column) for column in table.columns], *([*_texts(table, row)] for row in table.rows)])
 
 
-def table_markdown(table: Table) -> str:
+def format_markdown(table: Table) -> str:
     """Return a table as Markdown, with its title and caption."""
     lines = [f"**{table.title}**", ""]
     lines.append(_markdown_line(map(_heading, table.columns)))
@@ -28,7 +28,7 @@ def _markdown_line(cells: Iterator[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def table_latex(table: Table) -> str:
+def format_latex(table: Table) -> str:
     r"""Return a table as LaTeX (plain ``tabular`` with ``\hline``), with its title and caption."""
     spec = "l" + "".join(
         "r" if any(_is_number(row[c]) for row in table.rows) else "l" for c in range(1, len(table.columns))
@@ -85,12 +85,12 @@ def _is_number(cell: Cell) -> bool:
     return isinstance(cell, Value | int | float)
 
 
-def number_text(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number as CSV has it: six decimals at most; nothing for one that is not finite."""
     return repr(round(value, 6)) if math.isfinite(value) else ""
 
 
-def csv_text(rows: Sequence[Sequence[object]]) -> str:
+def format_rows(rows: Sequence[Sequence[object]]) -> str:
     """Return rows of cells as CSV."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)

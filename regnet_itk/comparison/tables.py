@@ -12,7 +12,7 @@ import numpy as np
 
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import BEFORE, Comparison, Method, Outcome
-from regnet_itk.comparison.table_text import csv_text, number_text
+from regnet_itk.comparison.table_text import format_number, format_rows
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.paired_tests import PairedDifference, holm, paired_difference
@@ -27,7 +27,7 @@ class ErrorRow:
 
     Parameters
     ----------
-    evaluation : str
+    measure : str
         "MAE" (|e_x| + |e_y| + |e_z| of the displacement field, as in the paper), "EPE" (its Euclidean length), "TRE"
         or "TRE'".
     method, data : str
@@ -42,7 +42,7 @@ class ErrorRow:
         Of landmarks; NaN for fields.
     """
 
-    evaluation: str
+    measure: str
     method: str
     data: str
     count: int
@@ -55,7 +55,7 @@ class ErrorRow:
     above_5mm: float = math.nan
 
 
-def subsets(comparison: Comparison) -> dict[str, list[Pair]]:
+def divide_pairs(comparison: Comparison) -> dict[str, list[Pair]]:
     """Return all pairs, and if there are several groups, those of each."""
     groups = comparison.groups
     if len(groups) == 1:
@@ -65,9 +65,9 @@ def subsets(comparison: Comparison) -> dict[str, list[Pair]]:
     return {every: list(comparison.pairs), **parts}
 
 
-def error_rows(comparison: Comparison) -> list[ErrorRow]:
+def collect_error_rows(comparison: Comparison) -> list[ErrorRow]:
     """Return the rows of Table 1: MAE and EPE where the truth is known, TRE and TRE' where there are landmarks."""
-    of = [(method, data, pairs) for data, pairs in subsets(comparison).items() for method in comparison.methods]
+    of = [(method, data, pairs) for data, pairs in divide_pairs(comparison).items() for method in comparison.methods]
     rows: list[ErrorRow | None] = []
     for name, first in (("MAE", 1), ("EPE", 0)):
         rows += [_field_row(comparison, *which, name=name, first=first) for which in of]
@@ -103,7 +103,7 @@ def _landmark_row(
     )  # fmt: skip
 
 
-def error_table(comparison: Comparison) -> Table:
+def tabulate_errors(comparison: Comparison) -> Table:
     """Return Table 1."""
     columns = [
         Column("Evaluation"), Column("Method"), Column("Data"), Column("Measure", "mm"), Column("x", "mm"),
@@ -112,12 +112,10 @@ def error_table(comparison: Comparison) -> Table:
         Column("pairs", digits=0),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
-    for row in error_rows(comparison):
+    for row in collect_error_rows(comparison):
         numbers = [_spread(mean, sd) for mean, sd in zip(row.means, row.sds, strict=True)]
         shares = [100 * row.above_2mm, 100 * row.above_5mm]
-        rows.append(
-            [row.evaluation, row.method, row.data, *numbers, row.median, row.p95, *shares, row.count, row.pairs]
-        )
+        rows.append([row.measure, row.method, row.data, *numbers, row.median, row.p95, *shares, row.count, row.pairs])
     return Table("Errors", columns, rows, _error_caption(comparison))
 
 
@@ -162,11 +160,11 @@ def _shown(metric: Metric, outcome: Outcome) -> float:
     return metric.shown(outcome.last.measures.metrics.get(metric.name))
 
 
-def quality_table(comparison: Comparison) -> Table:
+def tabulate_quality(comparison: Comparison) -> Table:
     """Return the measures that need no truth, and what each method costs: mean ± standard deviation over pairs."""
     quantities = _quantities(comparison)
     rows: list[list[Cell]] = []
-    for data, pairs in subsets(comparison).items():
+    for data, pairs in divide_pairs(comparison).items():
         for method in comparison.methods:
             outcomes = [o for pair in pairs if (o := comparison.outcome(pair, method)) is not None]
             values = [
@@ -203,7 +201,7 @@ class DifferenceRow:
     adjusted: float
 
 
-def difference_rows(comparison: Comparison, seed: int = 0) -> list[DifferenceRow]:
+def compare_methods(comparison: Comparison, seed: int = 0) -> list[DifferenceRow]:
     """Compare every two methods, over the pairs on which both ended well.
 
     Parameters
@@ -257,14 +255,14 @@ def _field_sum(outcome: Outcome) -> float:
     return found.means[1] if found is not None else math.nan
 
 
-def difference_table(comparison: Comparison, seed: int = 0) -> Table:
+def tabulate_differences(comparison: Comparison, seed: int = 0) -> Table:
     """Return what differs between every two methods."""
     columns = [
         Column("Measure"), Column("First"), Column("Second"), Column("first - second", digits=3),
         Column("95 % interval"), Column("p", digits=4), Column("p, adjusted", digits=4), Column("pairs", digits=0),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
-    for row in difference_rows(comparison, seed):
+    for row in compare_methods(comparison, seed):
         d = row.difference
         interval = Value(d.low, f"{d.low:.3f} to {d.high:.3f}")
         rows.append([row.measure, row.first, row.second, d.mean, interval, d.p_value, row.adjusted, d.count])
@@ -276,26 +274,26 @@ def difference_table(comparison: Comparison, seed: int = 0) -> Table:
     return Table("Differences between methods", columns, rows, caption)
 
 
-def failure_table(comparison: Comparison) -> Table:
+def tabulate_failures(comparison: Comparison) -> Table:
     """Return what failed, and why."""
     rows = [[pair.name, method.name, reason] for pair, method, reason in comparison.failures]
     return Table("Failed", [Column("Pair"), Column("Method"), Column("Reason")], rows)
 
 
-def errors_csv(comparison: Comparison) -> str:
+def format_errors_csv(comparison: Comparison) -> str:
     """Return Table 1 as CSV, a number a cell, in mm; shares go from 0 to 1."""
     axes = ("", "_x", "_y", "_z")
     header = ["evaluation", "method", "data", *(f"{what}{axis}_mm" for axis in axes for what in ("mean", "sd"))]
     header += ["median_mm", "p95_mm", "share_above_2mm", "share_above_5mm", "count", "pairs"]
     rows = []
-    for row in error_rows(comparison):
+    for row in collect_error_rows(comparison):
         numbers = [value for both in zip(row.means, row.sds, strict=True) for value in both]
         numbers += [row.median, row.p95, row.above_2mm, row.above_5mm]
-        rows.append([row.evaluation, row.method, row.data, *map(number_text, numbers), row.count, row.pairs])
-    return csv_text([header, *rows])
+        rows.append([row.measure, row.method, row.data, *map(format_number, numbers), row.count, row.pairs])
+    return format_rows([header, *rows])
 
 
-def measures_csv(comparison: Comparison) -> str:
+def format_measures_csv(comparison: Comparison) -> str:
     """Return every measure of every pair and method as CSV, the metrics as records hold them."""
     header = [
         "pair", "data", "method", "tre_mm", "tre_capture_range_mm", "landmarks", "landmarks_in_capture_range", "epe_mm",
@@ -312,12 +310,12 @@ def measures_csv(comparison: Comparison) -> str:
             else:
                 measured = [*_landmark_cells(comparison, pair, method), *_outcome_cells(comparison, outcome)]
             rows.append([pair.name, pair.group, method.name, *measured])
-    return csv_text(rows)
+    return format_rows(rows)
 
 
 def _landmark_cells(comparison: Comparison, pair: Pair, method: Method) -> list[str]:
     limits = None, comparison.capture_range
-    means = [number_text(_mean_distance(comparison, limit, pair, method)) for limit in limits]
+    means = [format_number(_mean_distance(comparison, limit, pair, method)) for limit in limits]
     return [*means, *(str(len(comparison.differences(pair, method, limit))) for limit in limits)]
 
 
@@ -326,9 +324,9 @@ def _outcome_cells(comparison: Comparison, outcome: Outcome) -> list[str]:
     numbers = [_field_length(outcome), _field_sum(outcome)]
     numbers += [mean_of(found.get(metric.name)) for metric in comparison.metrics]
     return [
-        *map(number_text, [*numbers, outcome.seconds]),
+        *map(format_number, [*numbers, outcome.seconds]),
         " + ".join(f"{record.label} {record.seconds:.2f}" for record in outcome.records),
-        number_text(outcome.peak_mb),
+        format_number(outcome.peak_mb),
         str(outcome.transform or ""),
         "",
     ]

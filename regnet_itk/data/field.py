@@ -89,9 +89,7 @@ class DisplacementField:
 
     def describe(self) -> str:
         """Return its voxels in a few words."""
-        sizes = " x ".join(map(str, self.grid.size))
-        spacing = " x ".join(f"{s:g}" for s in self.grid.spacing)
-        return f"displacement field, {sizes} voxels of {spacing} mm"
+        return f"displacement field, {self.grid.describe()}"
 
     def facts(self) -> dict[str, Any]:
         """Return the grid, and the length of the longest vector in mm, as plain values."""

@@ -109,10 +109,10 @@ class Grid:
         """(3, 3) matrix that turns an index difference into a difference of points in mm."""
         return self.direction_matrix * np.asarray(self.spacing)
 
-    def describe(self) -> str:
+    def describe(self, what: str = "voxels") -> str:
         """Return the size and the spacing as a short text: "512 x 512 x 300 voxels of 0.7 x 0.7 x 1 mm"."""
-        size, spacing = " x ".join(map(str, self.size)), " x ".join(f"{s:.4g}" for s in self.spacing)
-        return f"{size} voxels of {spacing} mm"
+        size, spacing = " x ".join(map(str, self.size)), " x ".join(f"{s:g}" for s in self.spacing)
+        return f"{size} {what} of {spacing} mm"
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return size, spacing, origin and the rows of the direction, as plain values for JSON."""

@@ -17,11 +17,11 @@ from regnet_itk.figures.slices import (
     INK,
     Plane,
     Shade,
-    difference_shade,
+    choose_difference_shade,
+    choose_grey_shade,
+    choose_planes,
     draw_outline,
     draw_slice,
-    grey_shade,
-    planes_through,
 )
 from regnet_itk.metrics.measures import normalised_correlation
 from regnet_itk.outputs import write_whole
@@ -46,7 +46,7 @@ class _Column:
     outline: bool = False
 
 
-def registration_figure(
+def draw_registration(
     fixed: Image,
     moving_before: Image | None,
     warped: Image,
@@ -93,7 +93,7 @@ def registration_figure(
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in ("png", "pdf", "svg"):
         raise OutputError(f"cannot draw '{path}': name a .png, .pdf or .svg file")
-    planes = planes_through(fixed.grid, mask)
+    planes = choose_planes(fixed.grid, mask)
     images = _Images(fixed, moving_before, warped, mask)
     columns = [*_columns(images, planes), _lengths(displacement, fixed.grid, planes)]
     figure = Figure(facecolor=_PAPER)
@@ -117,7 +117,7 @@ def _columns(images: _Images, planes: tuple[Plane, ...]) -> list[_Column]:
     """Return the columns of the images and their differences, from left to right."""
     fixed, after = images.fixed, _on_grid(images.after, images.fixed)
     before = None if images.before is None else _on_grid(images.before, fixed)
-    shade, contrast = grey_shade(fixed), difference_shade(fixed, before or after)
+    shade, contrast = choose_grey_shade(fixed), choose_difference_shade(fixed, before or after)
     shown = [_Column("fixed", _cut(planes, fixed.array), shade, bar=True, landmarks=True)]
     differences = []
     for name, image in (("moving", before), ("warped", after)):

@@ -109,7 +109,7 @@ class Plane:
         return np.stack(shown, axis=-1), off
 
 
-def planes_through(grid: Grid, mask: Image | None = None) -> tuple[Plane, Plane, Plane]:
+def choose_planes(grid: Grid, mask: Image | None = None) -> tuple[Plane, Plane, Plane]:
     """Return the axial, coronal and sagittal slice near the middle of a mask, or through that of the grid.
 
     Parameters
@@ -157,7 +157,7 @@ class Shade:
     unit: str = ""
 
 
-def grey_shade(image: Image) -> Shade:
+def choose_grey_shade(image: Image) -> Shade:
     """Return the window of the image's modality, else the 1st to 99th percentile."""
     display = find_display(image)
     if display is not None:
@@ -166,7 +166,7 @@ def grey_shade(image: Image) -> Shade:
     return Shade(low, high if high > low else low + 1.0)
 
 
-def difference_shade(fixed: Image, other: Image) -> Shade:
+def choose_difference_shade(fixed: Image, other: Image) -> Shade:
     """Return the shade of differences, white at 0 and as dark on both sides."""
     display = find_display(fixed)
     if display is not None:

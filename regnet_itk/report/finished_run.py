@@ -21,7 +21,7 @@ from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.elements import Cell, Column, Figure, Note, Table, Value
 from regnet_itk.report.page import write_report
-from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, residuals
+from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, measure_residuals
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 
@@ -219,7 +219,7 @@ def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LON
     write_report(
         path,
         run.pair.name,
-        tables=[stage_table(run)],
+        tables=[tabulate_stages(run)],
         figures=figures,
         pairs=[run.pair],
         notes=_notes(run),
@@ -228,7 +228,7 @@ def write_run_report(run: FinishedRun, path: str | Path, longest_axis: int = LON
     )
 
 
-def stage_table(run: FinishedRun) -> Table:
+def tabulate_stages(run: FinishedRun) -> Table:
     """Return the table of a registration's stages: time, landmark error and the metrics of single runs after each."""
     before = _registered_pair(run, None)
     metrics = [metric for metric in known_metrics() if metric.of_runs and metric.applies_to(before)]
@@ -291,7 +291,7 @@ def _stages_caption(run: FinishedRun) -> str:
 
 def _error_rows(run: FinishedRun) -> list[list[Cell]]:
     """Return the cells of the landmark errors before and after each method: of the landmarks, or as recorded."""
-    measured = [residuals(run.pair, method) for method in (None, *run.pair.methods)]
+    measured = [measure_residuals(run.pair, method) for method in (None, *run.pair.methods)]
     if measured[0] is not None:
         return [_error_cells(asdict(summarise_errors(vectors))) for vectors in measured if vectors is not None]
     recorded = _recorded_errors(run.record)

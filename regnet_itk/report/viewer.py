@@ -23,7 +23,7 @@ from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.landmarks import Landmarks, check_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError
-from regnet_itk.figures.slices import planes_through
+from regnet_itk.figures.slices import choose_planes
 from regnet_itk.metrics.measures import landmark_differences
 from regnet_itk.transforms.chain import TransformChain
 
@@ -156,7 +156,7 @@ def _volume(name: str, values: npt.NDArray[Any], span: tuple[float, float], know
     return Volume(name, codes.astype(np.uint8), low, high)
 
 
-def viewer_grid(pair: ViewerPair, longest_axis: int = LONGEST_AXIS) -> Grid:
+def choose_viewer_grid(pair: ViewerPair, longest_axis: int = LONGEST_AXIS) -> Grid:
     """Return the grid on which a pair is shown: cubic voxels along the axes of LPS.
 
     It covers the fixed mask and 20 mm around it; without a mask, the body in a CT; else the whole fixed image. Its
@@ -196,7 +196,7 @@ def _shown_box(pair: ViewerPair) -> tuple[FloatArray, FloatArray]:
     return np.maximum(low, inside.min(axis=0) - margin), np.minimum(high, inside.max(axis=0) + margin)
 
 
-def viewer_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
+def sample_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
     """Yield the volumes of a pair: fixed, moving, then for each method the warped image, |u| in mm and log2 det J.
 
     Images that are finer than the grid are smoothed for it, so that voxels between its own count too.
@@ -205,7 +205,7 @@ def viewer_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
     ----------
     pair : ViewerPair
     grid : Grid
-        See `viewer_grid`.
+        See `choose_viewer_grid`.
     """
     display = find_display(pair.fixed, pair.moving)
     fixed = _smoothed(pair.fixed, grid).resampled(grid, default=_OUTSIDE).array
@@ -248,14 +248,14 @@ def _span(image: Image) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def first_shown(pair: ViewerPair, grid: Grid) -> tuple[int, int, int]:
+def choose_first_shown(pair: ViewerPair, grid: Grid) -> tuple[int, int, int]:
     """Return the voxel (x, y, z) of the viewer's grid whose three planes are shown first."""
     mask = pair.fixed_mask.resampled(grid, order=0) if pair.fixed_mask is not None else None
-    axial, coronal, sagittal = planes_through(grid, mask)
+    axial, coronal, sagittal = choose_planes(grid, mask)
     return sagittal.index, coronal.index, axial.index
 
 
-def residuals(pair: ViewerPair, method: ViewerMethod | None) -> FloatArray | None:
+def measure_residuals(pair: ViewerPair, method: ViewerMethod | None) -> FloatArray | None:
     """Return y_i - T(x_i) (n, 3) in mm of a method, or of the identity; None without landmarks."""
     if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return None

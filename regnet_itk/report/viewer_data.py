@@ -18,10 +18,10 @@ from regnet_itk.report.viewer import (
     FOLDED,
     MARGIN,
     ViewerPair,
-    first_shown,
-    residuals,
-    viewer_grid,
-    viewer_volumes,
+    choose_first_shown,
+    choose_viewer_grid,
+    measure_residuals,
+    sample_volumes,
 )
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def pack_viewer(pairs: Iterable[ViewerPair], longest_axis: int) -> ViewerData | 
     described: list[dict[str, Any]] = []
     volumes: list[tuple[str, str]] = []
     for number, pair in enumerate(pairs):
-        grid = viewer_grid(pair, longest_axis)
+        grid = choose_viewer_grid(pair, longest_axis)
         folded, heads = [], {}
-        for volume in viewer_volumes(pair, grid):
+        for volume in sample_volumes(pair, grid):
             heads[volume.name] = {"low": volume.low, "high": volume.high}
             if volume.name.endswith("jacobian"):
                 folded.append(int((volume.codes == FOLDED).sum()))
@@ -86,10 +86,10 @@ def _described(pair: ViewerPair, grid: Grid) -> dict[str, Any]:
         "spacing": grid.spacing[0],
         "origin": grid.origin,
         "unit": display.unit if display else "",
-        "shown": first_shown(pair, grid),
+        "shown": choose_first_shown(pair, grid),
         "landmarks": None if landmarks is None else landmarks.points.round(3).tolist(),
         "names": None if landmarks is None else landmarks.names,
-        "before": _rounded(residuals(pair, None)),
+        "before": _rounded(measure_residuals(pair, None)),
         "remark": _remark(pair, grid, display),
     }
 
@@ -115,7 +115,7 @@ def _remark(pair: ViewerPair, grid: Grid, display: Display | None) -> str:
 
 def _methods(pair: ViewerPair, folded: Sequence[int]) -> list[dict[str, Any]]:
     return [
-        {"name": method.name, "residuals": _rounded(residuals(pair, method)), "folded": count}
+        {"name": method.name, "residuals": _rounded(measure_residuals(pair, method)), "folded": count}
         for method, count in zip(pair.methods, folded, strict=True)
     ]
 

@@ -101,11 +101,12 @@ class BSplineTransform:
             "UseCyclicTransform": ("false",),
         }
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.describe()})"
+
     def describe(self) -> str:
         """Return its type, order and control points."""
-        sizes = " x ".join(map(str, self.grid.size))
-        spacing = " x ".join(f"{s:g}" for s in self.grid.spacing)
-        return f"{self.name} of order {self.order}, {sizes} control points of {spacing} mm"
+        return f"{self.name} of order {self.order}, {self.grid.describe('control points')}"
 
     def facts(self) -> dict[str, Any]:
         """Return the grid of control points, and the length of the longest coefficient in mm."""

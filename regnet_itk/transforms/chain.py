@@ -47,7 +47,7 @@ class Link:
 
     transform: Transform
     combine: Combine = "compose"
-    parameters: ParameterMap = field(default_factory=lambda: ParameterMap({}))
+    parameters: ParameterMap = field(default_factory=lambda: ParameterMap({}), repr=False)
 
 
 def _join(combine: Combine, transform: Transform, previous: TransformChain, points: FloatArray) -> FloatArray:

@@ -87,6 +87,10 @@ class MatrixTransform:
             "CenterOfRotationPoint": as_values(self.centre),
         }
 
+    def __repr__(self) -> str:
+        matrix, offset = self.matrix.round(4).tolist(), self.offset.round(3).tolist()
+        return f"{type(self).__name__}({self.name}, A {matrix}, b {offset} mm)"
+
     def describe(self) -> str:
         """Return what elastix calls it."""
         return self.name

@@ -26,14 +26,14 @@ from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.comparison.run import Method, compare, read_methods
 from regnet_itk.comparison.step import StepSettings, _run, peak_memory
-from regnet_itk.comparison.table_text import table_latex
+from regnet_itk.comparison.table_text import format_latex
 from regnet_itk.comparison.tables import (
-    difference_rows,
-    error_rows,
-    error_table,
-    failure_table,
-    measures_csv,
-    quality_table,
+    collect_error_rows,
+    compare_methods,
+    format_measures_csv,
+    tabulate_errors,
+    tabulate_failures,
+    tabulate_quality,
 )
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
@@ -140,7 +140,7 @@ def here(monkeypatch):
 
 
 def rows_of(comparison):
-    return {(row.evaluation, row.method, row.data): row for row in error_rows(comparison)}
+    return {(row.measure, row.method, row.data): row for row in collect_error_rows(comparison)}
 
 
 # Measures and tables
@@ -209,7 +209,7 @@ def test_the_other_measures(pairs, log, tmp_path, here):
     assert outcome.seconds == 1.25
     assert 20 < outcome.last.peak_mb <= max(2000, peak_memory())
     assert outcome.last.details == {"of": "a test"}
-    cells = {row[0]: row for row in quality_table(found).rows}
+    cells = {row[0]: row for row in tabulate_quality(found).rows}
     assert cells["right"][6].text == "1.2"
     assert cells["before"][6] is None
 
@@ -218,7 +218,7 @@ def test_differences_are_scipys(pairs, log, tmp_path, here):
     many = [dataclasses.replace(pairs[n % 2], name=f"p{n}") for n in range(4)]
     good, bad = method("good", shift(log, *TRUE)), Method("bad", (shift(log, 0, 0, 0),), ("b",))
     found = compare(many, [good, bad], tmp_path / "out")
-    rows = {row.measure: row for row in difference_rows(found)}
+    rows = {row.measure: row for row in compare_methods(found)}
     values = [
         [np.linalg.norm(found.differences(pair, m), axis=1).mean() for pair in many] for m in found.methods[1:]
     ]  # fmt: skip
@@ -264,7 +264,7 @@ def test_tables_follow_a_new_metric(pairs, log, tmp_path, here, added):
     found = compare([pairs[0], bare], [method("a", shift(log, *TRUE)), method("b", shift(log))], tmp_path / "out")
     value = found.outcome(pairs[0], found.methods[1]).last.measures.metrics["bright"]
     assert 0 < value < 1
-    table = quality_table(found)
+    table = tabulate_quality(found)
     names = [column.name for column in table.columns]
     assert names[2:8] == ["correlation", "Dice", "det J <= 0", "SD log det J", "bright share", "landmarks there"]
     before, after = table.rows[:2]
@@ -274,9 +274,9 @@ def test_tables_follow_a_new_metric(pairs, log, tmp_path, here, added):
     )
     assert re.fullmatch(r"\d+\.\d ± \d+\.\d", after[6].text)
     assert [row[7].text for row in (before, after)] == ["12.500", "12.500"]  # the mean of 12 and 13, of one pair
-    measures = [row.measure for row in difference_rows(found)]
+    measures = [row.measure for row in compare_methods(found)]
     assert "bright share, %" in measures and "landmarks there" not in measures
-    rows = list(csv.DictReader(measures_csv(found).splitlines()))
+    rows = list(csv.DictReader(format_measures_csv(found).splitlines()))
     assert float(rows[1]["bright"]) == pytest.approx(value, abs=1e-6)
     assert [row["n"] for row in rows] == ["12.5"] * 3 + [""] * 3
     assert list(rows[0]).index("seconds") == list(rows[0]).index("n") + 1
@@ -319,7 +319,7 @@ def test_what_chains_share_runs_once_and_what_is_finished_is_kept(pairs, log, tm
     again = compare(pairs, methods, out, say=lines.append)
     assert runs(log) == 6
     assert [line.endswith("kept") for line in lines[8:]] == [True] * 8
-    assert error_rows(again) == error_rows(found)
+    assert collect_error_rows(again) == collect_error_rows(found)
 
     # new landmarks: measured again, not registered again
     higher = read_landmarks(pairs[0].moving_landmarks).points + np.array([0, 0, 2])
@@ -424,8 +424,8 @@ def test_failures_are_told_and_do_not_stop_the_rest(pairs, log, tmp_path):
     before = runs(log)
     compare([broken, pairs[0]], methods, tmp_path / "out")  # what failed is tried again
     assert runs(log) == before + 3
-    assert failure_table(found).rows[-3:][0] == ["p0", "stuck", "it does not converge"]
-    assert "it does not converge" in measures_csv(found)
+    assert tabulate_failures(found).rows[-3:][0] == ["p0", "stuck", "it does not converge"]
+    assert "it does not converge" in format_measures_csv(found)
 
 
 def test_a_child_does_not_outlive_an_interrupted_comparison(pairs, log, tmp_path):
@@ -465,11 +465,11 @@ def test_the_files(written):
     }  # fmt: skip
     with (out / "table.csv").open() as file:
         rows = {(r["evaluation"], r["method"], r["data"]): r for r in csv.DictReader(file)}
-    for row in error_rows(found):
-        cells = rows[row.evaluation, row.method, row.data]
+    for row in collect_error_rows(found):
+        cells = rows[row.measure, row.method, row.data]
         assert float(cells["mean_mm"]) == pytest.approx(row.means[0], abs=1e-5)
         assert float(cells["sd_z_mm"]) == pytest.approx(row.sds[3], abs=1e-5)
-        assert (cells["median_mm"] == "") == (row.evaluation in ("MAE", "EPE"))
+        assert (cells["median_mm"] == "") == (row.measure in ("MAE", "EPE"))
     with (out / "measures.csv").open() as file:
         each = {(r["pair"], r["method"]): r for r in csv.DictReader(file)}
     assert float(each["p1", "b&c"]["tre_mm"]) == pytest.approx(2**0.5, abs=1e-5)
@@ -503,12 +503,12 @@ def test_figures_of_what_is_hardly_there(written, tmp_path):
 
 def test_the_layout_of_table_1(written):
     found, out = written
-    table = error_table(found)
+    table = tabulate_errors(found)
     assert [column.name for column in table.columns[:7]] == ["Evaluation", "Method", "Data", "Measure", "x", "y", "z"]
     lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
     spreads = " | ".join(f"{value} ± 0.00" for value in ("1.00", "0.00", "0.00", "1.00"))
     assert f"| TRE | b&c | near | {spreads} | 1.00 | 1.00 | 0.0 | 0.0 | 12 | 1 |" in lines
-    latex = table_latex(table)
+    latex = format_latex(table)
     assert r"b\&c & near & 1.00 $\pm$ 0.00 &" in latex
     assert r"first\_one" in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]

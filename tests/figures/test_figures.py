@@ -16,8 +16,8 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image, as_image
 from regnet_itk.errors import OutputError
-from regnet_itk.figures.overview import registration_figure
-from regnet_itk.figures.slices import planes_through
+from regnet_itk.figures.overview import draw_registration
+from regnet_itk.figures.slices import choose_planes
 
 GRID = Grid((8, 6, 5), (2.0, 3.0, 4.0), (-11.0, 5.0, 20.0))
 ORIENTATIONS = [
@@ -48,7 +48,7 @@ def test_planes_look_the_same_however_the_axes_run(code: str) -> None:
     mask[1:4, 2:5, 2:7] = 1  # middle (2, 3, 4): the same voxel from both ends
     turned = as_image(sitk.DICOMOrient(Image(array, GRID).to_sitk(), code))
     turned_mask = as_image(sitk.DICOMOrient(Image(mask, GRID).to_sitk(), code))
-    axial, coronal, sagittal = planes_through(turned.grid, turned_mask)
+    axial, coronal, sagittal = choose_planes(turned.grid, turned_mask)
     np.testing.assert_array_equal(axial.slice(turned.array), array[2])  # anterior up, the patient's right at left
     np.testing.assert_array_equal(coronal.slice(turned.array), array[::-1, 3])  # head up
     np.testing.assert_array_equal(sagittal.slice(turned.array), array[::-1, :, 4])  # head up, anterior at left
@@ -65,7 +65,7 @@ def test_planes_look_the_same_however_the_axes_run(code: str) -> None:
 
 
 def test_edge_letters() -> None:
-    axial, coronal, sagittal = planes_through(GRID)
+    axial, coronal, sagittal = choose_planes(GRID)
     assert axial.view.edge_letters == ("R", "L", "A", "P")
     assert coronal.view.edge_letters == ("R", "L", "H", "F")
     assert sagittal.view.edge_letters == ("A", "P", "H", "F")
@@ -75,17 +75,17 @@ def test_planes_go_through_the_lungs_not_between_them() -> None:
     mask = np.zeros(GRID.shape)
     mask[:, :, :2] = 1
     mask[:, :, 6:] = 1
-    _, _, sagittal = planes_through(GRID, Image(mask, GRID))
+    _, _, sagittal = choose_planes(GRID, Image(mask, GRID))
     assert sagittal.index in (1, 6)
-    assert planes_through(GRID, Image(0 * mask, GRID))[0].index == 2
+    assert choose_planes(GRID, Image(0 * mask, GRID))[0].index == 2
 
 
 def test_figure_is_drawn_with_and_without_moving(tmp_path: Path) -> None:
     fixed, moving, field = blob(GRID), blob(GRID, shift=3.0), linear_field(GRID)
     mask = Image((fixed.array > -700).astype(np.uint8), GRID)
     points = GRID.centre()[None]
-    registration_figure(fixed, moving, fixed, field, tmp_path / "a.png", title="A", mask=mask, landmarks=points)
-    registration_figure(fixed, None, fixed, field, tmp_path / "b.png")
+    draw_registration(fixed, moving, fixed, field, tmp_path / "a.png", title="A", mask=mask, landmarks=points)
+    draw_registration(fixed, None, fixed, field, tmp_path / "b.png")
     a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
     assert a.shape[1] > 1.4 * b.shape[1]
     assert a.std() > 0.1
@@ -95,12 +95,12 @@ def test_figure_is_drawn_with_and_without_moving(tmp_path: Path) -> None:
 def test_field_and_images_on_other_grids_are_put_on_the_fixed_grid(tmp_path: Path) -> None:
     wide = GRID.pad((4, 4, 4), (4, 4, 4))
     fixed = blob(GRID)
-    registration_figure(fixed, fixed, fixed, linear_field(GRID), tmp_path / "same.png")
-    registration_figure(
+    draw_registration(fixed, fixed, fixed, linear_field(GRID), tmp_path / "same.png")
+    draw_registration(
         fixed, Image(blob(wide).array, wide), Image(blob(wide).array, wide), linear_field(wide.every(2)),
         tmp_path / "wide.png",
     )  # fmt: skip
-    registration_figure(fixed, fixed, fixed, linear_field(GRID.crop((1, 1, 1), GRID.size)), tmp_path / "off.png")
+    draw_registration(fixed, fixed, fixed, linear_field(GRID.crop((1, 1, 1), GRID.size)), tmp_path / "off.png")
     same, other, off = (pixels(tmp_path / f"{name}.png") for name in ("same", "wide", "off"))
     assert np.abs(same - other).max() < 0.05
     assert np.abs(same - off).max() > 0.3
@@ -110,16 +110,16 @@ def test_field_and_images_on_other_grids_are_put_on_the_fixed_grid(tmp_path: Pat
 def test_constant_images_and_no_motion_are_drawn(tmp_path: Path, low: float) -> None:
     flat = Image(np.full(GRID.shape, low), GRID)
     still = DisplacementField(np.zeros((*GRID.shape, 3)), GRID)
-    registration_figure(flat, flat, flat, still, tmp_path / "flat.png", mask=Image(np.ones(GRID.shape), GRID))
+    draw_registration(flat, flat, flat, still, tmp_path / "flat.png", mask=Image(np.ones(GRID.shape), GRID))
     assert (tmp_path / "flat.png").stat().st_size > 1000
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     image, field = blob(GRID), linear_field(GRID)
     with pytest.raises(OutputError, match=r"\.png"):
-        registration_figure(image, None, image, field, tmp_path / "a.bmpx")
+        draw_registration(image, None, image, field, tmp_path / "a.bmpx")
     with pytest.raises(OutputError, match="cannot write"):
-        registration_figure(image, None, image, field, tmp_path / "missing" / "a.png")
+        draw_registration(image, None, image, field, tmp_path / "missing" / "a.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -128,10 +128,10 @@ def test_pyplot_is_not_touched(tmp_path: Path) -> None:
         "import sys, numpy as np\n"
         "from regnet_itk.data.grid import Grid\nfrom regnet_itk.data.image import Image\n"
         "from regnet_itk.data.field import DisplacementField\n"
-        "from regnet_itk.figures.overview import registration_figure\n"
+        "from regnet_itk.figures.overview import draw_registration\n"
         "assert 'matplotlib' not in sys.modules\n"
         "g = Grid((4, 4, 4)); i = Image(np.random.rand(4, 4, 4), g)\n"
-        "registration_figure(i, i, i, DisplacementField(np.ones((4, 4, 4, 3)), g), sys.argv[1])\n"
+        "draw_registration(i, i, i, DisplacementField(np.ones((4, 4, 4, 3)), g), sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, timeout=120)

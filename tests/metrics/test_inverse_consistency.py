@@ -245,7 +245,7 @@ def test_one_way_writes_and_says_nothing_of_the_other(here, capfd):
 
 
 def test_it_may_be_done_again_into_the_same_folder_and_is_written_whole_or_not_at_all(phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "registration_figure", lambda *arguments, **_: arguments[4].write_text("a picture"))
+    monkeypatch.setattr(figures, "draw_registration", lambda *arguments, **_: arguments[4].write_text("a picture"))
     result = register(phantom.fixed, phantom.moving, REGNET, both_ways=True)
     result.write(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}

@@ -340,10 +340,10 @@ def test_a_large_pair_stays_small(tmp_path):
     """The volumes of the viewer have a limit, whatever the image's size."""
     grid = Grid((400, 400, 400), (0.8, 0.8, 0.8))
     wide = Image(np.broadcast_to(np.float32(0), grid.shape), grid)
-    from regnet_itk.report.viewer import viewer_grid
+    from regnet_itk.report.viewer import choose_viewer_grid
 
-    assert np.prod(viewer_grid(ViewerPair("a", wide, wide)).size) < 4.2e6
-    assert max(viewer_grid(ViewerPair("a", wide, wide)).size) <= 192
+    assert np.prod(choose_viewer_grid(ViewerPair("a", wide, wide)).size) < 4.2e6
+    assert max(choose_viewer_grid(ViewerPair("a", wide, wide)).size) <= 192
 
 
 def test_what_cannot_be_reported_leaves_nothing(pair, tmp_path):

@@ -1,0 +1,28 @@
+"""What the figures of a comparison have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regnet_itk.comparison.run import Comparison, Method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LETTERS = 8.5
+"""Size of letters, in points."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure (inches) that no window belongs to, and whose panels find their places by themselves."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def registered_methods(comparison: Comparison) -> list[Method]:
+    """Return the methods that go beyond the reference stage."""
+    return [method for method in comparison.methods if method.stages and method.labels != (comparison.reference,)]

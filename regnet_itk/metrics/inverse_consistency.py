@@ -146,14 +146,13 @@ def _points(inside: npt.NDArray[np.bool_], grid: Grid) -> Iterator[FloatArray]:
     per_slice = inside.sum(axis=(1, 2))
     ranks = _ranks(int(per_slice.sum()))
     before = np.concatenate([[0], np.cumsum(per_slice)])
-    rows = max(1, _SLAB_VOXELS // inside[0].size)
-    for start in range(0, len(inside), rows):
-        slab = inside[start : start + rows]
-        low, high = np.searchsorted(ranks, before[[start, start + len(slab)]])
+    for box in grid.slabs(_SLAB_VOXELS):
+        slab, along = inside[box], box[0]
+        low, high = np.searchsorted(ranks, before[[along.start, along.stop]])
         if high > low:
-            voxels = np.flatnonzero(slab)[ranks[low:high] - before[start]]
+            voxels = np.flatnonzero(slab)[ranks[low:high] - before[along.start]]
             z, y, x = np.unravel_index(voxels, slab.shape)
-            yield grid.index_to_point(np.stack([x, y, z + start], axis=-1))
+            yield grid.index_to_point(np.stack([x, y, z + along.start], axis=-1))
 
 
 def _ranks(count: int) -> npt.NDArray[np.int64]:

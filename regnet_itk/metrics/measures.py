@@ -252,12 +252,9 @@ def transform_error(mapping: PointMap, true: DisplacementField, mask: Image | No
     if mask is not None and not mask.grid.is_close(true.grid, 1e-2):
         raise ImageError("the mask does not lie on the grid of the true displacement field; resample it")
     inside = _mask(mask, true.grid.shape)
-    nx, ny, nz = true.grid.size
-    rows = max(1, _SLAB_VOXELS // (nx * ny))
     found = ErrorMoments.of(np.zeros((0, 3)))
-    for start in range(0, nz, rows):
-        slab = slice(start, min(start + rows, nz))
-        points = true.grid.crop((0, 0, start), (nx, ny, slab.stop - start)).points()[inside[slab]]
+    for slab in true.grid.slabs(_SLAB_VOXELS):
+        points = true.grid.part(slab).points()[inside[slab]]
         if len(points):
             found += ErrorMoments.of(mapping.map_points(points) - points - true.vectors[slab][inside[slab]])
     return found

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.data.grid import cut_slabs
+
 CHANNELS = 12
 """Pairs of neighbours that are compared."""
 
@@ -38,12 +40,9 @@ def mind_features(image: Tensor) -> Tensor:
         From 0 (unlike) to 1.
     """
     padded = functional.pad(image[None, None], [REACH] * 6, mode="replicate")[0, 0]
-    nz, ny, nx = image.shape
-    found = torch.empty(nz, ny, nx, CHANNELS, device=image.device)
-    rows = max(1, _SLAB_VOXELS // (ny * nx))
-    for start in range(0, nz, rows):
-        stop = min(start + rows, nz)
-        found[start:stop] = _slab(padded[start : stop + 2 * REACH])
+    found = torch.empty(*image.shape, CHANNELS, device=image.device)
+    for slab in cut_slabs(image.shape, _SLAB_VOXELS):
+        found[slab] = _slab(padded[slab.start : slab.stop + 2 * REACH])
     return found
 
 

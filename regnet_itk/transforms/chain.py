@@ -123,7 +123,8 @@ class TransformChain:
         ----------
         grid : Grid, optional
             Needed only if a transform is added to something else than matrices, or is of a type that ITK does not
-            have: the voxels, in the fixed image, on which it is sampled. All other chains are converted exactly.
+            have: the voxels, in the fixed image, on which it is sampled, with all that is applied before it; at them
+            it is exact, and outside of them it is lost. All other chains are converted exactly.
 
         Raises
         ------
@@ -140,7 +141,7 @@ class TransformChain:
         return composite
 
     def _applied_in_itk(self, grid: Grid | None) -> list[Any]:
-        applied = self.applied(grid)
+        applied = self._applied_on(grid)
         found = [transform.to_sitk_transform() for transform in applied]
         unknown = [i for i, transform in enumerate(found) if transform is None]
         if not unknown:
@@ -153,8 +154,25 @@ class TransformChain:
         start = TransformChain(tuple(Link(transform) for transform in applied[: unknown[-1] + 1]))
         return [start.displacement_on(grid).to_sitk_transform(), *found[unknown[-1] + 1 :]]
 
-    def applied(self, grid: Grid | None = None) -> list[Transform]:
-        """Return transforms whose plain composition, the first applied first, is this chain; see `to_sitk`."""
+    def _applied_on(self, grid: Grid | None) -> list[Transform]:
+        """Return what `applied` does; of a chain that has no such form, sampled on a grid."""
+        try:
+            return self.applied()
+        except TransformError:
+            if grid is None:
+                raise
+        last = max(i for i, link in enumerate(self.links) if link.combine != "compose")
+        start = TransformChain(self.links[: last + 1])  # to its last link that is not put after the others
+        return [start.displacement_on(grid), *(link.transform for link in self.links[last + 1 :])]
+
+    def applied(self) -> list[Transform]:
+        """Return transforms whose plain composition, the first applied first, is this chain.
+
+        Raises
+        ------
+        TransformError
+            If a transform is added to something else than matrices.
+        """
         order: list[Transform] = []
         for i, link in enumerate(self.links):
             before = TransformChain(self.links[:i])
@@ -163,12 +181,12 @@ class TransformChain:
             elif link.combine == "compose":
                 order.append(link.transform)
             else:
-                order = _apply_sum(before, link, order, grid)
+                order = _apply_sum(before, link, order)
         return order
 
 
-def _apply_sum(before: TransformChain, link: Link, order: list[Transform], grid: Grid | None) -> list[Transform]:
-    """Return what is applied for P(x) + C(x) - x, exactly if P is a matrix L: then L^-1 (C(x) - x) is innermost."""
+def _apply_sum(before: TransformChain, link: Link, order: list[Transform]) -> list[Transform]:
+    """Return what is applied for P(x) + C(x) - x, where P is a matrix L: then L^-1 (C(x) - x) is innermost."""
     total = before.then(link).as_matrix()
     if total is not None:
         return [total]
@@ -179,12 +197,10 @@ def _apply_sum(before: TransformChain, link: Link, order: list[Transform], grid:
         innermost = link.transform.times_matrix(np.linalg.inv(matrix.matrix))
         if innermost is not None:
             return [innermost, *order]
-    if grid is None:
-        raise TransformError(
-            "this chain adds a transform to one that is not a matrix, which ITK cannot express; "
-            "give the grid on which to sample the sum"
-        )
-    return [before.then(link).displacement_on(grid)]
+    raise TransformError(
+        "this chain adds a transform to one that is not a matrix, which ITK cannot express; "
+        "give the grid on which to sample the sum"
+    )
 
 
 def field_link(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] | None = None) -> Link:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from regnet_itk.data.grid import Box, FloatArray, Grid
+from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS, Image
 from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
@@ -21,6 +20,7 @@ Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
 "linear" equals 1 but for the outer half voxel, where the value stays that of the border."""
 
+_LARGEST_LABEL = 2**53  # ITK's interpolators return float64
 _INTERPOLATORS = ("FinalBSplineInterpolator", "FinalBSplineInterpolatorFloat")
 _FIXED_ORDERS: dict[str, Order] = {"FinalLinearInterpolator": "linear", "FinalNearestNeighborInterpolator": 0}
 
@@ -127,11 +127,23 @@ def warp_image(
     import SimpleITK as sitk
 
     check_overlap(image.grid, chain, grid)
-    warped = sitk.Resample(
-        image.to_sitk(), grid.size, chain.to_sitk(grid), _interpolator(order), grid.origin, grid.spacing,
-        grid.direction_matrix.ravel().tolist(), float(default), sitk.sitkFloat32,
-    )  # fmt: skip
-    return Image(cast_values(sitk.GetArrayFromImage(warped), pixel_type), grid)
+    resampler = _resampler(chain, grid, _interpolator(order))
+    resampler.SetDefaultPixelValue(float(default))
+    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    return Image(cast_values(sitk.GetArrayFromImage(resampler.Execute(image.to_sitk())), pixel_type), grid)
+
+
+def _resampler(chain: TransformChain, grid: Grid, interpolator: int) -> Any:
+    import SimpleITK as sitk
+
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(grid.size)
+    resampler.SetOutputSpacing(grid.spacing)
+    resampler.SetOutputOrigin(grid.origin)
+    resampler.SetOutputDirection(grid.direction_matrix.ravel().tolist())
+    resampler.SetTransform(chain.to_sitk(grid))
+    resampler.SetInterpolator(interpolator)
+    return resampler
 
 
 def _interpolator(order: Order) -> int:
@@ -174,48 +186,16 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     >>> regnet_itk.warp_labels(labels, chain, grid).array[2, 0].tolist()
     [2, 3, 4, 5, 6, 7, 0, 0]
     """
-    from regnet_itk.transforms.sampler import fill_in_blocks, voxel_points  # torch is slow to start
+    import SimpleITK as sitk
 
     if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
         raise ImageError("the segmentation holds values that are not whole numbers; leave --label away for images")
+    if labels.array.dtype.itemsize == 8 and labels.array.size and np.abs(labels.array).max() > _LARGEST_LABEL:
+        raise ImageError(f"the segmentation holds labels above {_LARGEST_LABEL}; give them smaller numbers")
     check_overlap(labels.grid, chain, grid)
-    sampler = chain.sampler()
-    found = np.empty(grid.shape, dtype=labels.array.dtype)
-
-    def fill(box: Box, part: Grid) -> None:
-        index = labels.grid.point_to_index(sampler.map(voxel_points(part)).numpy())
-        found[box] = _label_at(labels.array, index, linear).reshape(part.shape)
-
-    fill_in_blocks(fill, grid)
-    return Image(found, grid)
-
-
-def _label_at(labels: npt.NDArray[Any], index: FloatArray, linear: bool) -> npt.NDArray[Any]:
-    """Return the labels at indices (n, 3), x first; 0 outside the box that the voxels fill."""
-    last = np.array(labels.shape[::-1]) - 1
-    inside = ((index >= -0.5) & (index < last + 0.5)).all(axis=1)
-    nearest = np.clip(np.floor(index + 0.5), 0, last).astype(int)
-    found = labels[nearest[:, 2], nearest[:, 1], nearest[:, 0]]
-    if linear:
-        low = np.clip(np.floor(index), 0, last).astype(int)
-        high = np.minimum(low + 1, last)
-        part = np.clip(index - low, 0, 1)
-        corners, weights = [], []
-        for corner in np.ndindex(2, 2, 2):
-            x, y, z = np.where(corner, high, low).T
-            corners.append(labels[z, y, x])
-            weights.append(np.where(corner, part, 1 - part).prod(axis=1))
-        found = _heaviest(np.array(corners), np.array(weights))
-    found[~inside] = 0
-    return found
-
-
-def _heaviest(labels: npt.NDArray[Any], weights: FloatArray) -> npt.NDArray[Any]:
-    """Return the label of the greatest total weight among the candidates (8, n); the smallest of equals."""
-    total = np.array([(weights * (labels == label)).sum(axis=0) for label in labels])
-    equal = total >= total.max(axis=0) - 1e-9
-    largest = np.where(equal, labels, labels.max(axis=0))
-    return np.asarray(largest.min(axis=0), dtype=labels.dtype)
+    resampler = _resampler(chain, grid, sitk.sitkLabelLinear if linear else sitk.sitkNearestNeighbor)
+    warped = sitk.GetArrayFromImage(resampler.Execute(labels.to_sitk()))
+    return Image(warped.astype(labels.array.dtype, copy=False), grid)
 
 
 def check_overlap(image_grid: Grid, chain: TransformChain, grid: Grid) -> None:

@@ -145,3 +145,26 @@ def test_a_grid_takes_what_numpy_and_simpleitk_hand_out():
 def test_grids_that_cannot_be(arguments, message):
     with pytest.raises(ImageError, match=message):
         Grid(*arguments)
+
+
+@pytest.mark.parametrize("voxels", [1, 100, 10_000])
+def test_slabs_cover_every_voxel_once(voxels):
+    grid = Grid((7, 5, 9), (1.0, 2.0, 3.0))
+    covered = np.zeros(grid.shape, int)
+    for box in grid.slabs(voxels):
+        covered[box] += 1
+        assert covered[box].size <= max(voxels, 35)
+        np.testing.assert_allclose(grid.part(box).points(), grid.points()[box])
+    assert (covered == 1).all()
+
+
+def test_a_lattice_and_random_points_keep_their_margin():
+    turned = ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    grid = Grid((10, 1, 4), (2.0, 3.0, 4.0), (5.0, 6.0, 7.0), turned)
+    for margin, low, high in ((-0.5, (-0.5, -0.5, -0.5), (9.5, 0.5, 3.5)), (1.0, (1, 0, 1), (8, 0, 2))):
+        lattice = grid.point_to_index(grid.lattice(3, margin))
+        assert len(lattice) == 27
+        np.testing.assert_allclose(lattice[[0, -1]], [low, high], atol=1e-9)
+        np.testing.assert_allclose(lattice[1] - lattice[0], [0, 0, (high[2] - low[2]) / 2], atol=1e-9)
+        drawn = grid.point_to_index(grid.random_points(500, np.random.default_rng(0), margin))
+        np.testing.assert_allclose([drawn.min(axis=0), drawn.max(axis=0)], [low, high], atol=0.2)

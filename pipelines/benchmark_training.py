@@ -35,7 +35,6 @@ from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import FieldRecipe, Phase, TrainingConfig
 from regnet_itk.training.loop import Trainer, TrainingOptions
 from regnet_itk.training.sources import with_images
-from regnet_itk.training.validation import block_shape
 
 SHAPES = ((64, 1), (8, 2), (8, 4), (4, 8), (2, 10), (1, 16))
 """Blocks in a step, and outputs along an edge of a block; the first row is what the others are compared with."""
@@ -119,7 +118,7 @@ def measure(images: Path, folder: Path, steps: int, device: str, cpu_time: bool)
     trainer = Trainer(config, images, folder, TrainingOptions(device))
     rows = []
     for phase in phases:
-        shape = block_shape(trainer.network, phase.block_size)
+        shape = trainer.architecture.block_shape(phase.block_size)
         maker = BlockMaker(trainer.train_images.sources, shape, trainer.voxel_size, trainer.random)
         rows.append(Row(phase, shape[0], maker))
     clock = _clock(trainer.device, cpu_time)

@@ -26,7 +26,6 @@ from regnet_itk.errors import ParameterError, RegNetItkError
 from regnet_itk.metrics.measures import displacement_error
 from regnet_itk.networks.devices import find_device, find_precision
 from regnet_itk.networks.model import find_model, load_model, save_model
-from regnet_itk.networks.regnet import RegNet
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetStage
@@ -40,11 +39,11 @@ from regnet_itk.training.paper_pairs import (
 )
 from regnet_itk.training.prepared import Prepared
 from regnet_itk.training.sources import find_images, load_source
-from regnet_itk.training.validation import Validation, ValidationBlocks, block_shape
+from regnet_itk.training.validation import Validation, ValidationBlocks
 from regnet_itk.transforms.chain import TransformChain
 
 BREATHING = (-20.0, 20.0)
-REGNET_OUTPUTS, COARSE_TO_FINE_VOXELS = 24, 96
+BLOCK_OUTPUTS, BLOCK_VOXELS = 24, 96
 """Edges of the blocks that ``--recipe`` measures on: 100 voxels of 1 mm, and 96 voxels of 2 mm."""
 
 
@@ -144,8 +143,9 @@ def measure_blocks(
         sources = [load_source(path, config.source_smoothing, Path(cache)) for path in images]
         for name in models:
             model = load_model(find_model(name))
-            size = REGNET_OUTPUTS if isinstance(model.network, RegNet) else COARSE_TO_FINE_VOXELS
-            shape = block_shape(model.network.to(device), size)
+            size = BLOCK_VOXELS if model.architecture.predicts_everywhere else BLOCK_OUTPUTS
+            shape = model.architecture.block_shape(size)
+            model.network.to(device)
             blocks = ValidationBlocks(Prepared(sources, []), judge, shape, count, seed, device)
             yield name, blocks.measure(model, precision)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regnet_itk.errors import ModelError, did_you_mean
+from regnet_itk.errors import ModelError, ParameterError, did_you_mean
+from regnet_itk.networks.architectures import Architecture, find_architecture
 from regnet_itk.outputs import write_whole
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class ModelDescription:
     Parameters
     ----------
     name : str
-    architecture : {"regnet", "regnet_early", "regnet_1scale", "coarse_to_fine"}
+    architecture : str
+        Name of the kind of network; :mod:`regnet_itk.networks.architectures` has their records.
     voxel_size : float
         Voxels in mm that the network works on.
     intensity_range : tuple of float
@@ -60,32 +61,41 @@ class Model:
     description: ModelDescription
     digest: str
 
+    @property
+    def architecture(self) -> Architecture:
+        """What kind of network it is."""
+        return find_architecture(self.description.architecture)
+
+    def stages_left_out(self, wanted: tuple[float, ...]) -> int:
+        """Return how many of the network's stages are left out, beginning with the finest.
+
+        Parameters
+        ----------
+        wanted : tuple of float
+            Those to run: voxel sizes in mm, the coarsest first; none are all.
+
+        Raises
+        ------
+        ParameterError
+            If the network has no stages, or the ones wanted are not its first ones.
+        """
+        if not wanted:
+            return 0
+        there, name = self.architecture.stages(self.network), self.description.name
+        if not there:
+            raise ParameterError(f"the model '{name}' has no stages to choose from; leave out RegNetStages")
+        if wanted != there[: len(wanted)]:
+            given, all_of_them, fewer = (" ".join(f"{mm:g}" for mm in part) for part in (wanted, there, there[:-1]))
+            raise ParameterError(
+                f"the model '{name}' has stages of {all_of_them} mm and begins with the coarsest: it cannot run "
+                f"'{given}', but (RegNetStages {fewer})"
+            )
+        return len(there) - len(wanted)
+
     def normalise(self, hounsfield: Tensor) -> Tensor:
         """Map the intensity range to -1..1, clipped."""
         low, high = self.description.intensity_range
         return hounsfield.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
-
-
-def make_network(architecture: str, voxel_size: float) -> nn.Module:
-    """Return an untrained network.
-
-    Raises
-    ------
-    ModelError
-        If there is no such architecture.
-    """
-    from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
-    from regnet_itk.networks.regnet import RegNet
-
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "regnet": RegNet,
-        "regnet_early": lambda: RegNet(early_fusion=True),
-        "regnet_1scale": lambda: RegNet(scales=1),
-        "coarse_to_fine": lambda: CoarseToFineRegNet(voxel_size=voxel_size),
-    }
-    if architecture not in makers:
-        raise ModelError(f"unknown network architecture '{architecture}'{did_you_mean(architecture, makers)}")
-    return makers[architecture]()
 
 
 def save_model(network: nn.Module, description: ModelDescription, path: str | Path) -> None:
@@ -141,7 +151,7 @@ def load_model(path: str | Path) -> Model:
         raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
     description = _description(metadata.get("description", ""), path)
     try:
-        network = make_network(description.architecture, description.voxel_size)
+        network = find_architecture(description.architecture).make(description.voxel_size)
     except ModelError as error:
         raise ModelError(f"model file '{path}': {error}") from None
     try:

@@ -73,7 +73,6 @@ class RegNetStage(Stage):
             to be a mask and there is none.
         """
         from regnet_itk.networks.devices import find_device
-        from regnet_itk.networks.inference import finest_level
 
         result_pixel_type(self.parameters)
         finest_level(self._model(), self.settings.stages)
@@ -91,7 +90,7 @@ class RegNetStage(Stage):
         ParameterError
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
-        from regnet_itk.networks.inference import covering, fade
+        from regnet_itk.networks.regions import covering, fade
 
         started = time.perf_counter()
         settings, model = self.settings, self._model()

@@ -7,14 +7,12 @@ import tomllib
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.errors import ModelError, ParameterError, did_you_mean
+from regnet_itk.networks.architectures import find_architecture
 
 Range = tuple[float, float]
-
-VOXEL_SIZE = {"regnet": 1.0, "regnet_early": 1.0, "regnet_1scale": 1.0, "coarse_to_fine": 2.0}
-"""mm, of the images that each network is trained on."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Phase:
     blocks: int = 1
     """Blocks (pairs of subvolumes) in one step."""
     block_size: int = 96
-    """Edge of a block: input voxels of the coarse-to-fine network, outputs of RegNet."""
+    """Edge of a block: outputs of RegNet, voxels of the coarse-to-fine and other networks."""
     texture_share: float = 0.0
     """Share of the blocks that are cut from random texture instead of images."""
     frozen_statistics: bool = False
@@ -113,7 +111,7 @@ class Phase:
     training is then what it computes in use, although a step sees few blocks."""
     recurrence: float = 0.0
     """Share of the steps in which the network sees what it has left itself: the moving image warped by its own result.
-    Only of the coarse-to-fine network."""
+    Only of networks that predict at every voxel, as the coarse-to-fine network does."""
     learning_rate: Range = (1e-3, 1e-3)
     """At the beginning and at the end of the phase; half a cosine between them."""
     fields: FieldRecipe = field(default_factory=FieldRecipe)
@@ -147,7 +145,8 @@ class Judge:
 class TrainingConfig:
     """A whole training run."""
 
-    network: Literal["regnet", "regnet_early", "regnet_1scale", "coarse_to_fine"]
+    network: str
+    """Name of the kind of network: regnet, regnet_early, regnet_1scale, coarse_to_fine, or another package's."""
     train: tuple[str, ...] = ()
     """Names of the image files, without suffix, to train on; if none are named, a folder's images are divided."""
     validation: tuple[str, ...] = ()
@@ -186,19 +185,32 @@ class TrainingConfig:
             )
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
-        if self.network != "coarse_to_fine" and any(p.blocks * p.block_size**3 < 2 for p in self.phases):
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Refuse what the network cannot be asked for."""
+        try:
+            network = find_architecture(self.network)
+        except ModelError as error:
+            raise ParameterError(f"network: {error}") from None
+        if network.has_batch_statistics and any(p.blocks * p.block_size**3 < 2 for p in self.phases):
             raise ParameterError(
                 "batch normalisation needs two outputs or more in a step: give more 'blocks' or a larger 'block_size'"
             )
-        odd = [phase.block_size for phase in self.phases if phase.block_size % 8]
-        if self.network != "coarse_to_fine" and any(phase.recurrence for phase in self.phases):
-            raise ParameterError("'recurrence' is of the coarse-to-fine network only")
-        if self.network == "coarse_to_fine" and not self.auxiliary_outputs:
+        if not network.predicts_everywhere and any(phase.recurrence for phase in self.phases):
             raise ParameterError(
-                "the coarse-to-fine network always learns from every level: 'auxiliary_outputs' is RegNet's"
+                f"'recurrence' is of networks that predict at every voxel, as coarse_to_fine; {self.network} does not"
             )
-        if self.network == "coarse_to_fine" and odd:
-            raise ParameterError(f"the coarse-to-fine network needs a block_size that is a multiple of 8, not {odd[0]}")
+        if not network.auxiliary_outputs and not self.auxiliary_outputs:
+            raise ParameterError(
+                f"'auxiliary_outputs' is RegNet's: the network '{self.network}' has none that can be left out"
+            )
+        odd = [phase.block_size for phase in self.phases if phase.block_size % network.block_multiple]
+        if odd:
+            raise ParameterError(
+                f"the network '{self.network}' needs a block_size that is a multiple of {network.block_multiple}, not "
+                f"{odd[0]}"
+            )
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -273,8 +285,6 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return _build(hint, value, where)
-    if get_origin(hint) is Literal and value in get_args(hint):
-        return value
     if get_origin(hint) is tuple and isinstance(value, list):
         kinds = get_args(hint)
         if kinds[-1] is Ellipsis:

@@ -18,17 +18,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.errors import InterruptedRunError, ModelError
+from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.devices import find_device, find_precision
 from regnet_itk.networks.layers import warp
-from regnet_itk.networks.model import Model, ModelDescription, load_model, make_network, save_model
-from regnet_itk.networks.regnet import RegNet
+from regnet_itk.networks.model import Model, ModelDescription, load_model, save_model
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.batch_statistics import gather_statistics, norms_of, own_statistics_kept
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint
-from regnet_itk.training.config import VOXEL_SIZE, Judge, Phase, TrainingConfig
+from regnet_itk.training.config import Judge, Phase, TrainingConfig
 from regnet_itk.training.log import LogRow, TrainingLog
-from regnet_itk.training.losses import DeepSupervision, coarse_to_fine_loss, regnet_loss
 from regnet_itk.training.pairs import PairBlocks
 from regnet_itk.training.paper_pairs import FREQUENCIES
 from regnet_itk.training.prepared import prepare
@@ -36,13 +35,7 @@ from regnet_itk.training.processes import Processes, own_device
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
-from regnet_itk.training.validation import (
-    Validation,
-    ValidationBlocks,
-    block_shape,
-    predict_blocks,
-    truth_at_outputs,
-)
+from regnet_itk.training.validation import Validation, ValidationBlocks, predict_blocks, truth_at_outputs
 
 INTENSITY_RANGE = (-1000.0, 200.0)
 _TEXTURE_SIZE = 160
@@ -125,7 +118,8 @@ class Trainer:
         self.device = own_device(find_device(options.device))
         self.precision = find_precision("auto", self.device)
         self.processes = Processes.joined(self.device)
-        self.voxel_size = VOXEL_SIZE[config.network]
+        self.architecture = find_architecture(config.network)
+        self.voxel_size = self.architecture.voxel_size
         torch.manual_seed(config.seed)
         self.network = self._first_network()
         paths = find_images(images, (*config.train, *config.validation))
@@ -136,10 +130,7 @@ class Trainer:
         )
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
-        inner = self.network
-        self.module: nn.Module = (
-            DeepSupervision(inner, config.auxiliary_outputs) if isinstance(inner, RegNet) else inner
-        )
+        self.module = self.architecture.with_heads(self.network, config.auxiliary_outputs)
         self.module.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.trained = self.processes.wrapped(self.module)
         self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=1e-5)
@@ -161,12 +152,12 @@ class Trainer:
         if self.averaged is None:
             return self.network
         module = self.averaged.module
-        return module.network if isinstance(module, DeepSupervision) else module
+        return module if self.module is self.network else module.get_submodule("network")
 
     def _first_network(self) -> nn.Module:
         self._start: dict[str, Any] = {}
         if self.options.start_from is None:
-            return make_network(self.config.network, self.voxel_size)
+            return self.architecture.make(self.voxel_size)
         model = load_model(self.options.start_from)
         self._start = {"model": model.description.name, "sha256": model.digest, **_effort(model.description)}
         if model.description.architecture != self.config.network:
@@ -226,7 +217,9 @@ class Trainer:
     def _run_phase(self, number: int, first: int) -> None:
         phase, steps = self.config.phases[number], self.phase_steps[number]
         images = self._maker(phase, self.random)
-        textures = BlockMaker(self.textures, block_shape(self.network, phase.block_size), self.voxel_size, self.random)
+        textures = BlockMaker(
+            self.textures, self.architecture.block_shape(phase.block_size), self.voxel_size, self.random
+        )
         if phase.frozen_statistics and self.step == first:
             self._calibrate(self.network, phase)
         started, losses = time.perf_counter(), []
@@ -269,7 +262,7 @@ class Trainer:
         )
 
     def _maker(self, phase: Phase, random: Random) -> BlockMaker | PairBlocks:
-        shape = block_shape(self.network, phase.block_size)
+        shape = self.architecture.block_shape(phase.block_size)
         return self.train_images.maker(shape, self.voxel_size, random, phase.pairs)
 
     @staticmethod
@@ -307,11 +300,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         predicted = predict_blocks(self._model(self.trained), blocks, self.precision)
-        u, weight = truth_at_outputs(self.network, blocks)
-        if isinstance(self.network, RegNet):
-            loss = regnet_loss(predicted, u)
-        else:
-            loss = coarse_to_fine_loss(predicted, u, weight)
+        u, weight = truth_at_outputs(self.architecture, blocks)
+        loss = self.architecture.loss(predicted, u, weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -352,7 +342,7 @@ class Trainer:
         blocks = ValidationBlocks(
             self.validation_images,
             judge or Judge(last.fields, last.appearance),
-            block_shape(self.network, last.block_size),
+            self.architecture.block_shape(last.block_size),
             _VALIDATION_BLOCKS,
             _VALIDATION_SEED,
             self.device,
@@ -440,7 +430,9 @@ class Trainer:
 
 def _bare_description(network: str) -> ModelDescription:
     region = "body" if network == "coarse_to_fine" else "lungs"  # RegNet's small blocks hold little else than lungs
-    return ModelDescription(network, network, VOXEL_SIZE[network], INTENSITY_RANGE, 0.0, region=region)
+    return ModelDescription(
+        network, network, find_architecture(network).voxel_size, INTENSITY_RANGE, 0.0, region=region
+    )
 
 
 def _effort(description: ModelDescription) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from regnet_itk.networks.architectures import Shape, find_architecture
 from regnet_itk.training.blocks import BlockMaker
-from regnet_itk.training.config import VOXEL_SIZE, PairRecipe, TrainingConfig
+from regnet_itk.training.config import PairRecipe, TrainingConfig
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.processes import Processes
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, load_source
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ def prepare(
     OutputError
         If the cache cannot be written.
     """
+    voxel_size = find_architecture(config.network).voxel_size
     recipe = next((phase.pairs for phase in config.phases if phase.pairs), None)
     found = Prepared([], [])
     for number, path in enumerate(paths, start=1):
@@ -77,7 +77,7 @@ def prepare(
         if config.judged_by or any(phase.pairs is None for phase in config.phases):
             found.sources.append(load_source(path, config.source_smoothing, cache))
         if recipe:
-            found.pairs.extend(load_pairs(path, recipe, VOXEL_SIZE[config.network], config.seed, cache))
+            found.pairs.extend(load_pairs(path, recipe, voxel_size, config.seed, cache))
         if processes.first:
             processes.wait()
     return found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from regnet_itk.networks.architectures import Architecture, Shape
 from regnet_itk.networks.model import Model
-from regnet_itk.networks.regnet import BLOCK_OVERHEAD, PATCH_MARGIN, RegNet
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import Judge, PairRecipe
-from regnet_itk.training.prepared import Prepared, Shape
+from regnet_itk.training.prepared import Prepared
 from regnet_itk.training.random import Random
 
 
@@ -65,8 +64,8 @@ class ValidationBlocks:
             block = [maker.make(self.judge.fields, self.judge.appearance)]
             with torch.no_grad():
                 predicted = predict_blocks(model, block, precision)
-            u, weight = truth_at_outputs(model.network, block)
-            left = (predicted if isinstance(predicted, Tensor) else predicted[-1]).float() - u
+            u, weight = truth_at_outputs(model.architecture, block)
+            left = predicted[-1].float() - u
             each = torch.cat([left.norm(dim=1, keepdim=True), left.abs(), u.norm(dim=1, keepdim=True)], dim=1)
             sums += (each * weight).sum(dim=(0, 2, 3, 4)).double().cpu()
             total += float(weight.sum())
@@ -74,14 +73,8 @@ class ValidationBlocks:
         return Validation(error, (x, y, z), displacement)
 
 
-def block_shape(network: nn.Module, size: int) -> Shape:
-    """Return the voxels z, y, x of a block with `size` outputs of RegNet, or input voxels of another, an axis."""
-    edge = BLOCK_OVERHEAD + 2 * size if isinstance(network, RegNet) else size
-    return edge, edge, edge
-
-
-def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) -> Any:
-    """Return what the network says of blocks in Hounsfield units, all at once.
+def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) -> list[Tensor]:
+    """Return what the network says of blocks, all at once: all its outputs, the result last.
 
     Parameters
     ----------
@@ -93,14 +86,11 @@ def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) ->
     """
     fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
     with torch.autocast(fixed.device.type, precision, enabled=precision != torch.float32):
-        return model.network(model.normalise(fixed), model.normalise(moving))
+        found = model.network(model.normalise(fixed), model.normalise(moving))
+    return [found] if isinstance(found, Tensor) else list(found)
 
 
-def truth_at_outputs(network: nn.Module, blocks: list[Block]) -> tuple[Tensor, Tensor]:
-    """Return u (batch, 3, z, y, x) in mm and the lungs' weight (batch, 1, z, y, x) at the network's finest outputs."""
-    u = torch.cat([b.displacement for b in blocks])
-    weight = torch.cat([b.weight for b in blocks])
-    if isinstance(network, RegNet):
-        at = (..., *(slice(PATCH_MARGIN, -PATCH_MARGIN + 1, 2),) * 3)
-        return u[at], weight[at]
-    return u, weight
+def truth_at_outputs(architecture: Architecture, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """Return u (batch, 3, z, y, x) in mm and the weight (batch, 1, z, y, x) at a network's finest outputs."""
+    u, weight = (torch.cat([getattr(b, name) for b in blocks]) for name in ("displacement", "weight"))
+    return architecture.at_outputs(u), architecture.at_outputs(weight)

@@ -11,10 +11,10 @@ import pytest
 from command import call
 
 from regnet_itk.errors import ModelError
+from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.model import (
     ModelDescription,
     load_model,
-    make_network,
     read_model_header,
     save_model,
     shipped_models,
@@ -67,7 +67,7 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_model_of_ones_own_that_says_little(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.safetensors"
     description = ModelDescription("mine", "regnet", 1.5, (-1000.0, 400.0), 9.0, {"images": ["a", "b"]})
-    save_model(make_network("regnet", 1.5), description, path)
+    save_model(find_architecture("regnet").make(1.5), description, path)
     assert call("models", path) == 0
     text = capfd.readouterr().out
     assert "voxels of 1.5 mm" in text

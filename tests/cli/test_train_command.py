@@ -162,7 +162,7 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
     Path("twice.toml").write_text(TINY.replace("STEPS", "1\nepochs = 2"), encoding="utf-8")
     assert "either 'steps' or 'epochs'" in error_of(capsys, images, "-out", "run", "-c", "twice.toml")
     Path("other.toml").write_text(TINY.replace("STEPS", "1").replace("coarse_to_fine", "regnet"), encoding="utf-8")
-    assert "'recurrence' is of the coarse-to-fine network only" in error_of(
+    assert "'recurrence' is of networks that predict at every voxel" in error_of(
         capsys, images, "-out", "run", "-c", "other.toml"
     )
     assert "no model 'nothing'" in error_of(capsys, images, "-out", "run", "-c", config, "--from", "nothing")

@@ -17,8 +17,9 @@ from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.devices import find_device, find_precision
-from regnet_itk.networks.inference import InferenceOptions, Predictor, covering, fade
+from regnet_itk.networks.inference import InferenceOptions, Predictor
 from regnet_itk.networks.model import Model, ModelDescription
+from regnet_itk.networks.regions import covering, fade
 from regnet_itk.networks.regnet import RegNet
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (20, -35, 130), degrees=True).as_matrix()))
@@ -26,7 +27,8 @@ RANGE = (-1000.0, 200.0)
 
 
 def model_of(network: nn.Module, voxel_size: float = 1.0) -> Model:
-    return Model(network, ModelDescription("random", "", voxel_size, RANGE, 8.0), "")
+    architecture = "regnet" if isinstance(network, RegNet) else "coarse_to_fine"
+    return Model(network, ModelDescription("random", architecture, voxel_size, RANGE, 8.0), "")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from regnet_itk.errors import ModelError, OutputError
+from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
-from regnet_itk.networks.model import ModelDescription, find_model, load_model, make_network, save_model, shipped_models
+from regnet_itk.networks.model import ModelDescription, find_model, load_model, save_model, shipped_models
 from regnet_itk.networks.regnet import RegNet
 
 DESCRIPTION = ModelDescription(
@@ -190,7 +191,7 @@ def test_models_are_found_by_name_by_path_and_beside_a_file(
 
 def test_unknown_architectures() -> None:
     with pytest.raises(ModelError, match="did you mean 'coarse_to_fine'"):
-        make_network("coarse_to_fin", 2.0)
+        find_architecture("coarse_to_fin").make(2.0)
 
 
 def test_intensities_are_clipped_and_mapped(file: Path) -> None:

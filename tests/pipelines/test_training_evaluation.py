@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from training_cases import load_pipeline, write_chests
 
-from regnet_itk.networks.model import ModelDescription, load_model, make_network, save_model
+from regnet_itk.networks.architectures import find_architecture
+from regnet_itk.networks.model import ModelDescription, load_model, save_model
 from regnet_itk.networks.regnet import RegNet
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_chests(tmp_path_factory.mktemp("evaluation"), "one.mha")
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     for name, architecture in (("regnet", "regnet"), ("again", "regnet"), ("coarse", "coarse_to_fine")):
-        network = make_network(architecture, VOXEL)
+        network = find_architecture(architecture).make(VOXEL)
         for parameter in network.parameters():
             nn.init.zeros_(parameter)
         if isinstance(network, RegNet) and name == "regnet":
@@ -48,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_models, "REGNET_OUTPUTS", 2)
-    monkeypatch.setattr(evaluate_models, "COARSE_TO_FINE_VOXELS", 16)
+    monkeypatch.setattr(evaluate_models, "BLOCK_OUTPUTS", 2)
+    monkeypatch.setattr(evaluate_models, "BLOCK_VOXELS", 16)
 
 
 def expected(folder: Path, cache: Path, edge: int, at: slice, said: tuple[float, float, float]) -> list[float]:

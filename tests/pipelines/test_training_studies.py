@@ -15,7 +15,8 @@ from torch import nn
 from training_cases import load_pipeline, write_chests
 
 from regnet_itk.errors import ParameterError
-from regnet_itk.networks.model import ModelDescription, load_model, make_network, save_model
+from regnet_itk.networks.architectures import find_architecture
+from regnet_itk.networks.model import ModelDescription, load_model, save_model
 from regnet_itk.training import loop
 from regnet_itk.training.config import FieldRecipe, Judge, Phase, TrainingConfig, find_recipe
 from regnet_itk.training.log import TrainingLog
@@ -232,7 +233,7 @@ def test_a_study_leaves_curves_and_a_table_and_goes_on(
 
 def test_table_1_is_that_of_the_paper(images: Path, tmp_path: Path) -> None:
     """A network that says nothing is as good as no registration; the vector is longer than its components."""
-    network = make_network("coarse_to_fine", 6.0)
+    network = find_architecture("coarse_to_fine").make(6.0)
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     model = tmp_path / "nothing.safetensors"

@@ -97,7 +97,7 @@ def test_the_configurations_of_the_project_are_read() -> None:
         ("[4.0, 9.0]", "[4.0]", "sigma = .4.0. is not of the kind"),
         ("[4.0, 9.0]", "4.0", "sigma = 4.0 is not of the kind"),
         ("[4.0, 9.0]", '["4", 9.0]', "sigma = '4' is not of the kind float"),
-        ('"regnet"', '"regnett"', "network = 'regnett' is not of the kind"),
+        ('"regnet"', '"regnett"', r"c.toml: network: unknown network architecture 'regnett'; did you mean 'regnet'\?"),
         ('["a", "b"]', '"a"', "train = 'a' is not of the kind"),
         ('["a", "b"]', '["a", 3]', r"train\[1\] = 3 is not of the kind str"),
         ("[[phases]]\nsteps = 10", "[[phases]]", r"phases\[0\]: .*either 'steps' or 'epochs'"),

@@ -15,10 +15,10 @@ from training_cases import write_chests
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError, ParameterError
+from regnet_itk.networks.architectures import ARCHITECTURES, find_architecture
 from regnet_itk.networks.model import load_model
 from regnet_itk.training import loop
 from regnet_itk.training.config import (
-    VOXEL_SIZE,
     AppearanceRecipe,
     FieldRecipe,
     PairRecipe,
@@ -171,7 +171,9 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
 def test_epochs_are_counted_in_positions_and_the_rate_falls_after_each(
     chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(VOXEL_SIZE, "regnet", 8.0)  # quick to prepare
+    monkeypatch.setitem(
+        ARCHITECTURES, "regnet", dataclasses.replace(find_architecture("regnet"), voxel_size=8.0)
+    )  # quick to prepare
     for name in ("_VALIDATION_BLOCKS", "_CALIBRATION_STEPS", "_QUICK_CALIBRATION_STEPS"):
         monkeypatch.setattr(loop, name, 1)
     monkeypatch.setattr(TrainingLog, "draw", lambda _: None)

@@ -34,6 +34,21 @@ def _padded_convolution(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True))
 
 
+def _with_right_gradients(layers: nn.Module, inputs: Tensor) -> Tensor:
+    """Apply padded convolutions, in float32 where they learn from fewer than three voxels along an axis.
+
+    oneDNN's gradient of a 3x3x3 kernel in bfloat16 holds there what happened to lie in the memory (seen with torch 2.13
+    on a processor with AVX-512 BF16).
+    """
+    found: Tensor
+    if torch.is_grad_enabled() and min(inputs.shape[2:]) < 3:
+        with torch.autocast(inputs.device.type, enabled=False):
+            found = layers(inputs.float())
+    else:
+        found = layers(inputs)
+    return found
+
+
 class _Decoder(nn.Module):
     """Predict what is left of the displacement at one level, in voxels of that level."""
 
@@ -45,8 +60,8 @@ class _Decoder(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.body(inputs)
-        return self.head(hidden), hidden
+        hidden = _with_right_gradients(self.body, inputs)
+        return _with_right_gradients(self.head, hidden), hidden
 
 
 class CoarseToFineRegNet(nn.Module):
@@ -99,9 +114,9 @@ class CoarseToFineRegNet(nn.Module):
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Return the features of an image at every level, the finest first."""
-        found = [self.encoder[0](image)]
+        found = [_with_right_gradients(self.encoder[0], image)]
         for down, encoder in zip(self.down, self.encoder[1:], strict=True):
-            found.append(encoder(down(found[-1])))
+            found.append(_with_right_gradients(encoder, down(found[-1])))
         return found
 
     @property

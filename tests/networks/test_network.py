@@ -199,3 +199,23 @@ def test_slabs_of_the_finest_level_leave_no_seams(monkeypatch: pytest.MonkeyPatc
     trained = network.train()(*pair)[-1]  # in training, all at once
     assert calls == [40]
     torch.testing.assert_close(trained, whole, atol=2e-4, rtol=1e-4)
+
+
+def test_gradients_on_very_small_blocks_are_the_same_every_time() -> None:
+    """The coarsest level of a block of 16 voxels has 2x2x2, where bfloat16 gradients were left to chance."""
+    torch.manual_seed(0)
+    network = CoarseToFineRegNet().to(memory_format=torch.channels_last_3d).train()
+    pair = [noise(1, 1, 16, 16, 16, seed=seed) for seed in (1, 2)]
+
+    def gradients() -> list[Tensor]:
+        network.zero_grad(set_to_none=True)
+        litter = [torch.full((n,), float("nan")) for n in range(1000, 60_000, 1000)]
+        del litter
+        with torch.autocast("cpu", torch.bfloat16):
+            levels = network(*pair)
+        sum(level.float().square().mean() for level in levels).backward()
+        return [p.grad.clone() for p in network.parameters()]
+
+    first = gradients()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))

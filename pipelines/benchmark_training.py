@@ -34,7 +34,7 @@ from regnet_itk.errors import RegNetItkError
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import FieldRecipe, Phase, TrainingConfig
 from regnet_itk.training.loop import Trainer, TrainingOptions
-from regnet_itk.training.sources import with_images
+from regnet_itk.training.sources import divide_images
 
 SHAPES = ((64, 1), (8, 2), (8, 4), (4, 8), (2, 10), (1, 16))
 """Blocks in a step, and outputs along an edge of a block; the first row is what the others are compared with."""
@@ -114,7 +114,7 @@ def measure(images: Path, folder: Path, steps: int, device: str, cpu_time: bool)
     """Time `steps` steps of every shape, after one that warms up."""
     fields = FieldRecipe(sigma=(6.0, 25.0), theta=(1.0, 8.0), strain=0.4)
     phases = tuple(Phase(steps=1, blocks=blocks, block_size=size, fields=fields) for blocks, size in SHAPES)
-    config = with_images(TrainingConfig("regnet", phases=phases, auxiliary_outputs=False), images)
+    config = divide_images(TrainingConfig("regnet", phases=phases, auxiliary_outputs=False), images)
     trainer = Trainer(config, images, folder, TrainingOptions(device))
     rows = []
     for phase in phases:

@@ -38,7 +38,7 @@ from regnet_itk.training.paper_pairs import (
     random_displacement,
 )
 from regnet_itk.training.prepared import Prepared
-from regnet_itk.training.sources import find_images, load_source
+from regnet_itk.training.sources import Preparation, find_images, load_source
 from regnet_itk.training.validation import Validation, ValidationBlocks
 from regnet_itk.transforms.chain import TransformChain
 
@@ -140,13 +140,14 @@ def measure_blocks(
     device = find_device("auto")
     precision = find_precision("auto", device)
     with tempfile.TemporaryDirectory() as cache:
-        sources = [load_source(path, config.source_smoothing, Path(cache)) for path in images]
+        how = Preparation(config.shown, config.source_smoothing)
+        sources = [load_source(path, how, Path(cache)) for path in images]
         for name in models:
             model = load_model(find_model(name))
             size = BLOCK_VOXELS if model.architecture.predicts_everywhere else BLOCK_OUTPUTS
             shape = model.architecture.block_shape(size)
             model.network.to(device)
-            blocks = ValidationBlocks(Prepared(sources, []), judge, shape, count, seed, device)
+            blocks = ValidationBlocks(Prepared(sources, [], config.shown), judge, shape, count, seed, device)
             yield name, blocks.measure(model, precision)
 
 

@@ -46,7 +46,7 @@ from regnet_itk.training.config import (
 )
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions, find_images
-from regnet_itk.training.sources import all_images, with_images
+from regnet_itk.training.sources import all_images, divide_images
 from regnet_itk.transforms.chain import TransformChain
 
 Variants = dict[str, TrainingConfig]
@@ -223,7 +223,7 @@ def with_these_images(config: TrainingConfig, folder: Path) -> TrainingConfig:
     if config.train and set(config.train + config.validation) <= set(all_images(folder)):
         return config
     nameless = dataclasses.replace(config, train=(), validation=(), test=(), sources=(), seed=TrainingConfig.seed)
-    return dataclasses.replace(with_images(nameless, folder), seed=config.seed)
+    return dataclasses.replace(divide_images(nameless, folder), seed=config.seed)
 
 
 def run(given: argparse.Namespace) -> None:

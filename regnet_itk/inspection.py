@@ -409,7 +409,7 @@ def _model(path: Path) -> Inspection:
 
     model = load_model(path)
     count = sum(math.prod(tensor.shape) for tensor in model.network.state_dict().values())
-    facts = {**dataclasses.asdict(model.description), "numbers": count, "sha256": model.digest}
+    facts = {**model.description.to_dict(), "numbers": count, "sha256": model.digest}
     return Inspection(str(path), "RegNet model", facts)
 
 

@@ -15,7 +15,8 @@ from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError
 
 _WORKING_SPACING = 2.5  # mm; masks need no more, and it keeps a chest under two seconds
-_AIR_OR_LUNG = -350.0  # HU
+_AIR = -1000.0  # HU
+_AIR_OR_LUNG = -350.0
 _TABLE_OPENING = 5.0  # mm; a couch or a sheet is thinner than this
 _LONGEST_GAP = 30.0  # mm along z; a chest wall thinner than the opening may be open there
 _LARGEST_HOLE = 160  # pixels (10 cm2) of an axial section; a larger one is the mediastinum between touching lungs
@@ -119,7 +120,7 @@ def _lungs(hounsfield: npt.NDArray[np.float32], body: BoolArray) -> BoolArray:
 def _small(image: Image) -> Image:
     """Resample to the working grid. Its last voxels may lie past the image, where the image goes on, not the air."""
     grid = image.grid.isotropic(_WORKING_SPACING)
-    array = image.resampled(grid, default=-1000.0).array
+    array = image.resampled(grid, default=_AIR).array
     last = image.grid.point_to_index(grid.index_to_point(np.asarray(grid.size) - 1))
     for axis in range(3):  # counts x, y, z
         if last[axis] > image.grid.size[axis] - 0.5 - 1e-3 and grid.size[axis] > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,7 @@ def command(model: str | None, as_json: bool) -> None:
 
 
 def _facts(path: Path, description: ModelDescription, digest: str) -> dict[str, Any]:
-    facts = dataclasses.asdict(description)
-    return {**facts, "sha256": digest, "file": str(path), "bytes": path.stat().st_size}
+    return {**description.to_dict(), "sha256": digest, "file": str(path), "bytes": path.stat().st_size}
 
 
 def _size(path: Path) -> str:
@@ -56,7 +54,7 @@ def _table(read: list[tuple[Path, ModelDescription, str]]) -> list[str]:
         errors = (_overall(description.accuracy.get(group)) for group in ("validation", "test"))
         rows.append((
             path.stem, description.architecture, f"{description.voxel_size:g} mm", f"{description.capture_range:g} mm",
-            description.region, _size(path), *errors,
+            description.world.region, _size(path), *errors,
         ))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -66,14 +64,15 @@ def _table(read: list[tuple[Path, ModelDescription, str]]) -> list[str]:
 def _overall(measured: Any) -> str:
     """Return "before -> after mm" of a group's images, or a dash if it was not measured."""
     try:
-        found = measured["inside the lungs"]["all"]
+        found = next(part for name, part in measured.items() if name.startswith("inside the "))["all"]
         return f"{found['mean_displacement_mm']:.2f} -> {found['mean_error_mm']:.2f} mm"
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
         return "-"
 
 
 def _card(path: Path, description: ModelDescription, digest: str) -> list[str]:
-    low, high = description.intensity_range
+    world = description.world
+    low, high = world.intensity_range
     training = dict(description.training)
     recipe = training.pop("recipe", {})
     recipe = dict(recipe) if isinstance(recipe, dict) else {"recipe": recipe}
@@ -83,8 +82,8 @@ def _card(path: Path, description: ModelDescription, digest: str) -> list[str]:
     lines = [
         f"{description.name}: {_size(path)}, {path}",
         f"  network: {description.architecture}, on voxels of {description.voxel_size:g} mm",
-        f"  sees: {low:g} to {high:g} HU; displacements up to {description.capture_range:g} mm; "
-        f"predicts in the {description.region} if no mask is given",
+        f"  sees: {low:g} to {high:g} {world.unit}; displacements up to {description.capture_range:g} mm; "
+        f"predicts in the {world.region} if no mask is given",
         f"  SHA-256 of its weights: {digest}",
         "",
         "images",

@@ -48,7 +48,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
     from regnet_itk.outputs import check_writable
     from regnet_itk.training.config import find_recipe
     from regnet_itk.training.loop import Trainer, TrainingOptions
-    from regnet_itk.training.sources import with_images
+    from regnet_itk.training.sources import divide_images
 
     check_writable(out)
     if given["threads"]:
@@ -56,7 +56,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
     recipe = find_recipe(config)
     if given["seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=given["seed"])
-    recipe = with_images(recipe, images, given["validation"])
+    recipe = divide_images(recipe, images, given["validation"])
     with TrainingScreen() as screen:
         options = TrainingOptions(
             given["device"],

@@ -17,8 +17,6 @@ from regnet_itk.networks.devices import find_device, find_precision, limited_thr
 from regnet_itk.networks.model import Model
 from regnet_itk.networks.running import InferenceOptions, RunSetup
 
-_AIR = -1000.0
-
 
 class Predictor:
     """A model made ready for one device.
@@ -52,7 +50,7 @@ class Predictor:
         Parameters
         ----------
         fixed, moving : Image
-            HU on the same grid, with cubic voxels of the model's size.
+            In the unit of the model's world, on the same grid, with cubic voxels of the model's size.
         region : Image
             Boolean, on that grid: where the displacement is wanted.
         margin : float
@@ -71,7 +69,7 @@ class Predictor:
         """
         with limited_threads(self.options.threads), torch.inference_mode():
             seen, wanted = (self._normalised(fixed), self._normalised(moving)), region.array.astype(bool)
-            outside = float(self.model.normalise(torch.tensor(_AIR)))
+            outside = float(self.model.normalise(torch.tensor(self.model.description.world.background)))
             along_axes = self._runner.run(*seen, wanted, margin, outside)
         step = self._runner.step
         physical = fixed.grid.direction_matrix.astype(np.float32) @ along_axes.reshape(3, -1)

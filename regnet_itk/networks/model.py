@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regnet_itk.errors import ModelError, ParameterError, did_you_mean
 from regnet_itk.networks.architectures import Architecture, find_architecture
+from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import write_whole
 
 if TYPE_CHECKING:
@@ -31,26 +33,56 @@ class ModelDescription:
         Name of the kind of network; :mod:`regnet_itk.networks.architectures` has their records.
     voxel_size : float
         Voxels in mm that the network works on.
-    intensity_range : tuple of float
-        These HU become -1 and 1; what lies outside is clipped.
+    world : World
+        What its images show, how their values are read, where it predicts.
     capture_range : float
         Largest displacement in mm that it was trained on.
     training : dict
         Images with their sources, recipe, steps, hours, machine, seed, versions.
     accuracy : dict
         Measured errors, with the sets they were measured on.
-    region : {"body", "lungs"}
-        Where it predicts if no mask is given: what lies outside was not seen, or hardly, in training.
     """
 
     name: str
     architecture: str
     voxel_size: float
-    intensity_range: tuple[float, float]
+    world: World
     capture_range: float
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
-    region: str = "body"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as one flat table of plain values, as it stands in the model's file."""
+        values = dataclasses.asdict(self)
+        world = values.pop("world")
+        first = {
+            name: world.pop(name) if name == "intensity_range" else values[name]
+            for name in ("name", "architecture", "voxel_size", "intensity_range", "capture_range")
+        }
+        return {**first, "training": self.training, "accuracy": self.accuracy, "region": world.pop("region"), **world}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelDescription:
+        """Return what :meth:`to_dict` has written; what a file from before the worlds lacks is that of chest CT.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If something is missing, or is not what it should be.
+        ParameterError
+            If the world cannot be.
+        """
+        left = dict(values)
+        given = {f.name: left.pop(f.name) for f in dataclasses.fields(World) if f.name in left}
+        low, high = (float(value) for value in given.pop("intensity_range"))
+        if given.get("percentiles") is not None:
+            below, above = (float(value) for value in given["percentiles"])
+            given["percentiles"] = (below, above)
+        for name in ("voxel_size", "capture_range"):
+            left[name] = float(left[name])
+        if not left["voxel_size"] > 0:
+            raise ValueError("voxels without a size")
+        return cls(world=dataclasses.replace(CHEST_CT, intensity_range=(low, high), **given), **left)
 
 
 @dataclass(frozen=True)
@@ -92,10 +124,10 @@ class Model:
             )
         return len(there) - len(wanted)
 
-    def normalise(self, hounsfield: Tensor) -> Tensor:
-        """Map the intensity range to -1..1, clipped."""
-        low, high = self.description.intensity_range
-        return hounsfield.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
+    def normalise(self, values: Tensor) -> Tensor:
+        """Map the intensity range of the model's world to -1..1, clipped."""
+        low, high = self.description.world.intensity_range
+        return values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
 
 
 def save_model(network: nn.Module, description: ModelDescription, path: str | Path) -> None:
@@ -111,7 +143,7 @@ def save_model(network: nn.Module, description: ModelDescription, path: str | Pa
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {
         "format": _FORMAT,
-        "description": json.dumps(dataclasses.asdict(description)),
+        "description": json.dumps(description.to_dict()),
         "sha256": _digest(tensors),
     }
     # not save_file: it makes a file that only its owner can read, whatever the umask says
@@ -225,18 +257,10 @@ def find_model(name_or_path: str, beside: Path | None = None) -> Path:
 
 def _description(text: str, path: Path) -> ModelDescription:
     try:
-        values = dict(json.loads(text))
-        low, high = (float(hounsfield) for hounsfield in values.pop("intensity_range"))
-        for name in ("voxel_size", "capture_range"):
-            values[name] = float(values[name])
-        if not (low < high and values["voxel_size"] > 0):
-            raise ValueError("an empty intensity range, or voxels without a size")
-        if values.get("region", "body") not in ("body", "lungs"):
-            raise ValueError(f"'{values['region']}' is no region")
-        return ModelDescription(intensity_range=(low, high), **values)
+        return ModelDescription.from_dict(json.loads(text))
     except KeyError as error:
         raise ModelError(f"model file '{path}' has a description without {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ParameterError) as error:
         raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
 
 

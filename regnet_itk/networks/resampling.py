@@ -13,13 +13,14 @@ from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.networks.separable import along_axes
 
-_AIR = -1000.0  # HU
 _FINER = 0.6  # image voxels below this share of the grid's are averaged
 _CHUNK = 4_000_000  # voxels that are worked on at once
 
 
-def resampled_for_network(image: Image, grid: Grid, transform: Any = None, averaged: bool = False) -> Image:
-    """Return an image (HU) on the network's grid; air outside.
+def resampled_for_network(
+    image: Image, grid: Grid, background: float, transform: Any = None, averaged: bool = False
+) -> Image:
+    """Return an image on the network's grid.
 
     Where the image is much finer than the grid, it is averaged over the grid's voxels instead of picked at points.
     Where noise matters, it had better be averaged always: linear interpolation keeps the noise at the image's voxels
@@ -29,6 +30,8 @@ def resampled_for_network(image: Image, grid: Grid, transform: Any = None, avera
     ----------
     image : Image
     grid : Grid
+    background : float
+        The value outside of the image.
     transform : SimpleITK.Transform, optional
         Maps points of `grid` to points of `image`. Identity by default.
     averaged : bool
@@ -40,13 +43,13 @@ def resampled_for_network(image: Image, grid: Grid, transform: Any = None, avera
         float32, on `grid`.
     """
     if not averaged and min(image.grid.spacing) >= _FINER * min(grid.spacing):
-        return image.resampled(grid, transform, default=_AIR)
+        return image.resampled(grid, transform, default=background)
     if transform is None and (steps := image.grid.steps_along(grid)) is not None:
-        return Image(_averaged_along_axes(image, grid, steps), grid)
+        return Image(_averaged_along_axes(image, grid, steps, background), grid)
     rows = max(1, _CHUNK // (8 * grid.size[0] * grid.size[1]))
     counts = [min(rows, grid.size[2] - start) for start in range(0, grid.size[2], rows)]
     fine = (_halved(grid.crop((0, 0, rows * n), (*grid.size[:2], count))) for n, count in enumerate(counts))
-    parts = (torch.from_numpy(part.array) for part in image.resampled_in_parts(fine, transform, default=_AIR))
+    parts = (torch.from_numpy(part.array) for part in image.resampled_in_parts(fine, transform, default=background))
     return Image(torch.cat([functional.avg_pool3d(part[None], 2)[0] for part in parts]).numpy(), grid)
 
 
@@ -60,7 +63,7 @@ def _halved(grid: Grid) -> Grid:
     )
 
 
-def _averaged_along_axes(image: Image, grid: Grid, steps: FloatArray) -> FloatArray:
+def _averaged_along_axes(image: Image, grid: Grid, steps: FloatArray, background: float) -> FloatArray:
     """Average an image with the same axes: the same values as by a fine grid, several times faster."""
     first = image.grid.point_to_index(grid.origin)
     z, y, x = (
@@ -68,9 +71,9 @@ def _averaged_along_axes(image: Image, grid: Grid, steps: FloatArray) -> FloatAr
         for axis in (2, 1, 0)
     )
     rows = max(1, _CHUNK // (image.grid.size[0] * image.grid.size[1]))
-    found = torch.full(grid.shape, _AIR)
+    found = torch.full(grid.shape, background)
     for start in range(0, image.grid.size[2], rows):
-        part = torch.from_numpy(image.array[start : start + rows].astype(np.float32)).sub_(_AIR)
+        part = torch.from_numpy(image.array[start : start + rows].astype(np.float32)).sub_(background)
         touched = z[:, start : start + rows].any(dim=1).nonzero()[:, 0]
         if len(touched):
             last = int(touched[-1]) + 1

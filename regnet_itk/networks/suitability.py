@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from regnet_itk.networks.model import read_model_header, shipped_models
+
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
     from regnet_itk.data.image import Image
     from regnet_itk.networks.model import ModelDescription
+    from regnet_itk.networks.world import World
 
-_LUNG = -500.0  # HU: lung and air lie below, all else of a body above
-_LEAST_LUNG = 1e-3  # share of the region
-_OUTSIDE = -1000.0  # what resampling puts where an image has ended: it tells nothing about the image
+_LEAST_DARK = 1e-3  # share of the region
 _ENOUGH = 100_000  # voxels to judge an image by
-_SLACK = 200.0  # HU below the range: air is -1024 in many files
+_SLACK = 1 / 6  # of the range's width, below it: air is -1024 HU in many files
 _LEAST_IN_RANGE = 0.5  # share of the region
 _COARSE = 3.0  # voxels of the network
 _NEAR_CAPTURE_RANGE = 0.9
@@ -30,7 +31,7 @@ def unlike_intensities(image: Image, inside: BoolArray, description: ModelDescri
     Parameters
     ----------
     image : Image
-        Supposed to be in Hounsfield units.
+        Supposed to be in the unit of the model's world.
     inside : bool array, shape (z, y, x)
         The region, on the grid of `image`.
     description : ModelDescription
@@ -43,25 +44,30 @@ def unlike_intensities(image: Image, inside: BoolArray, description: ModelDescri
     str or None
         One sentence, or None if nothing is strange.
     """
-    low, high = description.intensity_range
+    world = description.world
+    low, high = world.intensity_range
     values = image.array[inside]
     values = values[:: max(1, values.size // _ENOUGH)]
-    values = values[np.isfinite(values) & (values != _OUTSIDE)]
+    values = values[np.isfinite(values) & (values != world.background)]  # resampling put it where the image has ended
     if not values.size:
         return None
     found = f"its values there are {_span(values)}"
-    if low < _LUNG and np.mean(values < _LUNG) < _LEAST_LUNG:
+    if world.dark is not None and low < world.dark and np.mean(values < world.dark) < _LEAST_DARK:
         return (
-            f"the {role} has hardly a value below {_LUNG:g} HU in the region, but the model was trained on chest CT: "
-            f"{found}; perhaps it is not CT, or lacks the offset of -1024 HU"
+            f"the {role} has hardly a value below {world.dark:g} {world.unit} in the region, but the model was trained "
+            f"on {world.images}: {found}; {_perhaps(world)}"
         )
-    share = float(np.mean((values >= low - _SLACK) & (values <= high)))
+    share = float(np.mean((values >= low - _SLACK * (high - low)) & (values <= high)))
     if share < _LEAST_IN_RANGE:
         return (
-            f"only {share:.0%} of the {role} lies within {low:g} to {high:g} HU, which is all that the model sees: "
-            f"{found}; perhaps it is not in Hounsfield units"
+            f"only {share:.0%} of the {role} lies within {low:g} to {high:g} {world.unit}, which is all that the model "
+            f"sees: {found}; perhaps it is not {'in Hounsfield units' if world.unit == 'HU' else world.images}"
         )
     return None
+
+
+def _perhaps(world: World) -> str:
+    return "perhaps it is not CT, or lacks the offset of -1024 HU" if world.unit == "HU" else "perhaps it shows others"
 
 
 def _span(values: npt.NDArray[Any]) -> str:
@@ -105,9 +111,7 @@ def capture_range_reached(lengths: npt.NDArray[Any], longest: float, description
         return None
     high = float(np.percentile(lengths, 95))
     if high > _NEAR_CAPTURE_RANGE * limit:
-        advice = "use a better affine stage" + (
-            "" if description.architecture == "coarse_to_fine" else ", or the model regnet_multistage, which sees more"
-        )
+        advice = f"use a better affine stage{_model_that_sees_more(description)}"
         where = "past" if high > limit else "near"
         return (
             f"5 % of the displacements are {high:.1f} mm or more, {where} the {limit} mm that the model was trained "
@@ -119,3 +123,11 @@ def capture_range_reached(lengths: npt.NDArray[Any], longest: float, description
             "stages before it"
         )
     return None
+
+
+def _model_that_sees_more(description: ModelDescription) -> str:
+    """Return the advice to use another model that ships, if one for the same images sees larger displacements."""
+    shipped = (read_model_header(path)[0] for path in shipped_models().values())
+    fitting = [other for other in shipped if other.world.images == description.world.images]
+    most = max(fitting, key=lambda other: other.capture_range, default=description)
+    return f", or the model {most.name}, which sees more" if most.capture_range > description.capture_range else ""

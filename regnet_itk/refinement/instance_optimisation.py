@@ -1,7 +1,7 @@
 """Instance optimisation: a displacement field improved on the very pair it is for.
 
 What a network has found in one shot, a few steps of gradient descent make exact: B-splines are added to the field so
-that self-similarity contexts (mind.py) agree. As in elastix, every step looks at some of the voxels only, so that its
+that self-similarity contexts agree. As in elastix, every step looks at some of the voxels only, so that its
 time hardly depends on the image's size.
 """
 
@@ -22,6 +22,7 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.networks.devices import find_device, limited_threads
 from regnet_itk.networks.self_similarity import REACH, mind_features
 from regnet_itk.networks.separable import along_axes
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.transforms.point_samplers import centred_bspline
 
 VOXEL_SIZE = 1.5
@@ -42,7 +43,6 @@ _LEASH = 0.2  # weight of the length of what is added, against its bending: it e
 _SAMPLES = 30_000  # voxels that a step looks at
 _BYTES_PER_VOXEL = 115  # measured peak, both images' features and what they are made of
 _BYTES = 200_000_000  # the same for what does not depend on the image
-_INTENSITIES = (-1000.0, 200.0)  # HU that are scaled to 0 .. 1
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,20 @@ class InstancePair:
     Parameters
     ----------
     fixed, moving : Image
-        HU.
+        In one unit.
     region : Image
         Boolean: where the images have to agree.
     known : Image
         Boolean: where the moving image is known. What would be compared with anything else is left out.
+    intensity_range : tuple of float
+        These values are scaled to 0 .. 1; what lies outside is clipped.
     """
 
     fixed: Image
     moving: Image
     region: Image
     known: Image
+    intensity_range: tuple[float, float] = CHEST_CT.intensity_range
 
 
 def smoothness_factor(*images: Image) -> float:
@@ -140,7 +143,7 @@ def voxel_size_within(memory: float, voxels: int) -> float:
     return VOXEL_SIZE * max(1.0, (voxels * _BYTES_PER_VOXEL / left) ** (1 / 3))
 
 
-def improved(
+def optimise_field(
     pair: InstancePair,
     start: DisplacementField,
     options: InstanceOptions = InstanceOptions(),
@@ -189,8 +192,8 @@ def improved(
     return DisplacementField(start.vectors + np.moveaxis(added, 0, -1) @ axes.T, start.grid)
 
 
-def _scaled(image: Image) -> Tensor:
-    low, high = _INTENSITIES
+def _scaled(image: Image, intensity_range: tuple[float, float]) -> Tensor:
+    low, high = intensity_range
     values = torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32))
     return (values.clamp(low, high) - low) / (high - low)
 
@@ -230,7 +233,9 @@ class _Fit:
 
     def __init__(self, pair: InstancePair, start: Grid, before: Tensor, device: torch.device) -> None:
         self.grid, self.start, self.before = pair.fixed.grid, start, before[None].to(device)
-        self.fixed, self.moving = (mind_features(_scaled(image).to(device)) for image in (pair.fixed, pair.moving))
+        self.fixed, self.moving = (
+            mind_features(_scaled(image, pair.intensity_range).to(device)) for image in (pair.fixed, pair.moving)
+        )
         self.inside = torch.from_numpy(np.ascontiguousarray(pair.region.array, dtype=bool)).to(device)
         self.known = _dependable(pair.known).to(device)
         first = self.grid.direction_matrix.T @ (np.asarray(start.origin) - np.asarray(self.grid.origin))

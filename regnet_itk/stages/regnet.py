@@ -19,7 +19,7 @@ from regnet_itk.networks.suitability import capture_range_reached, coarse_voxels
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
-from regnet_itk.stages.regnet_inputs import check_overlap, resampled_pair
+from regnet_itk.stages.regnet_inputs import check_overlap, resampled_pair, standardise_pair
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
 from regnet_itk.transforms.resampling_keys import result_pixel_type
@@ -75,7 +75,7 @@ class RegNetStage(Stage):
         from regnet_itk.networks.devices import find_device
 
         result_pixel_type(self.parameters)
-        finest_level(self._model(), self.settings.stages)
+        self._model().stages_left_out(self.settings.stages)
         find_device(options.device)
         if pair is not None:
             check_masks_given(pair, self.settings, self.parameters.source)
@@ -94,26 +94,30 @@ class RegNetStage(Stage):
 
         started = time.perf_counter()
         settings, model = self.settings, self._model()
+        world = model.description.world
+        seen = standardise_pair(pair, world)
         options.progress(0.0, "resampling")
         grid = pair.fixed.grid.isotropic(model.description.voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
-        regions = Regions(pair, initial, settings, model.description.region, self.parameters.source)
+        regions = Regions(seen, initial, settings, world, self.parameters.source)
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
-            fixed, moving = resampled_pair(pair, grid, composite, options.threads)
+            fixed, moving = resampled_pair(seen, grid, composite, world.background, threads=options.threads)
             region = region_found.result()
             to_improve = aside.submit(regions.to_improve, region)
             inside = Image(covering(region, grid), grid)
-            check_overlap(fixed, moving, inside)
+            check_overlap(fixed, moving, inside, world.background)
             predictor = self._predictor(model, options)
             options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
             u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if (improved_in := to_improve.result()) is not None:
-            u = improve_prediction(u, pair, composite, improved_in, settings=settings, options=options, name=self.name)
+            u = improve_prediction(
+                u, seen, composite, improved_in, world=world, settings=settings, options=options, name=self.name
+            )
         covered = Image(covering(inside, u.grid), u.grid)
         u = fade(u, covered, settings.fade)
         options.progress(0.87, "warping")
-        chain, warped = apply_found_field(u, pair, initial, self.parameters)
+        chain, warped = apply_found_field(u, pair, initial, self.parameters, world.background_of(pair.moving))
         options.progress(1.0, "done")
         lengths = np.linalg.norm(u.vectors, axis=-1)
         details = _details(model, predictor, lengths)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
     from regnet_itk.data.field import DisplacementField
+    from regnet_itk.networks.world import World
     from regnet_itk.stages.base import ImagePair, RunOptions
     from regnet_itk.stages.regnet_settings import RegNetSettings
 
@@ -23,6 +24,7 @@ def improve_prediction(
     composite: sitk.Transform,
     region: Image,
     *,
+    world: World,
     settings: RegNetSettings,
     options: RunOptions,
     name: str,
@@ -38,6 +40,8 @@ def improve_prediction(
         The transform so far, fixed to moving; u lies within it.
     region : Image
         Voxels other than 0 are improved; its voxels are those that are worked on.
+    world : World
+        In whose unit the images are.
     settings : RegNetSettings
     options : RunOptions
     name : str
@@ -53,7 +57,7 @@ def improve_prediction(
         VOXEL_SIZE,
         InstanceOptions,
         InstancePair,
-        improved,
+        optimise_field,
         smoothness_factor,
     )
 
@@ -64,9 +68,10 @@ def improve_prediction(
     grid = region.grid.part(box)
     everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
     instance = InstancePair(
-        *resampled_pair(pair, grid, composite, options.threads, averaged=True),
+        *resampled_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True),
         Image(region.array[box], grid),
         everywhere.resampled(grid, composite, order=0),
+        world.intensity_range,
     )
     factor = smoothness_factor(pair.fixed, pair.moving)
     if factor > 1:
@@ -75,4 +80,4 @@ def improve_prediction(
         settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
         options.threads,
     )  # fmt: skip
-    return improved(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
+    return optimise_field(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))

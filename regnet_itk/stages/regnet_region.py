@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from regnet_itk.anatomy.regions import Scan
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.errors import ImageError, ParameterError
 
 if TYPE_CHECKING:
-    from regnet_itk.anatomy.lungs import ChestMasks
     from regnet_itk.data.grid import Grid
+    from regnet_itk.networks.world import World
     from regnet_itk.stages.base import ImagePair
     from regnet_itk.stages.regnet_settings import RegNetSettings
     from regnet_itk.transforms.chain import TransformChain
@@ -45,8 +46,8 @@ class Regions:
     initial : TransformChain
         Through which the moving mask is seen.
     settings : RegNetSettings
-    usual : str
-        The region that the model is for, if nobody asked for another and there are no masks.
+    world : World
+        The model's; says which regions are its own, if nobody asked for another and there are no masks.
     source : str
         The parameter file, for the messages.
     """
@@ -54,14 +55,12 @@ class Regions:
     pair: ImagePair
     initial: TransformChain
     settings: RegNetSettings
-    usual: str
+    world: World
     source: str
 
     @cached_property
-    def _masks(self) -> ChestMasks:
-        from regnet_itk.anatomy.lungs import ChestMasks
-
-        return ChestMasks(self.pair.fixed)
+    def _scan(self) -> Scan:
+        return Scan(self.pair.fixed)
 
     def to_predict(self, grid: Grid) -> Image:
         """Return where the displacement is wanted: on the fixed image's grid, or, if it is found, on the network's.
@@ -81,7 +80,7 @@ class Regions:
         check_masks_given(self.pair, self.settings, self.source)
         wanted: str = self.settings.region
         if wanted == "auto":
-            wanted = "mask" if _has_mask(self.pair) else self.usual
+            wanted = "mask" if _has_mask(self.pair) else self.world.region
         whole = self.pair.fixed.grid
         if wanted == "mask":
             masks = [mask for mask in (self._moving_mask_on_fixed(), self.pair.fixed_mask) if mask is not None]
@@ -89,13 +88,13 @@ class Regions:
         elif wanted == "all":
             region = Image(np.ones(whole.shape, dtype=bool), whole)
         else:
-            region = self._masks.lungs(grid) if wanted == "lungs" else self._masks.body(grid)
+            region = self._scan.find(wanted, grid)
         if not region.array.any():
             raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
         return region
 
     def to_improve(self, predicted: Image) -> Image | None:
-        """Return where the field is improved: `predicted`, or, if nobody asked for a region, only the lungs.
+        """Return where the field is improved: `predicted`, or, if nobody asked for a region, the world's own.
 
         Parameters
         ----------
@@ -118,11 +117,11 @@ class Regions:
 
     def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:
         grid = self.pair.fixed.grid.isotropic(voxel_size)
-        if self.settings.region == "auto" and not _has_mask(self.pair):
+        if self.settings.region == "auto" and not _has_mask(self.pair) and self.world.improved_in:
             try:
-                return self._masks.lungs(grid)
+                return self._scan.find(self.world.improved_in, grid)
             except ImageError:
-                pass  # not a chest: the whole region then
+                pass  # of a chest CT: no lungs in it; the whole region then
         chosen = Image(predicted.array.astype(np.uint8), predicted.grid).resampled(grid, order=0)
         return Image(chosen.array > 0, grid)
 

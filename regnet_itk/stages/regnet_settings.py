@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from regnet_itk.stages.keys import choice, key, number, read_settings, text, whole_number
+from regnet_itk.anatomy.regions import known_regions
+from regnet_itk.stages.keys import Kind, choice, key, number, read_settings, text, whole_number
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -14,7 +15,12 @@ DEFAULT_MODEL = "regnet_multistage"
 """The better of the shipped models on the validation images."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Region = Literal["auto", "mask", "lungs", "body", "all"]
+
+
+def _to_region(given: str) -> str:
+    if given not in ("auto", "mask", *known_regions()):
+        raise ValueError(given)
+    return given
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class RegNetSettings:
         "RegNetModel", DEFAULT_MODEL, text("the name of a model or the path of its file"),
         "name of a shipped model, or the path of a model file", headline=True,
     )  # fmt: skip
-    region: Region = key(
-        "RegNetRegion", "auto", choice("auto", "mask", "lungs", "body", "all"),
+    region: str = key(
+        "RegNetRegion", "auto", Kind("auto, mask, lungs, body or all", _to_region),
         "where to predict: `mask`, `lungs`, `body`, `all`; `auto` is the masks if given, else the body "
         "(`regnet`: the lungs)", headline=True,
     )  # fmt: skip

@@ -8,27 +8,26 @@ from torch import Tensor
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
 from regnet_itk.training.fields import FieldMaker
-from regnet_itk.training.filters import slice_matrix, smoothed
+from regnet_itk.training.filters import slice_matrix, smooth
 from regnet_itk.training.random import Random
 
-AIR = -1000.0
 SOFT_TISSUE = 1040.0
 """HU above air."""
 
 
-def with_lung_density(image: Tensor, factor: Tensor) -> Tensor:
+def scale_lung_density(image: Tensor, factor: Tensor) -> Tensor:
     """Multiply what is as light as lung tissue (HU above air) by `factor`, fading out towards soft tissue."""
     light = torch.sigmoid((450.0 - image) / 60.0)
     return image * (1.0 + (factor - 1.0) * light)
 
 
-def dressed(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_axis: int) -> Tensor:
+def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_axis: int) -> Tensor:
     """Give an image an appearance of its own.
 
     Parameters
     ----------
     image : Tensor, shape (1, 1, z, y, x)
-        HU above air.
+        Intensities above the background; what the recipe says of tissue takes them for HU above air.
     recipe : AppearanceRecipe
     fields : FieldMaker
         Of the block; its random numbers are used.
@@ -38,13 +37,13 @@ def dressed(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_a
     Returns
     -------
     Tensor
-        HU.
+        Above the background as well.
     """
     random = fields.random
     if recipe.density:
         change = fields.noise(1, 40.0)
         change = 1.0 + random.uniform((0.0, recipe.density)) * change / change.abs().max()
-        image = with_lung_density(image, change * (1.0 + random.uniform((-recipe.density, recipe.density))))
+        image = scale_lung_density(image, change * (1.0 + random.uniform((-recipe.density, recipe.density))))
     if recipe.contrast:
         soft = (image - 950.0).clamp(min=0.0)
         image = image + soft * random.uniform((-recipe.contrast, recipe.contrast))
@@ -52,21 +51,21 @@ def dressed(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_a
         where = torch.sigmoid(fields.noise(1, 30.0))
         image = image + random.uniform((0.0, recipe.contrast_agent)) * where * torch.sigmoid((image - 1030.0) / 15.0)
     if recipe.sharpening and random.integer(2):
-        image = image + random.uniform((0.0, recipe.sharpening)) * (image - smoothed(image, (0.8, 0.8, 0.8)))
+        image = image + random.uniform((0.0, recipe.sharpening)) * (image - smooth(image, (0.8, 0.8, 0.8)))
     if recipe.blur:
         limits = (0.0, recipe.blur)
-        image = smoothed(image, (random.uniform(limits), random.uniform(limits), random.uniform(limits)))
+        image = smooth(image, (random.uniform(limits), random.uniform(limits), random.uniform(limits)))
     image = image + _noise(image, recipe, random)
     thickness = random.uniform((0.0, recipe.slice_thickness)) / fields.voxel_size
     if thickness > 1:
         image = _in_slices(image, thickness, random.uniform(), slice_axis)
-    return image + AIR
+    return image
 
 
 def _noise(image: Tensor, recipe: AppearanceRecipe, random: Random) -> Tensor:
     noise = random.normal(*image.shape)
     if recipe.noise_correlation:
-        noise = smoothed(noise, (random.uniform((0.0, recipe.noise_correlation)),) * 3)
+        noise = smooth(noise, (random.uniform((0.0, recipe.noise_correlation)),) * 3)
         noise = noise / noise.std()
     return noise * random.uniform(recipe.noise)
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.layers import warp
-from regnet_itk.training.appearance import SOFT_TISSUE, dressed, with_lung_density
+from regnet_itk.networks.world import CHEST_CT, World
+from regnet_itk.training.appearance import SOFT_TISSUE, add_scanner_effects, scale_lung_density
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
-from regnet_itk.training.fields import FieldMaker, slid
+from regnet_itk.training.fields import FieldMaker, slide_lungs
 from regnet_itk.training.filters import jacobian_determinant
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source
@@ -29,11 +31,11 @@ class Block:
     Parameters
     ----------
     fixed, moving : Tensor, shape (1, 1, z, y, x)
-        HU.
+        In the unit of the world that they show.
     displacement : Tensor, shape (1, 3, z, y, x)
         u in mm along the block's axes.
     weight : Tensor, shape (1, 1, z, y, x)
-        1 inside the fixed image's lungs, 0 outside, linear between.
+        1 inside the fixed image's region (of a chest CT: the lungs), 0 outside, linear between.
     """
 
     fixed: Tensor
@@ -54,10 +56,14 @@ class BlockMaker:
         mm.
     random : Random
         All randomness comes from it, and it says on which device the blocks are made.
+    world : World
+        That the sources show.
     """
 
-    def __init__(self, sources: list[Source], shape: tuple[int, int, int], voxel_size: float, random: Random) -> None:
-        self.sources, self.voxel_size, self.random = sources, voxel_size, random
+    def __init__(
+        self, sources: list[Source], shape: Shape, voxel_size: float, random: Random, world: World = CHEST_CT
+    ) -> None:
+        self.sources, self.voxel_size, self.random, self.world = sources, voxel_size, random, world
         self._fields = FieldMaker(shape, voxel_size, random)
 
     def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
@@ -65,7 +71,7 @@ class BlockMaker:
         random, positions = self.random, self._fields.positions
         source = self.sources[random.integer(len(self.sources))]
         matrix, centre = self._pose(source)
-        body_axis = torch.linalg.inv(matrix)[:, 2]
+        body_axis = torch.linalg.inv(matrix)[:, self.world.long_axis]
         body_axis = body_axis / body_axis.norm()
         u = self._fields.field(fields, body_axis)
         w = self._fields.wave(random.log_uniform((25.0, 40.0)), random.uniform((0.0, 6.0)))
@@ -78,7 +84,7 @@ class BlockMaker:
         fixed, lungs = sampled(u)
         if random.happens(fields.sliding_share):
             inside = lungs > 0.5
-            u = slid(u, inside.float(), random.uniform((0.0, fields.sliding)), self.voxel_size)
+            u = slide_lungs(u, inside.float(), random.uniform((0.0, fields.sliding)), self.voxel_size)
             outer, outer_lungs = sampled(u)
             # what would be lung a second time is filled: the wall has moved over it
             outer = torch.where(outer_lungs > 0.5, outer.clamp(min=SOFT_TISSUE), outer)
@@ -87,9 +93,12 @@ class BlockMaker:
         growth = random.uniform((0.0, appearance.mass_conservation))
         if growth > 0:
             volume = jacobian_determinant(breathed, self.voxel_size).clamp(0.3, 3.0)
-            fixed = with_lung_density(fixed, volume**growth)
+            fixed = scale_lung_density(fixed, volume**growth)
         slice_axis = 2 - int(body_axis.abs().argmax())
-        fixed, moving = (dressed(image, appearance, self._fields, slice_axis) for image in (fixed, moving))
+        fixed, moving = (
+            add_scanner_effects(image, appearance, self._fields, slice_axis) + self.world.background
+            for image in (fixed, moving)
+        )
         return Block(fixed, moving, u, lungs)
 
     def _pose(self, source: Source) -> tuple[Tensor, Tensor]:

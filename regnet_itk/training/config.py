@@ -11,8 +11,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from regnet_itk.errors import ModelError, ParameterError, did_you_mean
 from regnet_itk.networks.architectures import find_architecture
+from regnet_itk.networks.world import CHEST_CT, Range, World
 
-Range = tuple[float, float]
+_TISSUE = ("density", "mass_conservation", "contrast", "contrast_agent")
+_SLIDING = ("sliding_share",)
+_NARROWEST = 100.0  # of an intensity range, to be kept as whole numbers
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class AppearanceRecipe:
     """What differs between both images besides the displacement; drawn independently for both."""
 
     noise: Range = (5.0, 5.0)
-    """Standard deviation of the added Gaussian noise in HU."""
+    """Standard deviation of the added Gaussian noise, in the unit of the images."""
     blur: float = 0.0
     """Largest standard deviation of a Gaussian blur, in voxels, for each axis of its own."""
     density: float = 0.0
@@ -80,9 +83,9 @@ class PairRecipe:
     """Whole pairs made beforehand as in the paper, six for an image, from which blocks are cut."""
 
     positions: int = 2100
-    """Voxels of the lungs to train at, of every pair, balanced over the magnitude of the displacement."""
+    """Voxels of the region to train at, of every pair, balanced over the magnitude of the displacement."""
     noise: float = 5.0
-    """Standard deviation in HU of the noise that is added every time."""
+    """Standard deviation of the noise that is added every time, in the unit of the images."""
     flips: bool = True
     """Flip along x, y and z, each in half of the blocks."""
 
@@ -158,6 +161,8 @@ class TrainingConfig:
     """Where the images come from and on which terms, for the model's description."""
     source_smoothing: float = 0.0
     """Standard deviation in mm of a Gaussian that takes the scans' own noise away, which both images would share."""
+    world: World | None = None
+    """What the images show and how their values are read; chest CT by default."""
     judged_by: Judge | None = None
     """What the validation pairs are made with; the last phase's recipes by default."""
     averaging: float = 0.0
@@ -186,6 +191,39 @@ class TrainingConfig:
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
         self._check_network()
+        self._check_world()
+
+    @property
+    def shown(self) -> World:
+        """The world of the images: chest CT, if the configuration tells no other.
+
+        What a network that predicts at every voxel learns from blocks of chests holds for the whole body; RegNet's
+        small blocks hold little else than lungs.
+        """
+        if self.world is not None:
+            return self.world
+        everywhere = find_architecture(self.network).predicts_everywhere
+        return CHEST_CT if everywhere else dataclasses.replace(CHEST_CT, region=CHEST_CT.trained_in)
+
+    def _check_world(self) -> None:
+        """Refuse what cannot be made of the images of another world."""
+        low, high = self.shown.intensity_range
+        if high - low < _NARROWEST:
+            raise ParameterError(
+                f"world: images are kept as whole numbers, of which an intensity range of {low:g} to {high:g} has too "
+                f"few; it must be at least {_NARROWEST:g} wide"
+            )
+        if (self.shown.unit, self.shown.background) == (CHEST_CT.unit, CHEST_CT.background):
+            return
+        judge = self.judged_by or self.phases[-1]
+        for recipes in (*((p.appearance, p.fields) for p in self.phases), (judge.appearance, judge.fields)):
+            for part, names in zip(recipes, (_TISSUE, _SLIDING), strict=True):
+                asked = [name for name in names if getattr(part, name)]
+                if asked:
+                    raise ParameterError(
+                        f"'{asked[0]}' knows the tissues of a CT in HU above a background of {CHEST_CT.background:g}; "
+                        f"leave it out for {self.shown.images} in {self.shown.unit} above {self.shown.background:g}"
+                    )
 
     def _check_network(self) -> None:
         """Refuse what the network cannot be asked for."""

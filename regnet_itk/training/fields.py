@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import FieldRecipe
-from regnet_itk.training.filters import gaussian, smoothed
+from regnet_itk.training.filters import gaussian, smooth
 from regnet_itk.training.random import Random
 
 _WALL = 8.0
@@ -106,7 +106,7 @@ class FieldMaker:
         return random.sign() * amplitude / 1.2 * profile * uneven * axis.view(1, 3, 1, 1, 1)
 
 
-def slid(u: Tensor, lungs: Tensor, loss: float, voxel_size: float) -> Tensor:
+def slide_lungs(u: Tensor, lungs: Tensor, loss: float, voxel_size: float) -> Tensor:
     """Let the lungs slide along the chest wall: outside of them, a part of the motion along the wall is lost.
 
     What is normal to the wall stays, so that neither a gap opens nor tissue overlaps.
@@ -122,7 +122,7 @@ def slid(u: Tensor, lungs: Tensor, loss: float, voxel_size: float) -> Tensor:
     voxel_size : float
         mm.
     """
-    wall = smoothed(lungs, (_WALL / voxel_size,) * 3)
+    wall = smooth(lungs, (_WALL / voxel_size,) * 3)
     normal = torch.cat([torch.gradient(wall, spacing=voxel_size, dim=dim)[0] for dim in (4, 3, 2)], dim=1)
     normal = normal / (normal.square().sum(dim=1, keepdim=True).sqrt() + 1e-3)
     along_normal = (u * normal).sum(dim=1, keepdim=True) * normal

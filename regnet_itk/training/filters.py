@@ -20,7 +20,7 @@ def gaussian(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 6.0, torch.exp(-0.5 * x * x), 0.0)
 
 
-def smoothed(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
+def smooth(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     """Smooth an image with a Gaussian of `sigma` voxels along z, y, x."""
     sizes = zip(image.shape[2:], sigma, strict=True)
     return along_axes(image, [smoothing_matrix(n, s, image.device) for n, s in sizes])

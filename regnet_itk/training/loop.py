@@ -33,11 +33,10 @@ from regnet_itk.training.paper_pairs import FREQUENCIES
 from regnet_itk.training.prepared import prepare
 from regnet_itk.training.processes import Processes, own_device
 from regnet_itk.training.random import Random
-from regnet_itk.training.sources import Source, find_images
+from regnet_itk.training.sources import Preparation, Source, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
 from regnet_itk.training.validation import Validation, ValidationBlocks, predict_blocks, truth_at_outputs
 
-INTENSITY_RANGE = (-1000.0, 200.0)
 _TEXTURE_SIZE = 160
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
@@ -57,6 +56,8 @@ class TrainingOptions:
         "auto", "cpu", "cuda", "cuda:N" or "mps".
     cache : Path, optional
         Folder of the prepared images; ``cache`` in the run's folder by default.
+    masks : Path, optional
+        Folder with a mask of the same name for each image, in place of the region that is found in it.
     start_from : Path, optional
         A model whose weights training begins with.
     say : callable
@@ -67,6 +68,7 @@ class TrainingOptions:
 
     device: str = "auto"
     cache: Path | None = None
+    masks: Path | None = None
     start_from: Path | None = None
     say: Callable[[str], None] = lambda _: None
     watch: Callable[[TrainingProgress], None] = lambda _: None
@@ -100,7 +102,7 @@ class Trainer:
     Raises
     ------
     ImageError
-        If an image is missing, cannot be used, or has no lungs.
+        If an image is missing, cannot be used, or does not have the region that training looks at.
     ModelError
         If the model to start from is of another network.
     """
@@ -124,8 +126,9 @@ class Trainer:
         self.network = self._first_network()
         paths = find_images(images, (*config.train, *config.validation))
         cache = options.cache or self.folder / "cache"
+        how = Preparation(config.shown, config.source_smoothing, options.masks)
         self.train_images, self.validation_images = (
-            prepare([paths[name] for name in names], config, cache, self.processes, options.say)
+            prepare([paths[name] for name in names], config, how, cache, processes=self.processes, say=options.say)
             for names in (config.train, config.validation)
         )
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
@@ -252,7 +255,7 @@ class Trainer:
     def _new_texture(self) -> None:
         """Make the texture of this part of the run; the same in a run that was interrupted."""
         seed = self.config.seed + self.step // _TEXTURE_STEPS + _SEED_STEP * self.processes.rank
-        self.textures[:] = [Source.texture(_TEXTURE_SIZE, Random(seed, self.device))]
+        self.textures[:] = [Source.texture(_TEXTURE_SIZE, Random(seed, self.device), self.config.shown)]
 
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
         steps = sum(self.phase_steps)
@@ -272,7 +275,7 @@ class Trainer:
         return rate / phase.decay ** int(progress * phase.epochs)
 
     def _model(self, network: nn.Module) -> Model:
-        return Model(network, _bare_description(self.config.network), "")
+        return Model(network, _bare_description(self.config), "")
 
     def learn(self, blocks: list[Block], rate: float, phase: Phase) -> tuple[float, float]:
         """Do one step of the optimiser.
@@ -397,7 +400,7 @@ class Trainer:
 
     def _description(self, validation: Validation) -> ModelDescription:
         last = self.config.phases[-1].fields
-        bare = dataclasses.replace(_bare_description(self.config.network), name=self._model_name)
+        bare = dataclasses.replace(_bare_description(self.config), name=self._model_name)
         threads = f"{self.processes.count} process(es), {torch.get_num_threads()} thread(s)"
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
         training = {
@@ -413,7 +416,7 @@ class Trainer:
             "validation": {
                 "images": list(self.config.validation),
                 "pairs": "blocks of the recipe's own pairs",
-                "inside the lungs": {
+                f"inside the {self.config.shown.trained_in}": {
                     "all": {
                         "mean_displacement_mm": round(validation.displacement, 3),
                         "mean_error_mm": round(validation.error, 3),
@@ -428,11 +431,9 @@ class Trainer:
         return dataclasses.replace(bare, capture_range=capture, training=training, accuracy=accuracy)
 
 
-def _bare_description(network: str) -> ModelDescription:
-    region = "body" if network == "coarse_to_fine" else "lungs"  # RegNet's small blocks hold little else than lungs
-    return ModelDescription(
-        network, network, find_architecture(network).voxel_size, INTENSITY_RANGE, 0.0, region=region
-    )
+def _bare_description(config: TrainingConfig) -> ModelDescription:
+    voxel_size = find_architecture(config.network).voxel_size
+    return ModelDescription(config.network, config.network, voxel_size, config.shown, 0.0)
 
 
 def _effort(description: ModelDescription) -> dict[str, Any]:

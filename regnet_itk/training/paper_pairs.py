@@ -14,8 +14,8 @@ from scipy import ndimage
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
+from regnet_itk.networks.world import CHEST_CT
 
-_AIR = -1000.0
 _FIELD_SPACING = 4.0
 """mm. Gaussians of 20 mm and more lose nothing on such a grid, which is then interpolated."""
 
@@ -65,7 +65,9 @@ class SyntheticPair:
     fixed_mask: Image | None = None
 
 
-def paper_pairs(image: Image, rng: np.random.Generator, mask: Image | None = None) -> Iterator[SyntheticPair]:
+def paper_pairs(
+    image: Image, rng: np.random.Generator, mask: Image | None = None, background: float = CHEST_CT.background
+) -> Iterator[SyntheticPair]:
     """Make the six pairs of an image: three deformations of it, and three of a deformed version of it.
 
     With the image as the only moving image, all pairs would share it. So a new moving image is made by a deformation
@@ -80,6 +82,8 @@ def paper_pairs(image: Image, rng: np.random.Generator, mask: Image | None = Non
         The same state gives the same pairs.
     mask : Image, optional
         Deformed along with the image.
+    background : float
+        What lies beyond the image; that of a CT by default.
 
     Yields
     ------
@@ -89,12 +93,12 @@ def paper_pairs(image: Image, rng: np.random.Generator, mask: Image | None = Non
     bend = random_displacement(image.grid, NEW_MOVING, rng).to_sitk_transform()
     for prefix in ("", "deformed-"):
         if prefix:
-            image = image.resampled(image.grid, bend, order=3, default=_AIR)
+            image = image.resampled(image.grid, bend, order=3, default=background)
             image = _with_noise(image, NEW_MOVING_NOISE, rng)
             mask = mask.resampled(mask.grid, bend, order=0) if mask else None
         for name, frequency in FREQUENCIES.items():
             u = random_displacement(image.grid, frequency, rng)
-            pair = deformed_pair(image, u, PAIR_NOISE, rng)
+            pair = deformed_pair(image, u, PAIR_NOISE, rng, background)
             fixed_mask = mask.resampled(mask.grid, u.to_sitk_transform(), order=0) if mask else None
             yield replace(pair, name=prefix + name, fixed_mask=fixed_mask)
 
@@ -162,7 +166,9 @@ def breathing_displacement(grid: Grid, lungs: Image, amplitude: float, rng: np.r
     return DisplacementField((u * (amplitude / np.abs(u).max())).astype(np.float32), coarse)
 
 
-def deformed_pair(image: Image, u: DisplacementField, noise: float, rng: np.random.Generator) -> SyntheticPair:
+def deformed_pair(
+    image: Image, u: DisplacementField, noise: float, rng: np.random.Generator, background: float = CHEST_CT.background
+) -> SyntheticPair:
     """Deform an image by cubic B-spline interpolation and add Gaussian noise to both images.
 
     Parameters
@@ -174,8 +180,10 @@ def deformed_pair(image: Image, u: DisplacementField, noise: float, rng: np.rand
     noise : float
         Standard deviation in HU; the paper has 5.
     rng : numpy.random.Generator
+    background : float
+        What lies beyond the image; that of a CT by default.
     """
-    warped = image.resampled(image.grid, u.to_sitk_transform(), order=3, default=_AIR)
+    warped = image.resampled(image.grid, u.to_sitk_transform(), order=3, default=background)
     return SyntheticPair(_with_noise(warped, noise, rng), _with_noise(image, noise, rng), u)
 
 

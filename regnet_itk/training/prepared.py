@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regnet_itk.networks.architectures import Shape, find_architecture
+from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import PairRecipe, TrainingConfig
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.processes import Processes
 from regnet_itk.training.random import Random
-from regnet_itk.training.sources import Source, load_source
+from regnet_itk.training.sources import Preparation, Source, load_source
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,29 @@ class Prepared:
         For blocks that are made on the fly.
     pairs : list of WholePair
         For blocks of pairs that were made beforehand.
+    world : World
+        That they show.
     """
 
     sources: list[Source]
     pairs: list[WholePair]
+    world: World = CHEST_CT
 
     def maker(
         self, shape: Shape, voxel_size: float, random: Random, recipe: PairRecipe | None = None
     ) -> BlockMaker | PairBlocks:
         """Return what makes blocks of `shape` (voxels z, y, x; mm): on the fly, or by the recipe of whole pairs."""
         if recipe:
-            return PairBlocks(self.pairs, shape, random, recipe)
-        return BlockMaker(self.sources, shape, voxel_size, random)
+            return PairBlocks(self.pairs, shape, random, recipe, self.world.background)
+        return BlockMaker(self.sources, shape, voxel_size, random, self.world)
 
 
 def prepare(
     paths: list[Path],
     config: TrainingConfig,
+    how: Preparation,
     cache: Path,
+    *,
     processes: Processes,
     say: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
@@ -52,6 +58,7 @@ def prepare(
     ----------
     paths : list of Path
     config : TrainingConfig
+    how : Preparation
     cache : Path
         Folder; what lies there is not made anew.
     processes : Processes
@@ -62,22 +69,22 @@ def prepare(
     Raises
     ------
     ImageError
-        If an image cannot be used, or has no lungs.
+        If an image cannot be used, or does not have the region that training looks at.
     OutputError
         If the cache cannot be written.
     """
     voxel_size = find_architecture(config.network).voxel_size
     recipe = next((phase.pairs for phase in config.phases if phase.pairs), None)
-    found = Prepared([], [])
+    found = Prepared([], [], how.world)
     for number, path in enumerate(paths, start=1):
         if not processes.first:
             processes.wait()
         else:
             say(f"preparing image {number} of {len(paths)}: {path.name}")
         if config.judged_by or any(phase.pairs is None for phase in config.phases):
-            found.sources.append(load_source(path, config.source_smoothing, cache))
+            found.sources.append(load_source(path, how, cache))
         if recipe:
-            found.pairs.extend(load_pairs(path, recipe, voxel_size, config.seed, cache))
+            found.pairs.extend(load_pairs(path, recipe, how, cache, voxel_size=voxel_size, seed=config.seed))
         if processes.first:
             processes.wait()
     return found

@@ -12,7 +12,7 @@ BALANCE = (1.5, 4.0, 8.0)
 """mm between small, medium, large and very large displacements; smooth random fields are mostly small."""
 
 
-def balanced_positions(
+def draw_balanced_positions(
     magnitude: FloatArray,
     mask: npt.NDArray[np.bool_],
     count: int,

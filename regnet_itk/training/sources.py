@@ -15,23 +15,64 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from regnet_itk.anatomy.lungs import lung_mask
+from regnet_itk.anatomy.regions import Scan
+from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.suffixes import IMAGE_SUFFIXES
-from regnet_itk.errors import ImageError, did_you_mean
+from regnet_itk.errors import ImageError, RegNetItkError, did_you_mean
+from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import staged_folder
-from regnet_itk.training.appearance import AIR
 from regnet_itk.training.config import TrainingConfig
-from regnet_itk.training.filters import smoothed
+from regnet_itk.training.filters import smooth
 from regnet_itk.training.random import Random
 
 _MARGIN = 80.0
-"""mm kept around the lungs: half a block, its rotation, and a displacement."""
+"""mm kept around the region: half a block, its rotation, and a displacement."""
 
-_CACHE_VERSION = 1
-_SMALLEST_IMAGE = 54.0  # mm: a patch of the paper's network
-_MOST = 4000.0  # HU above air
+_CACHE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images are made ready to be cut into blocks.
+
+    Parameters
+    ----------
+    world : World
+        What the images show, how their values are read, and in which region training looks.
+    smoothing : float
+        Standard deviation in mm of a Gaussian that takes away the scan's own noise: both images of a pair would share
+        it, and a network would learn to match it.
+    masks : Path, optional
+        Folder with a mask of the same name for each image, in place of the region that is found in it.
+    """
+
+    world: World = CHEST_CT
+    smoothing: float = 0.0
+    masks: Path | None = None
+
+    def settings(self, path: Path) -> list[object]:
+        """Return all that what is prepared of an image depends on, as JSON can hold it."""
+        mask = self.mask_of(path)
+        status = [mask.name, mask.stat().st_size, mask.stat().st_mtime_ns] if mask else None
+        return [dataclasses.asdict(self.world), self.smoothing, status]
+
+    def mask_of(self, path: Path) -> Path | None:
+        """Return the mask of an image, if masks are given.
+
+        Raises
+        ------
+        ImageError
+            If there is none of this image.
+        """
+        if self.masks is None:
+            return None
+        name = _without_suffix(path)
+        try:
+            return find_images(self.masks, (name,))[name]
+        except ImageError:
+            raise ImageError(f"there is no mask '{name}' of the training image in '{self.masks}'") from None
 
 
 @dataclass(frozen=True)
@@ -41,8 +82,8 @@ class Source:
     Parameters
     ----------
     values : Tensor, shape (z, y, x), int16
-        Intensities above air (HU + 1000). Usually a file that is read where it is needed.
-    lungs : Tensor, shape (z, y, x), uint8
+        Intensities above the background (of a CT: HU + 1000). Usually a file that is read where it is needed.
+    region : Tensor, shape (z, y, x), uint8
         The mask that blocks are drawn from and weighted by.
     spacing : Tensor, shape (3,)
         x, y, z in mm.
@@ -51,48 +92,47 @@ class Source:
     """
 
     values: Tensor
-    lungs: Tensor
+    region: Tensor
     spacing: Tensor
     centres: Tensor
 
     @classmethod
-    def from_image(cls, image: Image, lungs: Image, smoothing: float = 0.0) -> Source:
-        """Take a CT and its lung mask.
+    def from_image(cls, image: Image, region: Image, how: Preparation = Preparation()) -> Source:
+        """Take an image, in the unit of its world, and the mask of the region that training looks at.
 
         Parameters
         ----------
-        image, lungs : Image
+        image, region : Image
             On one grid.
-        smoothing : float
-            Standard deviation in mm of a Gaussian that takes away the scan's own noise: both images of a pair would
-            share it, and a network would learn to match it.
+        how : Preparation
         """
-        values, mask = _cropped(image, lungs)
-        if smoothing:
-            values = ndimage.gaussian_filter(values, [smoothing / s for s in image.grid.spacing[::-1]])
-        above_air = np.clip(values - AIR, 0.0, _MOST)
+        values, mask = _cropped(image, region)
+        if how.smoothing:
+            values = ndimage.gaussian_filter(values, [how.smoothing / s for s in image.grid.spacing[::-1]])
+        above = np.clip(values - how.world.background, 0.0, how.world.top - how.world.background)
         spacing = torch.tensor(image.grid.spacing)
-        return cls(
-            torch.from_numpy(above_air.astype(np.int16)), torch.from_numpy(mask), spacing, _centres(mask, spacing)
-        )
+        return cls(torch.from_numpy(above.astype(np.int16)), torch.from_numpy(mask), spacing, _centres(mask, spacing))
 
     @classmethod
-    def texture(cls, size: int, random: Random) -> Source:
+    def texture(cls, size: int, random: Random, world: World = CHEST_CT) -> Source:
         """Make band-limited random texture on voxels of 1 mm, everywhere inside the mask.
 
-        Every voxel of it says where it is, which makes a network find out quickly how to match.
+        Every voxel of it says where it is, which makes a network find out quickly how to match. Its values fill the
+        range that the network sees.
         """
         values = torch.zeros(size, size, size, device=random.device)
         for sigma in (0.8, 1.4, 2.5):
-            term = smoothed(random.normal(1, 1, size, size, size), (sigma,) * 3)[0, 0]
+            term = smooth(random.normal(1, 1, size, size, size), (sigma,) * 3)[0, 0]
             values += term / term.std()
-        values = (400.0 + 150.0 * values).clamp_(0.0, 1400.0).to(torch.int16)
+        low, high = world.intensity_range
+        width, first = high - low, low - world.background
+        values = (first + width / 3 + width / 8 * values).clamp_(0.0, first + 7 * width / 6).to(torch.int16)
         margin = size // 4
         centres = (random.uniform_small(256, 3) * 0.5 + 0.5) * (size - 2 * margin) + margin
         return cls(values, torch.ones_like(values, dtype=torch.uint8), torch.ones(3), centres)
 
     def sampled(self, matrix: Tensor, centre: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Interpolate intensities (above air; 0 outside of the image) and mask linearly at matrix x + centre.
+        """Interpolate intensities (0 beyond the image) and mask linearly at matrix x + centre.
 
         Parameters
         ----------
@@ -113,7 +153,7 @@ class Source:
         low = torch.minimum(lowest.floor().long().cpu().clamp(min=0), shape - 2)
         high = torch.maximum(torch.minimum(highest.ceil().long().cpu() + 1, shape), low + 2)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low.flip(0), high.flip(0), strict=True))
-        both = torch.stack([part[box].to(device, torch.float32) for part in (self.values, self.lungs)])
+        both = torch.stack([part[box].to(device, torch.float32) for part in (self.values, self.region)])
         scale = (2 / (high - low - 1)).to(device).view(3, 1, 1, 1)
         where = (index - low.to(device).view(3, 1, 1, 1)) * scale - 1
         found = functional.grid_sample(
@@ -122,9 +162,9 @@ class Source:
         return found[:, :1], found[:, 1:]
 
 
-def _cropped(image: Image, lungs: Image) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part around the lungs; positions count from its first voxel."""
-    mask = lungs.array > 0
+def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part around the region; positions count from its first voxel."""
+    mask = region.array > 0
     box = bounding_box(mask, [int(np.ceil(_MARGIN / s)) for s in reversed(image.grid.spacing)])
     return image.array[box].astype(np.float32), np.ascontiguousarray(mask[box].astype(np.uint8))
 
@@ -157,13 +197,18 @@ def all_images(folder: str | Path) -> dict[str, Path]:
     found = {}
     folder = Path(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), None)
-        if suffix and path.is_file():
-            found[path.name.removesuffix(suffix)] = path
+        name = _without_suffix(path)
+        if name != path.name and path.is_file():
+            found[name] = path
     return found
 
 
-def with_images(config: TrainingConfig, folder: str | Path, held_out: tuple[str, ...] = ()) -> TrainingConfig:
+def _without_suffix(path: Path) -> str:
+    suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), "")
+    return path.name.removesuffix(suffix)
+
+
+def divide_images(config: TrainingConfig, folder: str | Path, held_out: tuple[str, ...] = ()) -> TrainingConfig:
     """Return the configuration with a folder's images divided into those to train on and those to judge by.
 
     Parameters
@@ -214,73 +259,86 @@ def cache_name(path: Path, version: int, *settings: object) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def load_source(path: Path, smoothing: float, cache: Path) -> Source:
-    """Return the source of a CT: from the cache, or read, with its lungs found, and put there.
+def load_source(path: Path, how: Preparation, cache: Path) -> Source:
+    """Return the source of an image: from the cache, or read, with its region found, and put there.
 
     Parameters
     ----------
     path : Path
-    smoothing : float
-        mm; see :meth:`Source.from_image`.
+    how : Preparation
     cache : Path
         Folder. What lies there is used as long as the image has not changed.
 
     Raises
     ------
     ImageError
-        If the image cannot be read, is not 3D, or no lungs are found.
+        If the image cannot be read, is not 3D, or does not have the region that training looks at.
     OutputError
         If the cache cannot be written.
     """
-    folder = cache / cache_name(path, _CACHE_VERSION, smoothing)
+    folder = cache / cache_name(path, _CACHE_VERSION, *how.settings(path))
     if not folder.exists():
-        source, spacing = _prepared(path, smoothing)
+        image, region = read_with_region(path, how)
+        source = Source.from_image(image, region, how)
+        about = {"image": path.name, "spacing": list(image.grid.spacing)}
         with staged_folder(folder) as part:
             np.save(part / "values.npy", source.values.numpy())
-            np.save(part / "lungs.npy", source.lungs.numpy())
-            (part / "source.json").write_text(json.dumps({"image": path.name, "spacing": spacing}), encoding="utf-8")
+            np.save(part / "region.npy", source.region.numpy())
+            (part / "source.json").write_text(json.dumps(about), encoding="utf-8")
     return _from_cache(folder)
 
 
-def _prepared(path: Path, smoothing: float) -> tuple[Source, list[float]]:
-    image, lungs = read_with_lungs(path)
-    return Source.from_image(image, lungs, smoothing), list(image.grid.spacing)
-
-
-def read_with_lungs(path: Path, voxel_size: float | None = None) -> tuple[Image, Image]:
-    """Read a CT to train on, and find its lungs.
+def read_with_region(path: Path, how: Preparation, voxel_size: float | None = None) -> tuple[Image, Image]:
+    """Read an image to train on, and find the region that training looks at, or read its mask.
 
     Parameters
     ----------
     path : Path
+    how : Preparation
     voxel_size : float, optional
         Resample it to such voxels (mm) on its own axes.
+
+    Returns
+    -------
+    tuple of Image
+        The image in the unit of its world, and the region, on one grid.
 
     Raises
     ------
     ImageError
-        If it cannot be read, is not 3D, is smaller than a patch of the paper's network, or has no lungs.
+        If it cannot be read, is not 3D, is too small, or does not have the region.
     """
-    image = read_image(path, "training image")
+    image, world = read_image(path, "training image"), how.world
     extent = np.multiply(image.grid.size, image.grid.spacing)
-    if extent.min() < _SMALLEST_IMAGE:
+    if extent.min() < world.smallest:
         raise ImageError(
             f"training image '{path}' is {' x '.join(f'{mm:.0f}' for mm in extent)} mm; it must measure at least "
-            f"{_SMALLEST_IMAGE:.0f} mm along each axis"
+            f"{world.smallest:.0f} mm along each axis"
         )
-    if voxel_size is not None:
-        image = image.resampled(image.grid.isotropic(voxel_size), default=AIR)
+    mask = how.mask_of(path)
     try:
-        return image, lung_mask(image)
-    except ImageError as error:
+        image = world.standardise(image)
+        if voxel_size is not None:
+            image = image.resampled(image.grid.isotropic(voxel_size), default=world.background)
+        region = Scan(image).find(world.trained_in) if mask is None else _read_mask(mask, image.grid)
+    except RegNetItkError as error:
         raise ImageError(f"training image '{path}': {error}") from None
+    if not region.array.any():
+        raise ImageError(f"training image '{path}': the mask '{mask or world.trained_in}' is empty in it")
+    return image, region
+
+
+def _read_mask(path: Path, grid: Grid) -> Image:
+    mask = read_image(path, "training mask")
+    binary = Image((mask.array != 0).astype(np.uint8), mask.grid)
+    return Image(binary.resampled(grid, order=0).array > 0, grid)
 
 
 def _from_cache(folder: Path) -> Source:
     try:
-        values, lungs = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("values", "lungs"))
+        values, region = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("values", "region"))
         spacing = torch.tensor(json.loads((folder / "source.json").read_text(encoding="utf-8"))["spacing"])
     except (OSError, ValueError, KeyError, EOFError):
         shutil.rmtree(folder, ignore_errors=True)
         raise ImageError(f"the prepared image in '{folder}' was damaged and has been removed; start again") from None
-    return Source(torch.from_numpy(values), torch.from_numpy(lungs), spacing, _centres(lungs, spacing))
+    return Source(torch.from_numpy(values), torch.from_numpy(region), spacing, _centres(region, spacing))

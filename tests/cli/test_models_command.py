@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from regnet_itk.networks.model import (
     save_model,
     shipped_models,
 )
+from regnet_itk.networks.world import CHEST_CT
 
 
 def test_the_header_says_what_the_whole_model_says() -> None:
@@ -66,7 +68,8 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_of_ones_own_that_says_little(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.safetensors"
-    description = ModelDescription("mine", "regnet", 1.5, (-1000.0, 400.0), 9.0, {"images": ["a", "b"]})
+    world = replace(CHEST_CT, intensity_range=(-1000.0, 400.0))
+    description = ModelDescription("mine", "regnet", 1.5, world, 9.0, {"images": ["a", "b"]})
     save_model(find_architecture("regnet").make(1.5), description, path)
     assert call("models", path) == 0
     text = capfd.readouterr().out

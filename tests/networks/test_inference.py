@@ -21,14 +21,14 @@ from regnet_itk.networks.inference import InferenceOptions, Predictor
 from regnet_itk.networks.model import Model, ModelDescription
 from regnet_itk.networks.regions import covering, fade
 from regnet_itk.networks.regnet import RegNet
+from regnet_itk.networks.world import CHEST_CT
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (20, -35, 130), degrees=True).as_matrix()))
-RANGE = (-1000.0, 200.0)
 
 
 def model_of(network: nn.Module, voxel_size: float = 1.0) -> Model:
     architecture = "regnet" if isinstance(network, RegNet) else "coarse_to_fine"
-    return Model(network, ModelDescription("random", architecture, voxel_size, RANGE, 8.0), "")
+    return Model(network, ModelDescription("random", architecture, voxel_size, CHEST_CT, 8.0), "")
 
 
 @pytest.fixture(scope="module")

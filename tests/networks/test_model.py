@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, find_model, load_model, save_model, shipped_models
 from regnet_itk.networks.regnet import RegNet
+from regnet_itk.networks.world import CHEST_CT
 
 DESCRIPTION = ModelDescription(
     "mine",
     "coarse_to_fine",
     2.0,
-    (-1000.0, 200.0),
+    CHEST_CT,
     25.0,
     {"seed": 1, "images": ["a", "b"]},
     {"validation": {"mm": 1.5}},
@@ -64,7 +66,7 @@ def test_regnet_survives_its_file_with_its_statistics(tmp_path: Path) -> None:
     network = RegNet().train()
     with torch.no_grad():
         network(torch.rand(1, 1, 56, 56, 56), torch.rand(1, 1, 56, 56, 56))
-    description = ModelDescription("r", "regnet", 1.0, (-1000.0, 200.0), 8.0)
+    description = ModelDescription("r", "regnet", 1.0, CHEST_CT, 8.0)
     save_model(network, description, tmp_path / "r.safetensors")
     again = load_model(tmp_path / "r.safetensors").network
     assert all(
@@ -73,7 +75,11 @@ def test_regnet_survives_its_file_with_its_statistics(tmp_path: Path) -> None:
 
 
 def test_the_same_weights_have_the_same_digest(network: CoarseToFineRegNet, file: Path, tmp_path: Path) -> None:
-    save_model(network, ModelDescription("other", "coarse_to_fine", 2.0, (0.0, 1.0), 1.0), tmp_path / "o.safetensors")
+    save_model(
+        network,
+        ModelDescription("other", "coarse_to_fine", 2.0, replace(CHEST_CT, intensity_range=(0.0, 1.0)), 1.0),
+        tmp_path / "o.safetensors",
+    )
     assert load_model(file).digest == load_model(tmp_path / "o.safetensors").digest
     assert load_model(file).digest != load_model(find_model("regnet_multistage")).digest
 
@@ -172,7 +178,7 @@ def test_shipped_models_load() -> None:
         model = load_model(find_model(name))
         assert isinstance(model.network, architecture)
         assert model.description.voxel_size == voxel_size
-        assert model.description.intensity_range == (-1000.0, 200.0)
+        assert model.description.world.intensity_range == (-1000.0, 200.0)
 
 
 def test_models_are_found_by_name_by_path_and_beside_a_file(

@@ -18,12 +18,13 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, save_model
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.parameters import ParameterMap
 
 DIRECTION = Rotation.from_euler("xyz", (10, -20, 30), degrees=True).as_matrix()
 TURNED = tuple(map(tuple, DIRECTION))
 GRID = Grid((26, 24, 20), (2.0, 2.4, 3.0), (5.0, -7.0, 11.0), TURNED)
-CT_MODEL = ModelDescription("known", "coarse_to_fine", 2.0, (-1000.0, 200.0), 25.0)
+CT_MODEL = ModelDescription("known", "coarse_to_fine", 2.0, CHEST_CT, 25.0)
 
 
 def chest(grid: Grid = GRID) -> Image:

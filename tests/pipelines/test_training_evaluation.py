@@ -14,10 +14,11 @@ from training_cases import load_pipeline, write_chests
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.model import ModelDescription, load_model, save_model
 from regnet_itk.networks.regnet import RegNet
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.random import Random
-from regnet_itk.training.sources import load_source
+from regnet_itk.training.sources import Preparation, load_source
 
 evaluate_models = load_pipeline("evaluate_models")
 VOXEL = 6.0
@@ -41,9 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.init.zeros_(parameter)
         if isinstance(network, RegNet) and name == "regnet":
             network.displacement.bias.data[:] = torch.tensor([1.0, 2.0, 3.0])
-        save_model(
-            network, ModelDescription(name, architecture, VOXEL, (-1000.0, 200.0), 8.0), folder / f"{name}.model"
-        )
+        save_model(network, ModelDescription(name, architecture, VOXEL, CHEST_CT, 8.0), folder / f"{name}.model")
     return folder
 
 
@@ -55,7 +54,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def expected(folder: Path, cache: Path, edge: int, at: slice, said: tuple[float, float, float]) -> list[float]:
     """The means over the same blocks: |error|, |x|, |y|, |z|, |u|."""
-    maker = BlockMaker([load_source(folder / "one.mha", 0.0, cache)], (edge,) * 3, VOXEL, Random(7))
+    maker = BlockMaker([load_source(folder / "one.mha", Preparation(), cache)], (edge,) * 3, VOXEL, Random(7))
     rows, weights = [], []
     for _ in range(3):
         block = maker.make(*JUDGE)

@@ -17,6 +17,7 @@ from training_cases import load_pipeline, write_chests
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.model import ModelDescription, load_model, save_model
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.training import loop
 from regnet_itk.training.config import FieldRecipe, Judge, Phase, TrainingConfig, find_recipe
 from regnet_itk.training.log import TrainingLog
@@ -237,7 +238,7 @@ def test_table_1_is_that_of_the_paper(images: Path, tmp_path: Path) -> None:
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     model = tmp_path / "nothing.safetensors"
-    save_model(network, ModelDescription("m", "coarse_to_fine", 6.0, (-1000.0, 200.0), 8.0), model)
+    save_model(network, ModelDescription("m", "coarse_to_fine", 6.0, CHEST_CT, 8.0), model)
     header, *rows = training_studies.table_1({"a model": model}, [images / "one.mha"], 1)
     assert header.split() == ["MAE,", "mm", "measure", "x", "y", "z", "vector"]
     cells = [row[16:].split() for row in rows]

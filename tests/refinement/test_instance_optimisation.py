@@ -16,7 +16,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.self_similarity import mind_features
-from regnet_itk.refinement.instance_optimisation import InstanceOptions, InstancePair, improved
+from regnet_itk.refinement.instance_optimisation import InstanceOptions, InstancePair, optimise_field
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (15, -25, 40), degrees=True).as_matrix()))
 GRID = Grid((52, 46, 40), (1.5, 1.5, 1.5), (-40.0, 120.0, 33.0), TURNED)
@@ -115,7 +115,7 @@ def error(u, inside):
 def test_a_mistake_is_mended_on_a_turned_grid(change):
     given = pair(change)
     start = field(lambda points: truth(points) + mistake(points))
-    found = improved(given, start, OPTIONS)
+    found = optimise_field(given, start, OPTIONS)
     inside = given.region.array
     assert error(start, inside) > 0.5
     assert error(found, inside) < 0.35 * error(start, inside)
@@ -124,7 +124,7 @@ def test_a_mistake_is_mended_on_a_turned_grid(change):
 
 def test_what_is_right_stays_right():
     given = pair()
-    found = improved(given, field(truth), OPTIONS)
+    found = optimise_field(given, field(truth), OPTIONS)
     assert error(found, given.region.array) < 0.12  # mm, on voxels of 1.5 mm
 
 
@@ -132,7 +132,7 @@ def test_far_from_the_region_little_changes():
     region = np.zeros(GRID.shape, dtype=bool)
     region[:12, :12, :12] = True
     start = field(lambda points: truth(points) + np.array([0.6, -0.6, 0.6]))
-    found = improved(pair(region=region), start, OPTIONS)
+    found = optimise_field(pair(region=region), start, OPTIONS)
     changed = np.linalg.norm(found.vectors - start.vectors, axis=-1)
     assert changed[:6, :6, :6].max() > 0.1
     far = FIELD_GRID.shape[0] // 2 + 5
@@ -150,7 +150,7 @@ def test_an_unknown_part_of_the_moving_image_pulls_at_nothing():
             given.fixed, Image(np.where(known, given.moving.array, -1000.0), GRID), given.region, given.known
         )
 
-    ignored, matched = (improved(cut(pair(known=k)), start, OPTIONS) for k in (known, np.ones_like(known)))
+    ignored, matched = (optimise_field(cut(pair(known=k)), start, OPTIONS) for k in (known, np.ones_like(known)))
     inside = pair().region.array
     assert error(ignored, inside) < 0.4
     assert error(matched, inside) > 2.5 * error(ignored, inside)
@@ -159,19 +159,19 @@ def test_an_unknown_part_of_the_moving_image_pulls_at_nothing():
 def test_the_same_seed_gives_the_same_field_and_no_step_none():
     start = field(mistake)
     few = InstanceOptions(iterations=3, device="cpu", threads=1, seed=5)
-    first, again = (improved(pair(), start, few) for _ in range(2))
+    first, again = (optimise_field(pair(), start, few) for _ in range(2))
     np.testing.assert_array_equal(first.vectors, again.vectors)
-    assert improved(pair(), start, InstanceOptions(iterations=0)) is start
+    assert optimise_field(pair(), start, InstanceOptions(iterations=0)) is start
     nowhere = np.zeros(GRID.shape, dtype=bool)
-    assert improved(pair(region=nowhere), start, few) is start
-    unknown = improved(pair(known=nowhere), start, few)
+    assert optimise_field(pair(region=nowhere), start, few) is start
+    unknown = optimise_field(pair(known=nowhere), start, few)
     np.testing.assert_array_equal(unknown.vectors, start.vectors)
 
 
 def test_smoothness_and_progress():
     start, told = field(lambda points: truth(points) + mistake(points)), []
-    stiff = improved(pair(), start, InstanceOptions(10, smoothness=100.0, device="cpu"), told.append)
-    soft = improved(pair(), start, InstanceOptions(10, smoothness=0.02, device="cpu"))
+    stiff = optimise_field(pair(), start, InstanceOptions(10, smoothness=100.0, device="cpu"), told.append)
+    soft = optimise_field(pair(), start, InstanceOptions(10, smoothness=0.02, device="cpu"))
     bent, free = (np.abs(np.diff(u.vectors - start.vectors, n=2, axis=0)).mean() for u in (stiff, soft))
     assert bent < 0.7 * free
     assert told == sorted(told)

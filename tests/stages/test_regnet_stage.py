@@ -21,6 +21,7 @@ from regnet_itk.errors import ImageError, ModelError, ParameterError
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, load_model, save_model
 from regnet_itk.networks.regnet import RegNet
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetSettings, RegNetStage
@@ -145,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("stage")
     for name, network, voxel_size in (("fine", RegNet(), 1.0), ("wide", CoarseToFineRegNet(), 2.0)):
         architecture = "regnet" if name == "fine" else "coarse_to_fine"
-        description = ModelDescription(name, architecture, voxel_size, (-1000.0, 200.0), 4.0)
+        description = ModelDescription(name, architecture, voxel_size, CHEST_CT, 4.0)
         save_model(constant(network), description, path / f"{name}.safetensors")
     yield path
 
@@ -394,7 +395,7 @@ def test_a_model_is_read_again_when_its_file_changes(folder: Path) -> None:
     hashes = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        description = ModelDescription("c", "coarse_to_fine", 2.0, (-1000.0, 200.0), 4.0)
+        description = ModelDescription("c", "coarse_to_fine", 2.0, CHEST_CT, 4.0)
         save_model(CoarseToFineRegNet(), description, path)
         hashes.append(made.run(plain_pair(), TransformChain(), OPTIONS).details["model_sha256"])
     assert hashes[0] != hashes[1]

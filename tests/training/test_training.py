@@ -313,7 +313,7 @@ def test_a_source_keeps_80_mm_around_the_lungs_along_every_axis() -> None:
     source = Source.from_image(Image(np.zeros(grid.shape, dtype=np.float32), grid), Image(lungs, grid))
     extents = [(n - 1) / 2 * s for n, s in zip(source.values.shape, (8.0, 4.0, 2.0), strict=True)]
     assert extents == [80.0, 80.0, 80.0]
-    assert source.lungs[10, 20, 40] == 1
+    assert source.region[10, 20, 40] == 1
 
 
 def test_jacobian_determinant_is_numpy_s() -> None:
@@ -332,7 +332,7 @@ def test_texture_tells_every_voxel_apart() -> None:
     assert np.sqrt(local.clip(0)).min() > 60  # texture everywhere
     smooth = ndimage.gaussian_filter(values, 0.5)
     assert np.abs(smooth - values).mean() < 0.5 * values.std()  # band-limited: not white noise
-    assert (source.lungs == 1).all()
+    assert (source.region == 1).all()
     assert (source.centres >= 12).all()
     assert (source.centres <= 36).all()
 

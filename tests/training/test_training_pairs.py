@@ -31,7 +31,8 @@ from regnet_itk.training.loop import Trainer, TrainingOptions
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.paper_pairs import paper_pairs
 from regnet_itk.training.random import Random
-from regnet_itk.training.sampling import balanced_positions
+from regnet_itk.training.sampling import draw_balanced_positions
+from regnet_itk.training.sources import Preparation
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (10, -15, 20), degrees=True).as_matrix()))
 
@@ -43,7 +44,7 @@ def test_every_range_of_displacements_gives_equally_many_positions() -> None:
     rng = np.random.default_rng(0)
     magnitude = np.abs(rng.normal(0, 3, (40, 40, 40)))
     mask = rng.random((40, 40, 40)) < 0.7
-    found = balanced_positions(magnitude, mask, 400, rng)
+    found = draw_balanced_positions(magnitude, mask, 400, rng)
     assert found.shape == (400, 3)
     assert len(np.unique(found, axis=0)) == 400
     z, y, x = found.T
@@ -56,13 +57,13 @@ def test_a_rare_range_gives_all_it_has_and_the_others_make_up() -> None:
     magnitude[0, 0, :7] = 9.0
     magnitude[:, 10:] = 3.0
     mask = np.ones(magnitude.shape, dtype=bool)
-    z, y, x = balanced_positions(magnitude, mask, 1001, np.random.default_rng(0)).T
+    z, y, x = draw_balanced_positions(magnitude, mask, 1001, np.random.default_rng(0)).T
     counts = np.bincount(np.digitize(magnitude[z, y, x], (1.5, 4.0, 8.0)), minlength=4)
     assert counts.tolist() == [497, 497, 0, 7]
-    everything = balanced_positions(magnitude, mask, 10**6, np.random.default_rng(0))
+    everything = draw_balanced_positions(magnitude, mask, 10**6, np.random.default_rng(0))
     assert len(everything) == mask.sum()
     with pytest.raises(ImageError, match="the mask is empty"):
-        balanced_positions(magnitude, np.zeros_like(mask), 10, np.random.default_rng(0))
+        draw_balanced_positions(magnitude, np.zeros_like(mask), 10, np.random.default_rng(0))
 
 
 # The six pairs
@@ -106,7 +107,9 @@ RECIPE = PairRecipe(positions=50, noise=0.0)
 @pytest.fixture(scope="module")
 def pairs(chest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[WholePair]:
     """The six pairs of one chest, on voxels of 4 mm."""
-    return load_pairs(chest / "one.mha", RECIPE, 4.0, 5, tmp_path_factory.mktemp("pairs"))
+    return load_pairs(
+        chest / "one.mha", RECIPE, Preparation(), tmp_path_factory.mktemp("pairs"), voxel_size=4.0, seed=5
+    )
 
 
 def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel(pairs: list[WholePair]) -> None:
@@ -114,8 +117,8 @@ def test_a_block_is_a_piece_of_its_pair_with_the_displacement_at_the_fixed_voxel
     for pair in pairs:
         assert len(pair.positions) == 50
         z, y, x = pair.positions.T
-        assert (pair.lungs.numpy()[z, y, x] > 0).all()
-    maker = PairBlocks(pairs, (26, 26, 26), Random(0), RECIPE)
+        assert (pair.region.numpy()[z, y, x] > 0).all()
+    maker = PairBlocks(pairs, (26, 26, 26), Random(0), RECIPE, -1000.0)
     better = 0
     for _ in range(12):
         block = maker.make(FieldRecipe(), AppearanceRecipe())
@@ -134,7 +137,7 @@ def test_noise_is_added_every_time_and_flips_can_be_left_out(pairs: list[WholePa
     plain = PairRecipe(positions=50, noise=0.0, flips=False)
     still, noisy, flipped = (
         [
-            PairBlocks(pairs, (20, 20, 20), Random(seed), recipe).make(FieldRecipe(), AppearanceRecipe())
+            PairBlocks(pairs, (20, 20, 20), Random(seed), recipe, -1000.0).make(FieldRecipe(), AppearanceRecipe())
             for seed in (1, 2)
         ]
         for recipe in (plain, dataclasses.replace(plain, noise=20.0), dataclasses.replace(plain, flips=True))
@@ -147,16 +150,19 @@ def test_noise_is_added_every_time_and_flips_can_be_left_out(pairs: list[WholePa
 
 
 def test_pairs_are_made_once(chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
+    first = load_pairs(chest / "one.mha", RECIPE, Preparation(), tmp_path, voxel_size=8.0, seed=5)
     with monkeypatch.context() as nothing_is_made:
         nothing_is_made.setattr("regnet_itk.training.pairs.paper_pairs", None)
-        again = load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
+        again = load_pairs(chest / "one.mha", RECIPE, Preparation(), tmp_path, voxel_size=8.0, seed=5)
     assert all(torch.equal(a.fixed, b.fixed) for a, b in zip(first, again, strict=True))
-    for file in tmp_path.rglob("0-lungs.npy"):
+    for file in tmp_path.rglob("0-region.npy"):
         file.unlink()
     with pytest.raises(ImageError, match="are damaged; start again"):
-        load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)
-    assert torch.equal(load_pairs(chest / "one.mha", RECIPE, 8.0, 5, tmp_path)[0].lungs, first[0].lungs)
+        load_pairs(chest / "one.mha", RECIPE, Preparation(), tmp_path, voxel_size=8.0, seed=5)
+    assert torch.equal(
+        load_pairs(chest / "one.mha", RECIPE, Preparation(), tmp_path, voxel_size=8.0, seed=5)[0].region,
+        first[0].region,
+    )
 
 
 # Training with them
@@ -171,9 +177,8 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
 def test_epochs_are_counted_in_positions_and_the_rate_falls_after_each(
     chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        ARCHITECTURES, "regnet", dataclasses.replace(find_architecture("regnet"), voxel_size=8.0)
-    )  # quick to prepare
+    quick_to_prepare = dataclasses.replace(find_architecture("regnet"), voxel_size=8.0)
+    monkeypatch.setitem(ARCHITECTURES, "regnet", quick_to_prepare)
     for name in ("_VALIDATION_BLOCKS", "_CALIBRATION_STEPS", "_QUICK_CALIBRATION_STEPS"):
         monkeypatch.setattr(loop, name, 1)
     monkeypatch.setattr(TrainingLog, "draw", lambda _: None)

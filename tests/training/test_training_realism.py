@@ -17,10 +17,10 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import ImageError
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
-from regnet_itk.training.fields import slid
+from regnet_itk.training.fields import slide_lungs
 from regnet_itk.training.filters import slice_matrix
 from regnet_itk.training.random import Random
-from regnet_itk.training.sources import Source, load_source
+from regnet_itk.training.sources import Preparation, Source, load_source
 
 STILL = FieldRecipe(theta=(0.0, 0.0))
 PLAIN = AppearanceRecipe(noise=(0.0, 0.0))
@@ -56,13 +56,13 @@ def test_lungs_keep_their_motion_and_the_wall_keeps_what_is_normal_to_it() -> No
     positions, lungs = sphere(12.0)
     u = torch.zeros_like(positions)
     u[:, 2] = 6.0  # along z
-    found = slid(u, lungs, 1.0, 1.0)
+    found = slide_lungs(u, lungs, 1.0, 1.0)
     torch.testing.assert_close(torch.where(lungs > 0, found, 0.0), torch.where(lungs > 0, u, 0.0))
     middle = 24
     pole, side = found[0, :, 37, middle, middle], found[0, :, middle, middle, 37]  # just outside of the sphere
     assert float(pole[2]) > 5.0  # normal to the wall: it moves along
     assert abs(float(side[2])) < 0.5  # tangential: it stays
-    half = slid(u, lungs, 0.5, 1.0)[0, :, middle, middle, 37]
+    half = slide_lungs(u, lungs, 0.5, 1.0)[0, :, middle, middle, 37]
     assert float(half[2]) == pytest.approx(3.0, abs=0.4)
 
 
@@ -165,7 +165,8 @@ def test_a_source_loses_its_noise_and_keeps_its_structure() -> None:
         image.array + np.random.default_rng(1).normal(0, 30, image.array.shape).astype(np.float32), image.grid
     )
     (rough, quiet), (clean, smooth) = (
-        [Source.from_image(i, lungs, s).values.float() for s in (0.0, 0.8)] for i in (noisy, image)
+        [Source.from_image(i, lungs, Preparation(smoothing=s)).values.float() for s in (0.0, 0.8)]
+        for i in (noisy, image)
     )
     inside = clean > 60  # elsewhere the noise is cut off at air
     assert float((quiet - smooth)[inside].std()) < 0.35 * float((rough - clean)[inside].std())
@@ -188,21 +189,21 @@ def test_a_prepared_image_is_used_until_the_image_changes(tmp_path: Path, monkey
     image = chests()[0]
     path, cache = tmp_path / "one.mha", tmp_path / "cache"
     write_image(image, path)
-    first = load_source(path, 0.0, cache)
+    first = load_source(path, Preparation(), cache)
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as nothing_is_read:
         nothing_is_read.setattr("regnet_itk.training.sources.read_image", None)
-        again = load_source(path, 0.0, cache)
+        again = load_source(path, Preparation(), cache)
     assert torch.equal(first.values, again.values)
     assert torch.equal(first.centres, again.centres)
-    load_source(path, 1.0, cache)
+    load_source(path, Preparation(smoothing=1.0), cache)
     assert len(list(cache.iterdir())) == 2
     write_image(dataclasses.replace(image, array=image.array + 10), path)
-    changed = load_source(path, 0.0, cache)
+    changed = load_source(path, Preparation(), cache)
     assert not torch.equal(first.values, changed.values)
     for file in cache.rglob("values.npy"):
         file.unlink()  # what is in use stays; a new file takes its place
         file.write_bytes(b"")
     with pytest.raises(ImageError, match="was damaged and has been removed; start again"):
-        load_source(path, 0.0, cache)
-    assert torch.equal(load_source(path, 0.0, cache).values, changed.values)
+        load_source(path, Preparation(), cache)
+    assert torch.equal(load_source(path, Preparation(), cache).values, changed.values)

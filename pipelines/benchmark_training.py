@@ -65,7 +65,7 @@ class Row:
             self.maker.make(self.phase.fields, self.phase.appearance) for _ in range(self.phase.blocks)
         ]
         made = clock()
-        trainer.learn(blocks, 1e-4, self.phase)
+        trainer.learner.learn(blocks, 1e-4, self.phase)
         self.making.append(made - started)
         self.learning.append(clock() - made)
 
@@ -119,7 +119,7 @@ def measure(images: Path, folder: Path, steps: int, device: str, cpu_time: bool)
     rows = []
     for phase in phases:
         shape = trainer.architecture.block_shape(phase.block_size)
-        maker = BlockMaker(trainer.train_images.sources, shape, trainer.voxel_size, trainer.random)
+        maker = BlockMaker(trainer.train_images.sources, shape, trainer.architecture.voxel_size, trainer.random)
         rows.append(Row(phase, shape[0], maker))
     clock = _clock(trainer.device, cpu_time)
     for number in range(steps + 1):

@@ -27,7 +27,7 @@ class Processes:
     count: int = 1
 
     @classmethod
-    def joined(cls, device: torch.device) -> Processes:
+    def join(cls, device: torch.device) -> Processes:
         """Join the group that ``torchrun`` tells of in the environment; alone if there is none."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
@@ -42,11 +42,11 @@ class Processes:
         """Whether this is the process that validates and writes."""
         return self.rank == 0
 
-    def wrapped(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network such that its gradients are averaged over all processes."""
         return network if self.count == 1 else nn.parallel.DistributedDataParallel(network)
 
-    def gathered(self, thing: _Any) -> list[_Any]:
+    def gather(self, thing: _Any) -> list[_Any]:
         """Return what every process gives, in the order of their ranks."""
         if self.count == 1:
             return [thing]

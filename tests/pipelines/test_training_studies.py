@@ -143,9 +143,9 @@ def test_regnet_can_learn_from_its_own_output_only(images: Path, tmp_path: Path)
     for auxiliary in (True, False):
         config = TrainingConfig("regnet", ("one",), ("two",), phases=(phase,), auxiliary_outputs=auxiliary)
         trainer = Trainer(config, images, tmp_path / str(auxiliary), TrainingOptions("cpu", cache=tmp_path / "cache"))
-        before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in trainer.learner.network.state_dict().items()}
         model = load_model(trainer.run())
-        heads.append([name for name in trainer.module.state_dict() if name.startswith("heads")])
+        heads.append([name for name in trainer.learner.module.state_dict() if name.startswith("heads")])
         losses.append(trainer.log.rows()[-1].loss)
         assert model.description.training["recipe"]["auxiliary_outputs"] == auxiliary
         learnt = model.network.state_dict()

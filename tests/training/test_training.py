@@ -468,14 +468,14 @@ class PowerCut(Exception):
 
 
 def interrupt_at(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = trainer.learn
+    learn = trainer.learner.learn
 
-    def until(*arguments: Any) -> Any:
+    def until(*arguments: Any, **named: Any) -> Any:
         if trainer.step == step:
             raise PowerCut
-        return learn(*arguments)
+        return learn(*arguments, **named)
 
-    monkeypatch.setattr(trainer, "learn", until)
+    monkeypatch.setattr(trainer.learner, "learn", until)
 
 
 @pytest.mark.parametrize("network", ["regnet", "coarse_to_fine"])
@@ -485,7 +485,7 @@ def test_training_continues_to_the_bit(
     lines: list[str] = []
     config = tiny(network)
     start = Trainer(config, images, tmp_path / "whole", TrainingOptions("cpu", say=lines.append))
-    before = {name: tensor.clone() for name, tensor in start.network.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in start.learner.network.state_dict().items()}
     whole = load_model(start.run())
     assert isinstance(whole.network, RegNet if network == "regnet" else CoarseToFineRegNet)
     assert whole.description.architecture == network
@@ -533,14 +533,14 @@ def test_the_average_of_the_weights_is_judged_saved_and_continued(
     )
     config = tiny("regnet", phases=(phase,), averaging=decay, validate_every=4)
     trainer = Trainer(config, images, tmp_path / "whole", CPU)
-    learn, seen = trainer.learn, []
+    learn, seen = trainer.learner.learn, []
 
-    def watched(*arguments: Any) -> Any:
-        found = learn(*arguments)
-        seen.append({name: p.detach().clone() for name, p in trainer.network.named_parameters()})
+    def watched(*arguments: Any, **named: Any) -> Any:
+        found = learn(*arguments, **named)
+        seen.append({name: p.detach().clone() for name, p in trainer.learner.network.named_parameters()})
         return found
 
-    monkeypatch.setattr(trainer, "learn", watched)
+    monkeypatch.setattr(trainer.learner, "learn", watched)
     whole = load_model(trainer.run())
     for name, saved in whole.network.named_parameters():
         expected = seen[0][name]
@@ -623,16 +623,16 @@ def test_frozen_statistics_stay_as_they_were_measured(images: Path, tmp_path: Pa
     phase = dataclasses.replace(tiny("regnet").phases[0], steps=1, texture_share=0.0, frozen_statistics=True)
     trainer = Trainer(tiny("regnet", phases=(phase,)), images, tmp_path, CPU)
     seen = []
-    learn = trainer.learn
+    learn = trainer.learner.learn
 
-    def watched(*arguments: Any) -> Any:
-        norm = trainer.network.fine_fixed[1]
+    def watched(*arguments: Any, **named: Any) -> Any:
+        norm = trainer.learner.network.fine_fixed[1]
         before = norm.running_mean.clone()
-        found = learn(*arguments)
+        found = learn(*arguments, **named)
         seen.append((before, norm.running_mean.clone()))
         return found
 
-    trainer.learn = watched  # type: ignore[method-assign]
+    trainer.learner.learn = watched  # type: ignore[method-assign]
     trainer.run()
     ((before, after),) = seen
     assert torch.equal(before, after)
@@ -664,5 +664,5 @@ def test_learning_reduces_the_error(images: Path, tmp_path: Path) -> None:
     )
     trainer = Trainer(tiny("coarse_to_fine", phases=(phase,), validate_every=100), images, tmp_path, CPU)
     block = trainer._maker(phase, trainer.random).make(phase.fields, phase.appearance)
-    losses = [trainer.learn([block], 1e-3, phase)[0] for _ in range(12)]
+    losses = [trainer.learner.learn([block], 1e-3, phase)[0] for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]

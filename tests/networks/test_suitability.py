@@ -111,7 +111,7 @@ def test_a_moving_image_that_ends_inside_the_region_is_judged_by_its_own_values(
 
 
 def test_a_model_that_was_not_trained_on_air_needs_none(tmp_path: Path) -> None:
-    other = dataclasses.replace(CT_MODEL, intensity_range=(0.0, 2000.0))
+    other = dataclasses.replace(CT_MODEL, world=dataclasses.replace(CHEST_CT, intensity_range=(0.0, 2000.0)))
     shifted = changed(lambda values: values + 1024)
     assert warnings(tmp_path, shifted, shifted, other) == []
 

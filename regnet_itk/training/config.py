@@ -301,6 +301,8 @@ def read_training_config(path: str | Path) -> TrainingConfig:
     return config
 
 
+# By hand: msgspec takes unknown keys of a data class (a misspelt one would do nothing), and its errors name neither the
+# value nor the nearest key, nor the table in which a check of our own failed.
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(cls)
     for key in values:

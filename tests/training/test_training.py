@@ -43,6 +43,7 @@ from regnet_itk.training.paper_pairs import (
     deformed_pair,
     random_displacement,
 )
+from regnet_itk.training.processes import Processes
 from regnet_itk.training.random import Random
 from regnet_itk.training.sources import Source, find_images, load_source
 
@@ -598,6 +599,28 @@ def test_steps_after_the_last_checkpoint_are_done_and_logged_again(
     assert len(first) == (tmp_path / "coarse_to_fine.safetensors").stat().st_size
     Trainer(config, images, tmp_path, CPU).run(resume=False)
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4"]
+
+
+def test_the_group_of_processes_is_left_however_a_run_ends(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(Processes, "leave", lambda self: left.append(self.rank))
+    config = tiny("coarse_to_fine", phases=(dataclasses.replace(tiny("coarse_to_fine").phases[0], steps=1),))
+    cut = Trainer(config, images, tmp_path, CPU)
+    interrupt_at(cut, 0, monkeypatch)
+    with pytest.raises(PowerCut):
+        cut.run()
+    assert left == [0]
+    Trainer(config, images, tmp_path, CPU).run()
+    assert left == [0, 0]
+
+
+def test_leaving_closes_the_group() -> None:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    Processes(0, 2).leave()
+    assert not torch.distributed.is_initialized()
+    Processes(0, 2).leave()  # nothing is left to close
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

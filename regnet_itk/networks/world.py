@@ -61,6 +61,11 @@ class World:
             check_region(name)
 
     @property
+    def training_place(self) -> str:
+        """Where training looks, in a word that follows "the"."""
+        return "image" if self.trained_in == "all" else self.trained_in
+
+    @property
     def top(self) -> float:
         """The highest value that training keeps."""
         low, high = self.intensity_range

@@ -14,7 +14,6 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
 
 _TISSUE = ("density", "mass_conservation", "contrast", "contrast_agent")
-_SLIDING = ("sliding_share",)
 _NARROWEST = 100.0  # of an intensity range, to be kept as whole numbers
 
 
@@ -213,17 +212,21 @@ class TrainingConfig:
                 f"world: images are kept as whole numbers, of which an intensity range of {low:g} to {high:g} has too "
                 f"few; it must be at least {_NARROWEST:g} wide"
             )
+        judged: list[Phase | Judge] = [*self.phases, *([self.judged_by] if self.judged_by else [])]
+        if self.shown.trained_in != "lungs" and any(p.fields.sliding_share for p in judged):
+            raise ParameterError(
+                f"'sliding_share' lets the lungs slide along the chest wall, but training looks at the "
+                f"{self.shown.training_place}"
+            )
         if (self.shown.unit, self.shown.background) == (CHEST_CT.unit, CHEST_CT.background):
             return
-        judge = self.judged_by or self.phases[-1]
-        for recipes in (*((p.appearance, p.fields) for p in self.phases), (judge.appearance, judge.fields)):
-            for part, names in zip(recipes, (_TISSUE, _SLIDING), strict=True):
-                asked = [name for name in names if getattr(part, name)]
-                if asked:
-                    raise ParameterError(
-                        f"'{asked[0]}' knows the tissues of a CT in HU above a background of {CHEST_CT.background:g}; "
-                        f"leave it out for {self.shown.images} in {self.shown.unit} above {self.shown.background:g}"
-                    )
+        for recipe in judged:
+            asked = [name for name in _TISSUE if getattr(recipe.appearance, name)]
+            if asked:
+                raise ParameterError(
+                    f"'{asked[0]}' knows the tissues of a CT in HU above a background of {CHEST_CT.background:g}; "
+                    f"leave it out for {self.shown.images} in {self.shown.unit} above {self.shown.background:g}"
+                )
 
     def _check_network(self) -> None:
         """Refuse what the network cannot be asked for."""

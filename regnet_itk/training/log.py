@@ -13,7 +13,7 @@ from regnet_itk.outputs import write_whole
 
 @dataclass(frozen=True)
 class LogRow:
-    """What is known after a number of steps; errors are means inside the lungs of the validation pairs, in mm."""
+    """What is known after a number of steps; errors are means inside the region of the validation pairs, in mm."""
 
     step: int
     phase: int
@@ -44,9 +44,12 @@ class TrainingLog:
     Parameters
     ----------
     folder : Path
+    place : str
+        Where the errors were measured, in a word that follows "the".
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, place: str = "lungs") -> None:
+        self.place = place
         self.path, self.picture = folder / "log.csv", folder / "log.png"
 
     def append(self, row: LogRow) -> None:
@@ -99,7 +102,7 @@ class TrainingLog:
         upper.set_ylabel("training loss")
         lower.plot(steps, [row.error_mm for row in rows], color="#D55E00", label="error")
         lower.plot(steps, [row.displacement_mm for row in rows], color="#777777", ls="--", label="nothing predicted")
-        lower.set(xlabel="step", ylabel="validation, mm in the lungs", ylim=(0, None))
+        lower.set(xlabel="step", ylabel=f"validation, mm in the {self.place}", ylim=(0, None))
         lower.legend(frameon=False)
         for axes in (upper, lower):
             for before, after in pairwise(rows):

@@ -127,7 +127,7 @@ class Trainer:
         )
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
-        self.log = TrainingLog(self.folder)
+        self.log = TrainingLog(self.folder, config.shown.training_place)
         self.step, self.seconds = 0, 0.0
         self.textures: list[Source] = []
         self._last_error: float | None = None
@@ -322,6 +322,6 @@ class Trainer:
         validation = {
             "images": list(self.config.validation),
             "pairs": "blocks of the recipe's own pairs",
-            f"inside the {self.config.shown.trained_in}": {"all": measured},
+            f"inside the {self.config.shown.training_place}": {"all": measured},
         }
         return describe_model(self.config, training, {"validation": validation})

@@ -17,7 +17,7 @@ from regnet_itk.training.random import Random
 
 @dataclass(frozen=True)
 class Validation:
-    """Means inside the lungs, mm."""
+    """Means inside the region that training looks at, mm."""
 
     error: float
     per_axis: tuple[float, float, float]

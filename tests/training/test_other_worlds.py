@@ -67,7 +67,7 @@ def trained(config: TrainingConfig, images: Path, folder: Path, **options: Any) 
 def test_images_without_lungs_are_trained_on(images: Path, tmp_path: Path) -> None:
     description = load_model(trained(recipe(), images, tmp_path / "run")).description
     assert description.world == MR
-    assert description.accuracy["validation"]["inside the all"]["all"]["mean_displacement_mm"] > 0
+    assert description.accuracy["validation"]["inside the image"]["all"]["mean_displacement_mm"] > 0
     with pytest.raises(ImageError, match=r"one.mha': no lung was found|one.mha': no body"):
         trained(recipe(None), images, tmp_path / "chest")
 
@@ -133,8 +133,17 @@ def test_what_knows_a_ct_s_tissues_is_refused_elsewhere(part: dict[str, Any], ke
     recipe(CHEST_CT, **part)
     with pytest.raises(ParameterError, match=f"'{key}' knows the tissues of a CT .* for MR in per mille above 0"):
         recipe(**part)
+    with pytest.raises(ParameterError, match=f"'{key}' knows the tissues"):
+        dataclasses.replace(recipe(), judged_by=Judge(**part))
+
+
+def test_only_lungs_slide() -> None:
     fields = FieldRecipe(sliding=0.5, sliding_share=0.5)
-    with pytest.raises(ParameterError, match="'sliding_share' knows"):
+    recipe(CHEST_CT, fields=fields)
+    body = dataclasses.replace(CHEST_CT, trained_in="body")
+    with pytest.raises(ParameterError, match=r"'sliding_share' lets the lungs slide .* training looks at the body"):
+        recipe(body, fields=fields)
+    with pytest.raises(ParameterError, match=r"'sliding_share' lets the lungs slide .* training looks at the image"):
         dataclasses.replace(recipe(), judged_by=Judge(fields))
 
 

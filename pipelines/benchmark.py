@@ -22,7 +22,8 @@ from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pai
 from peers import PEERS, peer_methods
 
 from regnet_itk.anatomy.lungs import lung_mask
-from regnet_itk.cli.progress import StageProgress
+from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.cli.screen import Screen
 from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs
 from regnet_itk.comparison.run import Comparison, Method, Outcome, compare, read_methods
@@ -185,12 +186,9 @@ def run(given: argparse.Namespace) -> int:
         voxels += f", CTs on voxels of {given.image_spacing:g} mm"
     check_pairs(pairs)
     settings = StepSettings(threads=given.threads, masks_guide=given.masks_guide)
-    shown = StageProgress("info")
-    with shown:
-        comparison = compare(
-            pairs, methods, given.out, settings, say=shown.say,
-            progress=lambda share, text: shown.show(0, "benchmark", share, text),
-        )  # fmt: skip
+    shown = Screen("info")
+    with shown, heard_by(LogToScreen(shown)):
+        comparison = compare(pairs, methods, given.out, settings, events=shown)
         write_comparison(comparison, given.out, "Benchmark")
     text = table(comparison, voxels)
     write_whole(given.out / "benchmark.md", lambda part: part.write_text(text, encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
 from regnet_itk.metrics.registered_pair import overview_grid
+from regnet_itk.registration_events import RegistrationEvents, StageEvents, WayBackEvents
 from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
 from regnet_itk.results import RegistrationResult, StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
@@ -18,14 +19,6 @@ from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
-
-Progress = Callable[[int, str, float, str], None]
-"""Is given the number and the name of the stage, the fraction of it that is done, and a short text.
-
-The stages of the way back are numbered on, and their names begin with "backward"."""
-
-Report = Callable[[int, StageReport], None]
-"""Is given each stage's number and report when it has ended; the stages of the way back are numbered on."""
 
 
 def register(
@@ -43,9 +36,7 @@ def register(
     seed: int | None = None,
     device: str = "auto",
     priority: str | None = None,
-    progress: Progress | None = None,
-    report: Report | None = None,
-    log: Callable[[str], None] | None = None,
+    events: RegistrationEvents | None = None,
 ) -> RegistrationResult:
     """Register `moving` to `fixed` by a chain of elastix and RegNet stages.
 
@@ -74,8 +65,8 @@ def register(
         "auto", "cpu", "cuda", "cuda:N" or "mps", for the networks.
     priority : str, optional
         elastix's ``-priority``: "high", "abovenormal", "normal", "belownormal", "idle".
-    progress, report, log : callable, optional
-        See :data:`Progress` and :data:`Report`; `log` is given each line.
+    events : RegistrationEvents, optional
+        Hears how far each stage is, and what it did. By default lines of log go to the logger ``regnet_itk``.
 
     Returns
     -------
@@ -89,8 +80,9 @@ def register(
     """
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
-    options = RunOptions(threads, seed, device, priority, log or (lambda line: None))
-    planned = read_stages(stages, lambda line: options.log(f"warning: {line}"))
+    events = events or RegistrationEvents()
+    options = RunOptions(threads, seed, device, priority, events)
+    planned = read_stages(stages, events.log)
     chain = initial_chain(initial)
     pair = image_pair(fixed, moving, fixed_mask, moving_mask)
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
@@ -102,8 +94,8 @@ def register(
     check_stages(planned, chain, pair, options)
     task = _Task(pair, chain, planned, landmarks, inputs)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
-    result = task.run(options, progress, report)
-    return result if way_back is None else _with_way_back(result, way_back, options, progress, report)
+    result = task.run(options, events)
+    return result if way_back is None else _with_way_back(result, way_back, options, events)
 
 
 @dataclass(frozen=True)
@@ -131,30 +123,26 @@ class _Task:
             inputs[f"{swapped[role]}{dash}{what}"] = path
         return _Task(pair, initial, self.stages, self.landmarks.swapped(), inputs)
 
-    def run(self, options: RunOptions, progress: Progress | None, report: Report | None) -> RegistrationResult:
+    def run(self, options: RunOptions, events: RegistrationEvents) -> RegistrationResult:
         """Run the stages one after the other."""
-        chain, say = self.initial, options.log
+        chain = self.initial
         first_error = self.landmarks.error_under(chain)
         if first_error is not None:
-            say(f"before: TRE {describe_error(first_error)}")
+            events.log.info(f"before: TRE {describe_error(first_error)}")
+            events.landmarks_before(first_error)
         reports: list[StageReport] = []
         for number, stage in enumerate(self.stages):
-
-            def stage_progress(fraction: float, text: str, number: int = number, name: str = stage.name) -> None:
-                if progress is not None:
-                    progress(number, name, fraction, text)
-
-            say(f"stage {number}: {stage.name} ({stage.parameters.source})")
-            found = stage.run(self.pair, chain, replace(options, progress=stage_progress))
+            events.log.debug("stage %d: %s (%s)", number, stage.name, stage.parameters.source)
+            found = stage.run(self.pair, chain, replace(options, events=StageEvents(events, number, stage.name)))
             chain = found.chain
             done = StageReport(
                 stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,
                 self.landmarks.error_under(chain), found.details, found.iteration_info,
             )  # fmt: skip
-            say(f"stage {number}: {found.seconds:.1f} s" + (f", TRE {describe_error(done.tre)}" if done.tre else ""))
+            tre = f", TRE {describe_error(done.tre)}" if done.tre else ""
+            events.log.info(f"stage {number}: {found.seconds:.1f} s{tre}")
             reports.append(done)
-            if report is not None:
-                report(number, done)
+            events.stage_done(number, done)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
         return RegistrationResult(
             self.pair, chain, tuple(reports), len(self.initial.links), first_error, self.landmarks.fixed, settings,
@@ -163,30 +151,17 @@ class _Task:
 
 
 def _with_way_back(
-    result: RegistrationResult, way_back: _Task, options: RunOptions, progress: Progress | None, report: Report | None
+    result: RegistrationResult, way_back: _Task, options: RunOptions, events: RegistrationEvents
 ) -> RegistrationResult:
     """Register the other way, and return the result with it and with the residual of both ways together."""
-    count = len(result.stages)
-
-    def log(line: str) -> None:
-        kind = "warning: " if line.startswith("warning: ") else ""  # which is looked for at the start of lines
-        options.log(f"{kind}backward: {line.removeprefix(kind)}")
-
-    def on_progress(number: int, name: str, fraction: float, text: str) -> None:
-        if progress is not None:
-            progress(count + number, f"backward {name}", fraction, text)
-
-    def on_report(number: int, done: StageReport) -> None:
-        if report is not None:
-            report(count + number, done)
-
     try:
-        backward = way_back.run(replace(options, log=log), on_progress, on_report)
+        backward = way_back.run(options, WayBackEvents(events, len(result.stages)))
     except RegNetItkError as error:
         raise type(error)(f"the way back: {error}") from None
     pair = result.pair
     consistency = inverse_consistency(result.chain, backward.chain, pair.fixed, pair.moving.grid, pair.fixed_mask)
-    options.log(f"both ways: {consistency.describe()}")
+    events.log.info(f"both ways: {consistency.describe()}")
+    events.both_ways(consistency)
     return replace(result, backward=backward, inverse_consistency=consistency)
 
 

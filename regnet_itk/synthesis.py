@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
+from regnet_itk.events import Events, Progress
 from regnet_itk.figures.slices import Plane, Shade, choose_planes, draw_slice
 from regnet_itk.outputs import write_whole
 from regnet_itk.training.paper_pairs import FREQUENCIES, SyntheticPair, paper_pairs
@@ -50,7 +50,7 @@ class _HeatMap:
 
 
 def write_synthetic_pairs(
-    source: SynthesisInput, folder: Path, seed: int, count: int, progress: Callable[[float, str], None]
+    source: SynthesisInput, folder: Path, seed: int, count: int, events: Events | None = None
 ) -> list[Pair]:
     """Write the synthetic pairs of an image, with the picture of their displacements.
 
@@ -64,8 +64,8 @@ def write_synthetic_pairs(
         The same seed and name give the same voxels, whatever other images there are.
     count : int
         The first so many of the pairs that :func:`regnet_itk.training.synthesis.paper_pairs` makes.
-    progress : callable
-        Is given the share that is done and a text.
+    events : Events, optional
+        Hears the share that is done.
 
     Returns
     -------
@@ -84,7 +84,8 @@ def write_synthetic_pairs(
         written.append(_write_pair(pair, f"{source.name}_{number}", folder))
         lengths = np.linalg.norm(pair.displacement.at(plane.points()), axis=-1)
         maps.append(_HeatMap(f"{number}: {pair.name.replace('-', ', ')}", lengths))
-        progress(number / count, f"pair {number} of {count}")
+        if events is not None:
+            events.progress(Progress(number / count, f"pair {number} of {count}", name=source.name))
     _draw(maps, plane, folder / f"{source.name}_displacements.png", source.name)
     return written
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from listening import Heard
 
 import regnet_itk
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
@@ -120,17 +121,14 @@ def test_without_a_result_image_the_warped_image_is_made_when_asked_for(phantom)
 
 
 def test_progress_and_log(phantom):
-    heard, log, reports = [], [], []
-    register(
-        phantom.fixed, phantom.moving, [AFFINE, REGNET], progress=lambda *a: heard.append(a), log=log.append,
-        report=lambda number, done: reports.append((number, done.name)),
-    )  # fmt: skip
-    assert reports == [(0, "AffineTransform"), (1, "RegNet regnet_multistage")]
-    whole = [stage + fraction for stage, _, fraction, _ in heard]
+    heard = Heard()
+    register(phantom.fixed, phantom.moving, [AFFINE, REGNET], events=heard)
+    assert heard.reports == [(0, "AffineTransform"), (1, "RegNet regnet_multistage")]
+    whole = [now.number + now.fraction for now in heard.progresses]
     assert whole == sorted(whole)
     assert {0.0, 1.0, 2.0} <= set(whole)
-    assert all(isinstance(text, str) for *_, text in heard)
-    assert any(line.startswith("stage 1: RegNet") for line in log)
+    assert {now.name for now in heard.progresses} == {"AffineTransform", "RegNet regnet_multistage"}
+    assert any(line.startswith("stage 1: RegNet") for line in heard.lines)
 
 
 # What it takes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import FAILED, StrictCommand
-from regnet_itk.cli.run import LOG_LEVELS
 
 if TYPE_CHECKING:
     from regnet_itk.comparison.pairs import Pair
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
 
 
-@click.command("compare", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("compare", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("pairs", metavar="PAIRS.csv", type=Path)
-@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@options.out_folder
 @click.option(
     "--methods", metavar="NAME,..", default=None,
     help="Shipped parameter files, each after the affine stage; joined by + for chains "
@@ -39,12 +39,10 @@ _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_onesho
     "--masks-only-measure", is_flag=True, help="Measure inside the masks, but do not give them to the methods."
 )
 @click.option("--title", default="Comparison", show_default=True, help="Heading of the report.")
-@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
-@click.option(
-    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
-)
-@click.option("--device", default="auto", show_default=True, help="Of the networks: auto, cpu, cuda, cuda:N or mps.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed.")
+@options.threads
+@options.loglevel
+@options.device
+@options.elastix_seed
 def command(
     *,
     pairs: Path,
@@ -107,18 +105,16 @@ def run_comparison(
     int
         The exit status: not 0 if something failed.
     """
-    from regnet_itk.cli.progress import StageProgress
+    from regnet_itk.cli.run_log import LogToScreen, heard_by
+    from regnet_itk.cli.screen import Screen
     from regnet_itk.comparison.outputs import write_comparison
     from regnet_itk.comparison.run import compare
     from regnet_itk.comparison.table_text import format_markdown
     from regnet_itk.comparison.tables import tabulate_errors, tabulate_quality
 
-    shown = StageProgress(loglevel)
-    with shown:
-        comparison = compare(
-            pairs, methods, out, settings, capture_range=capture_range,
-            progress=lambda share, text: shown.show(0, "comparison", share, text), say=shown.say,
-        )  # fmt: skip
+    shown = Screen(loglevel)
+    with shown, heard_by(LogToScreen(shown)):
+        comparison = compare(pairs, methods, out, settings, capture_range=capture_range, events=shown)
         shown.say("writing tables, figures and the report ..")
         write_comparison(comparison, out, title)
     for table in (tabulate_errors(comparison), tabulate_quality(comparison)):

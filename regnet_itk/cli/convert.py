@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
     from regnet_itk.transforms.conversion import Conversion, Vectors
 
 
-@click.command("convert", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("convert", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--like", metavar="IMAGE", help="The fixed image: its grid is used for fields and elastix files.")

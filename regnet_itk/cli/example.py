@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 
-@click.command("example", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("example", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("folder", metavar="DIR", type=Path)
 @click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu, cuda, cuda:N or mps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which digital patient.")
@@ -32,8 +33,8 @@ def command(folder: Path, device: str, seed: int) -> None:
         str(folder / "moving.mha"),
         out,
         fixed_mask=str(folder / "fixed_mask.mha"),
-        fixed_points=str(folder / "fixed_points.txt"),
-        moving_points=str(folder / "moving_points.txt"),
+        fixed_landmarks=str(folder / "fixed_points.txt"),
+        moving_landmarks=str(folder / "moving_points.txt"),
         device=device,
         loglevel="warning",
     )

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
     from regnet_itk.comparison.dirlab import Phase, Slices
 
 
-@click.command("import", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("import", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("kind", type=click.Choice(["dirlab"]))
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER..", type=Path)
-@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@options.out_folder
 @click.option(
     "--fixed", type=click.Choice(["inhale", "exhale"]), default="inhale", show_default=True,
     help="Which phase is the fixed image.",

@@ -6,10 +6,11 @@ import json
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 
-@click.command("info", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("info", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("file", metavar="FILE")
 @click.option(
     "--like", metavar="IMAGE", help="The image that landmarks or a transform belong to, if FILE does not say."

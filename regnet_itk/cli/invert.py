@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regnet_itk.cli.main import StrictCommand
-from regnet_itk.cli.transform import LOG_LEVELS, NOT_INVERTED, RunLog, set_threads
+from regnet_itk.cli import options
+from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
+from regnet_itk.cli.options import bound_threads
+from regnet_itk.cli.run_log import RunLog, heard_by
+from regnet_itk.cli.screen import Screen
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 
@@ -20,21 +23,19 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.inverse import Residual
 
 
-@click.command("invert", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("invert", cls=StrictCommand, context_settings=options.HELP)
 @click.option(
     "-tp", "transform", required=True, metavar="FILE", help="TransformParameters.N.txt, or ITK's .h5 or .tfm."
 )
-@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@options.out_folder
 @click.option(
     "--like", metavar="IMAGE",
     help="Invert on the voxels of this image: the moving image is the natural choice. By default, the fixed image's "
     "voxels over all that the transform maps it to.",
 )  # fmt: skip
 @click.option("--fixed", metavar="IMAGE", help="The fixed image, if the transform file does not say its grid (ITK's).")
-@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
-@click.option(
-    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
-)
+@options.threads
+@options.loglevel
 def command(**given: Any) -> int:
     """Invert a transform: the result maps points of the moving image to the fixed image.
 
@@ -55,17 +56,24 @@ def invert(
     loglevel: str = "info",
 ) -> int:
     """Do what the command says, and return its exit status; the parameters are its options."""
-    from regnet_itk.data.image_files import read_grid
     from regnet_itk.errors import OutputError
-    from regnet_itk.outputs import check_writable, staged_folder
-    from regnet_itk.transforms.elastix_reading import read_chain
-    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
+    from regnet_itk.outputs import check_writable
 
     check_writable(out)
     if out.resolve() == Path(transform).resolve().parent:
         raise OutputError(f"'{out}' holds the transform itself, whose files have the same names; give another folder")
-    set_threads(threads)
-    log = RunLog(loglevel)
+    bound_threads(threads)
+    log = RunLog(Screen(loglevel))
+    with heard_by(log):
+        return _invert(transform, out, like, fixed, log)
+
+
+def _invert(transform: str, out: Path, like: str | None, fixed: str | None, log: RunLog) -> int:
+    from regnet_itk.data.image_files import read_grid
+    from regnet_itk.outputs import staged_folder
+    from regnet_itk.transforms.elastix_reading import read_chain
+    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
+
     chain = read_chain(transform)
     wanted = read_grid(like, "--like image") if like else None
     fixed_grid = _fixed_grid(chain, read_grid(fixed, "fixed image") if fixed else None, transform)

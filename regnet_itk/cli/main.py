@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from regnet_itk.cli.run_log import WarningsToStderr, heard_by
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
 from regnet_itk.threads import wait_briefly
 
@@ -33,6 +34,9 @@ _COMMANDS = {
 }
 
 FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+NOT_INVERTED = 3
+"""Exit status when the results were written, and a part of them has no inverse."""
 
 
 class StrictCommand(click.Command):
@@ -103,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, terminated)
     wait_briefly()
-    sys.exit(_run(arguments))
+    with heard_by(WarningsToStderr()):
+        sys.exit(_run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _WIDTH = 110
 _COLUMNS = ("name", "network", "voxels", "capture range", "region", "size", "validation", "test")
 
 
-@click.command("models", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("models", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("model", metavar="[NAME_OR_PATH]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print everything that the models say of themselves as JSON.")
 def command(model: str | None, as_json: bool) -> None:

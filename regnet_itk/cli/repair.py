@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 
-@click.command("repair", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("repair", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("folder", metavar="DIR", type=Path)
 @click.option("--dry-run", is_flag=True, help="Only say what would be changed.")
 def command(folder: Path, dry_run: bool) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 
-@click.command("report", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("report", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("folder", metavar="DIR", type=Path)
 @click.option("-out", "out", metavar="FILE", type=Path, help="The page to write.  [default: DIR/report.html]")
 @click.option("-f", "fixed", metavar="IMAGE", help="Fixed image, if it is no longer where it was.")
 @click.option("-m", "moving", metavar="IMAGE", help="Moving image, if it is no longer where it was.")
 @click.option("-fMask", "fixed_mask", metavar="IMAGE", help="Fixed mask: what is shown and measured.")
-@click.option("-fp", "fixed_points", metavar="FILE", help="Landmarks of the fixed image, with -mp.")
-@click.option("-mp", "moving_points", metavar="FILE", help="Landmarks of the moving image.")
+@click.option("-fp", "fixed_landmarks", metavar="FILE", help="Landmarks of the fixed image, with -mp.")
+@click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
 def command(
     *,
     folder: Path,
@@ -24,8 +25,8 @@ def command(
     fixed: str | None,
     moving: str | None,
     fixed_mask: str | None,
-    fixed_points: str | None,
-    moving_points: str | None,
+    fixed_landmarks: str | None,
+    moving_landmarks: str | None,
 ) -> None:
     """Make one HTML page of the registration that regnet-itk run wrote to DIR.
 
@@ -43,8 +44,8 @@ def command(
         fixed=fixed,
         moving=moving,
         fixed_mask=fixed_mask,
-        fixed_landmarks=fixed_points,
-        moving_landmarks=moving_points,
+        fixed_landmarks=fixed_landmarks,
+        moving_landmarks=moving_landmarks,
     )
     for warning in run.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -8,13 +8,16 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import INTERRUPTED, StrictCommand, terminated
+from regnet_itk.cli.options import LOG_LEVELS
+from regnet_itk.cli.run_log import heard_by
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.interfaces.stand_ins import (
     ELASTIX_VERSION,
@@ -27,11 +30,10 @@ from regnet_itk.interfaces.stand_ins import (
     usage,
 )
 
-_LEVELS = ("info", "warning", "error", "off")
-_WARNING = "warning"
+_SHOWN_FROM = dict(zip(LOG_LEVELS, (logging.DEBUG, logging.WARNING, logging.ERROR, logging.CRITICAL), strict=True))
 
 
-@click.command("shim", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("shim", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("folder", metavar="DIR", type=Path)
 def command(folder: Path) -> None:
     """Write programs named elastix and transformix to DIR, for 3D Slicer, MITK and scripts that call elastix.
@@ -142,19 +144,20 @@ def _answered(program: str, arguments: list[str]) -> bool:
 def _logged(call: Call) -> int:
     """Run a program with its log on stdout and in its output folder."""
     out, level = Path(str(call.one("-out"))), call.one("-loglevel") or "info"
-    if level not in _LEVELS:
-        print(f"ERROR: -loglevel is one of {', '.join(_LEVELS)}, not '{level}'", flush=True)
+    if level not in LOG_LEVELS:
+        print(f"ERROR: -loglevel is one of {', '.join(LOG_LEVELS)}, not '{level}'", flush=True)
         return FAILED
     try:
         out.mkdir(parents=True, exist_ok=True)
-        log = (out / f"{call.program}.log").open("w", encoding="utf-8", buffering=1)
+        file = (out / f"{call.program}.log").open("w", encoding="utf-8", buffering=1)
     except OSError as error:
         print(f"ERROR: cannot write to the output directory '{out}': {error.strerror}", flush=True)
         return FAILED
-    with log, _warnings_to(said := _Said(log, level)):
+    said = _Log(file, level)
+    with file, heard_by(said):
         said.info(f"{call.program} is started at {time.asctime()}.\n\nELASTIX version: {ELASTIX_VERSION}")
         try:
-            _PROGRAMS[call.program](call, said.info)
+            _PROGRAMS[call.program](call)
         except (RegNetItkError, click.ClickException) as error:
             said.error(error.format_message() if isinstance(error, click.ClickException) else str(error))
             return FAILED
@@ -166,39 +169,34 @@ def _logged(call: Call) -> int:
     return 0
 
 
-class _Said:
-    """The lines of a program, for the screen and for its log file."""
+class _Log(logging.Handler):
+    """The lines of a program, on the screen and in its log file; all that the library logs is among them."""
 
-    def __init__(self, log: TextIO, level: str) -> None:
-        self._log, self._shown = log, _LEVELS.index(level)
+    def __init__(self, file: TextIO, level: str) -> None:
+        super().__init__(logging.DEBUG)
+        self._file, self._shown = file, _SHOWN_FROM[level]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line, level = record.getMessage(), record.levelno
+        if level >= logging.WARNING:
+            line = f"WARNING: {line}"
+        elif line.lower().startswith("warning"):  # of elastix's own log
+            level = logging.WARNING
+        self._write(line, level)
 
     def info(self, line: str) -> None:
-        self._say(line, 1 if line.lower().startswith(_WARNING) else 0)
+        self._write(line, logging.INFO)
 
     def error(self, line: str) -> None:
-        self._say(f"ERROR: {line}\n\nErrors occurred!", 2)
+        self._write(f"ERROR: {line}\n\nErrors occurred!", logging.ERROR)
 
-    def _say(self, line: str, level: int) -> None:
-        self._log.write(f"{line}\n")
+    def _write(self, line: str, level: int) -> None:
+        self._file.write(f"{line}\n")
         if level >= self._shown:
             print(line, flush=True)
 
 
-@contextlib.contextmanager
-def _warnings_to(said: _Said) -> Iterator[None]:
-    class ToLog(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.info(f"WARNING: {record.getMessage()}")
-
-    logger, handler = logging.getLogger("regnet_itk"), ToLog(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def _run_transformix(call: Call, say: Callable[[str], None]) -> None:
+def _run_transformix(call: Call) -> None:
     from regnet_itk.cli.transform import command as transform
 
     words = [word for flag, (value,) in call.values.items() if flag != "-priority" for word in (flag, value)]
@@ -206,7 +204,7 @@ def _run_transformix(call: Call, say: Callable[[str], None]) -> None:
         transform.main(words, prog_name="transformix", standalone_mode=False)
 
 
-_PROGRAMS: dict[str, Callable[[Call, Callable[[str], None]], None]] = {
+_PROGRAMS: dict[str, Callable[[Call], None]] = {
     "elastix": run_elastix,
     "transformix": _run_transformix,
 }

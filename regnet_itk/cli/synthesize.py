@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.cli.progress import StageProgress
+    from regnet_itk.cli.screen import Screen
     from regnet_itk.data.image import Image
     from regnet_itk.synthesis import SynthesisInput
 
 
-@click.command("synthesize", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("synthesize", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("images", metavar="IMAGE..", nargs=-1, required=True, type=Path)
-@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@options.out_folder
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--fields", type=click.IntRange(1, 6), default=6, show_default=True,
@@ -42,9 +43,10 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
     Writes to DIR for image NAME and K from 1: NAME_K_fixed.mha, NAME_K_moving.mha, NAME_K_displacement.mha (T(x) - x
     in mm, LPS), NAME_K_fixed_mask.mha if there are lungs, NAME_displacements.png; and pairs.csv for regnet-itk compare.
     """
-    from regnet_itk.cli.progress import StageProgress
+    from regnet_itk.cli.screen import Screen
     from regnet_itk.comparison.pairs import Pair, write_pairs
     from regnet_itk.outputs import check_writable, staged_folder
+    from regnet_itk.registration_events import StageEvents
     from regnet_itk.synthesis import write_synthetic_pairs
 
     check_writable(out)
@@ -56,13 +58,10 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
         )
     _check_headers(images)
     pairs: list[Pair] = []
-    with StageProgress() as shown, staged_folder(out) as stage:
+    with Screen() as shown, staged_folder(out) as stage:
         for number, (path, name) in enumerate(zip(images, names, strict=True)):
             source = _read(path, name, masks[number] if masks else None, shown)
-            pairs += write_synthetic_pairs(
-                source, stage, seed, fields,
-                lambda share, text, number=number, name=name: shown.show(number + 1, name, share, text),  # type: ignore[misc]
-            )  # fmt: skip
+            pairs += write_synthetic_pairs(source, stage, seed, fields, StageEvents(shown, number + 1, name))
         write_pairs(pairs, stage / "pairs.csv")
         shown.say(f"written to {out}, pairs: {len(pairs)}; to register them: regnet-itk compare {out / 'pairs.csv'} ..")
 
@@ -92,7 +91,7 @@ def _check_headers(images: tuple[Path, ...]) -> None:
         read_grid(path)
 
 
-def _read(path: Path, name: str, mask: Path | None, shown: StageProgress) -> SynthesisInput:
+def _read(path: Path, name: str, mask: Path | None, shown: Screen) -> SynthesisInput:
     from regnet_itk.data.image import check_mask, check_registrable
     from regnet_itk.data.image_files import read_image
     from regnet_itk.errors import ImageError

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 60.0
 
 
-@click.command("train", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("train", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("images", metavar="FOLDER", type=Path)
 @click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Checkpoints, log and model go here.")
 @click.option(
@@ -31,7 +32,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 @click.option("--from", "start_from", metavar="MODEL", help="Begin with the weights of a model: its name or file.")
 @click.option("--new", is_flag=True, help="Begin anew even if DIR has a checkpoint; otherwise training continues.")
 @click.option("--cache", type=Path, metavar="DIR", help="Where prepared images are kept; DIR/cache by default.")
-@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
+@options.threads
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the configuration's.")
 def command(images: Path, out: Path, config: str, start_from: str | None, new: bool, **given: Any) -> None:
@@ -58,7 +59,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
         recipe = dataclasses.replace(recipe, seed=given["seed"])
     recipe = divide_images(recipe, images, given["validation"])
     with TrainingScreen() as screen:
-        options = TrainingOptions(
+        chosen = TrainingOptions(
             given["device"],
             cache=given["cache"],
             start_from=find_model(start_from) if start_from else None,
@@ -66,7 +67,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
             watch=screen.watch,
         )
         screen.say(f"training on {len(recipe.train)} image(s), judged by {', '.join(recipe.validation)}")
-        trainer = Trainer(recipe, images, out, options)
+        trainer = Trainer(recipe, images, out, chosen)
         if not new and trainer.continues:
             screen.say(f"continuing from the checkpoint in {out}")
         path = trainer.run(resume=not new)

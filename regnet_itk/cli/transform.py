@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regnet_itk.cli.main import StrictCommand
-from regnet_itk.cli.progress import StageProgress
+from regnet_itk.cli import options
+from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
+from regnet_itk.cli.options import bound_threads
+from regnet_itk.cli.run_log import RunLog, heard_by
+from regnet_itk.cli.screen import Screen
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
@@ -22,19 +24,15 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.point_mapping import MappedPoints
     from regnet_itk.transforms.warping import WarpSettings
 
-NOT_INVERTED = 3
-"""Exit status when the results were written, and a part of them has no inverse."""
-
-LOG_LEVELS = ["info", "warning", "error", "off"]
 _NAMED = 10  # points that a message lists
 
 
-@click.command("transform", cls=StrictCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("transform", cls=StrictCommand, context_settings=options.HELP)
 @click.option(
     "-tp", "transform", required=True, metavar="FILE",
     help="Transform of a finished registration: TransformParameters.N.txt, or ITK's .h5 or .tfm.",
 )  # fmt: skip
-@click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed.")
+@options.out_folder
 @click.option("-in", "images", multiple=True, metavar="IMAGE", help="Image to warp to the fixed image; may repeat.")
 @click.option(
     "-def", "points", metavar="FILE|all",
@@ -57,10 +55,8 @@ _NAMED = 10  # points that a message lists
 @click.option("--mask", metavar="IMAGE", help="Mask of the fixed image for the summary of the Jacobian.")
 @click.option("--order", type=click.IntRange(0, 5), help="Of the interpolation, in place of the transform file's.")
 @click.option("--default", type=float, metavar="VALUE", help="Outside the image, in place of DefaultPixelValue.")
-@click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
-@click.option(
-    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
-)
+@options.threads
+@options.loglevel
 def command(**given: Any) -> int:
     """Apply a transform to images, segmentations or points, and write its Jacobian, as transformix does.
 
@@ -108,14 +104,22 @@ class Request:
 
 def transform(asked: Request) -> int:
     """Do what the command says, and return its exit status."""
+    from regnet_itk.outputs import check_writable
+
+    check_writable(asked.out)
+    bound_threads(asked.threads)
+    log = RunLog(Screen(asked.loglevel))
+    with heard_by(log):
+        return _transform(asked, log)
+
+
+def _transform(asked: Request, log: RunLog) -> int:
     from regnet_itk.data.image_files import read_grid
-    from regnet_itk.outputs import check_writable, staged_folder
+    from regnet_itk.outputs import staged_folder
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.transforms.elastix_reading import read_chain
     from regnet_itk.transforms.warping import WarpSettings
 
-    check_writable(asked.out)
-    set_threads(asked.threads)
     chain = read_chain(asked.transform)
     settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
     like = read_grid(asked.like, "--like image") if asked.like else None
@@ -126,50 +130,13 @@ def transform(asked: Request) -> int:
         order=settings.order if asked.order is None else asked.order,
         default=settings.default if asked.default is None else asked.default,
     )
-    log = RunLog(asked.loglevel)
     log.note(f"transform {asked.transform}: {len(chain.links)} part(s)")
     with staged_folder(asked.out) as stage:
         work = _Work(asked, chain, settings, fixed_grid, stage, log)
         status = work.run()
-        (stage / "transformix.log").write_text("".join(line + "\n" for line in log.lines), encoding="utf-8")
+        (stage / "transformix.log").write_text(log.text(), encoding="utf-8")
     log.say(f"written to {asked.out} in {log.seconds():.1f} s")
     return status
-
-
-def set_threads(threads: int | None) -> None:
-    """Bound the threads of SimpleITK and torch."""
-    if threads:
-        import SimpleITK as sitk
-        import torch
-
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-        torch.set_num_threads(threads)
-
-
-class RunLog:
-    """Lines for the screen and for the log file, each with the time since the start."""
-
-    def __init__(self, loglevel: str) -> None:
-        self.lines: list[str] = []
-        self._started, self._shown = time.perf_counter(), StageProgress(loglevel)
-
-    def seconds(self) -> float:
-        """Return the time since the start."""
-        return time.perf_counter() - self._started
-
-    def note(self, line: str) -> None:
-        """Write a line to the log only."""
-        self.lines.append(f"[{self.seconds():8.2f}] {line}")
-
-    def say(self, line: str) -> None:
-        """Show a line and log it."""
-        self.note(line)
-        self._shown.say(line)
-
-    def warn(self, line: str) -> None:
-        """Show and log a warning."""
-        self.note(f"warning: {line}")
-        self._shown.warn(f"warning: {line}")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from regnet_itk.comparison.step import Step, StepSettings, run_step
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.digests import digest_file, digest_text
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
+from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
@@ -42,8 +43,6 @@ BEFORE = "before"
 _COMMON = "affine"
 _FOR_REGISTRATION = ("fixed", "moving")
 _MASKS = ("fixed_mask", "moving_mask")
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -280,8 +279,7 @@ def compare(
     settings: StepSettings | None = None,
     *,
     capture_range: float = CAPTURE_RANGE,
-    progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+    events: Events | None = None,
 ) -> Comparison:
     """Register all pairs by all methods. What `out` holds already, of the same files and settings, is kept.
 
@@ -295,10 +293,8 @@ def compare(
     settings : StepSettings
     capture_range : float
         mm, for TRE'.
-    progress : callable, optional
-        Is given the share that is done, and a short text.
-    say : callable, optional
-        Is given a line for each step that ended.
+    events : Events, optional
+        Hears the share that is done, and in its log, at the level INFO, a line for each step that ended.
 
     Returns
     -------
@@ -316,7 +312,7 @@ def compare(
     metrics = known_metrics()
     check_portable(metrics)
     folder, settings = Path(out).resolve() / "pairs", settings or StepSettings()
-    steps = _Steps(folder, settings, progress, say, _unique_labels(methods), metrics=metrics)
+    steps = _Steps(folder, settings, events or Events(), _unique_labels(methods), metrics=metrics)
     compared = (Method(BEFORE, (), ()), *methods)
     outcomes = {}
     for number, pair in enumerate(pairs):
@@ -342,8 +338,7 @@ class _Steps:
 
     folder: Path
     settings: StepSettings
-    progress: Progress | None
-    say: Callable[[str], None] | None
+    events: Events
     labels: dict[str, str]
     done: dict[tuple[str, ...], StepRecord | str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -431,14 +426,13 @@ class _Steps:
         return found
 
     def _show(self, step: Step, fraction: float, text: str) -> None:
-        if self.progress is not None:
-            number, count, steps = self.begun
-            share = (number + min(1.0, (len(self.done) + fraction) / steps)) / count
-            self.progress(share, f"pair {number + 1} of {count} ({step.pair.name}), {step.label}: {text}")
+        number, count, steps = self.begun
+        share = (number + min(1.0, (len(self.done) + fraction) / steps)) / count
+        what = f"pair {number + 1} of {count} ({step.pair.name}), {step.label}: {text}"
+        self.events.progress(Progress(share, what, name="comparison"))
 
     def _report(self, step: Step, text: str) -> None:
-        if self.say is not None:
-            self.say(f"{step.pair.name}: {step.folder.name}: {text}")
+        self.events.log.info("%s: %s: %s", step.pair.name, step.folder.name, text)
 
 
 def _summary(record: StepRecord) -> str:

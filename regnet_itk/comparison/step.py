@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +13,7 @@ from regnet_itk.comparison.measuring import measure_transform
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import RECORD, StepRecord
 from regnet_itk.errors import RegNetItkError
+from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.outputs import staged_folder
@@ -83,11 +83,8 @@ def run_step(step: Step, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     signal.signal(signal.SIGTERM, _terminated)
 
-    def tell(fraction: float, text: str) -> None:
-        sender.send(("progress", fraction, text))
-
     try:
-        _run(step, tell, lambda line: sender.send(("log", 0.0, line)))
+        _run(step, _ToParent(sender))
         sender.send(("done", 1.0, ""))
     except RegNetItkError as error:
         sender.send(("failed", 0.0, str(error)))
@@ -97,19 +94,29 @@ def run_step(step: Step, sender: Connection) -> None:
         sender.send(("failed", 0.0, f"{type(error).__name__}: {error}"))
 
 
+class _ToParent(Events):
+    """Tells the parent how far the step is; its log is nobody's."""
+
+    def __init__(self, sender: Connection) -> None:
+        self._sender = sender
+
+    def progress(self, now: Progress) -> None:
+        self._sender.send(("progress", now.fraction, now.text))
+
+
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)  # unwinds the stack, so that temporary files and elastix's process go
 
 
-def _run(step: Step, tell: Callable[[float, str], None], log: Callable[[str], None]) -> None:
+def _run(step: Step, events: Events) -> None:
     if step.settings.threads:
         import SimpleITK as sitk
 
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(step.settings.threads)
     pair = step.pair
     images = image_pair(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
-    done = _keep(step, step.kept) if step.kept is not None else _register(step, images, tell, log)
-    tell(1.0, "measuring")
+    done = _keep(step, step.kept) if step.kept is not None else _register(step, images, events)
+    events.progress(Progress(1.0, "measuring"))
     measures = measure_transform(done.chain, images, pair, step.metrics)
     with staged_folder(step.folder) as stage:
         written = write_elastix(done.chain, stage, step.folder)
@@ -135,14 +142,14 @@ def _keep(step: Step, kept: StepRecord) -> _Done:
     return _Done(chain, kept.seconds, kept.peak_mb, dict(kept.details))
 
 
-def _register(step: Step, images: ImagePair, tell: Callable[[float, str], None], log: Callable[[str], None]) -> _Done:
+def _register(step: Step, images: ImagePair, events: Events) -> _Done:
     """Run the stage of a step, if it has one."""
     chain = read_chain(step.initial) if step.initial else TransformChain()
     if step.stage is None:
         return _Done(chain)
     settings = step.settings
     guided = images if settings.masks_guide else ImagePair(images.fixed, images.moving)
-    options = RunOptions(settings.threads, settings.seed, settings.device, log=log, progress=tell)
+    options = RunOptions(settings.threads, settings.seed, settings.device, events=events)
     result = step.stage.run(guided, chain, options)
     return _Done(result.chain, result.seconds, peak_memory(), dict(result.details))
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.errors import ParameterError, RegistrationError
+from regnet_itk.events import LOGGER, Progress
 from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.registration import DEFAULT_STAGES, register
+from regnet_itk.registration_events import RegistrationEvents
 from regnet_itk.results import RegistrationResult
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL
 from regnet_itk.transforms.itk_files import write_itk
@@ -290,15 +293,10 @@ class RegNetRegistrationMethod:
         maps = [stage.with_(ResultImagePixelType="float") for stage in _maps_of(self.GetParameterObject())]  # as itk's
         if self._output_directory:
             check_writable(self._output_directory)
-        lines: list[str] = []
+        lines = _Lines(self._log_to_console)
 
-        def log(line: str) -> None:
-            lines.append(line)
-            if self._log_to_console:
-                print(line, flush=True)  # noqa: T201 - that is what the setting asks for
-
-        def progress(stage: int, name: str, fraction: float, text: str) -> None:
-            self._progress = max(self._progress, (stage + fraction) / len(maps))
+        def show(now: Progress) -> None:
+            self._progress = max(self._progress, (now.number + now.fraction) / len(maps))
             self._events.InvokeEvent(itk.ProgressEvent())
 
         self._progress = 0.0
@@ -306,12 +304,42 @@ class RegNetRegistrationMethod:
         result = register(
             self._images["fixed"], self._images["moving"], maps,
             fixed_mask=self._images.get("fixed_mask"), moving_mask=self._images.get("moving_mask"),
-            initial=self._initial, threads=self._threads, device=self._device, progress=progress, log=log,
+            initial=self._initial, threads=self._threads, device=self._device,
+            events=_Told(lines, show),
         )  # fmt: skip
         if self._output_directory:
-            result.write(self._output_directory, lines)
+            result.write(self._output_directory, lines.lines)
         self._result = result
         self._events.InvokeEvent(itk.EndEvent())
+
+
+class _Lines(logging.Handler):
+    """The lines of one registration's log, printed as well if that is asked for; the library's logger has them too."""
+
+    def __init__(self, printed: bool) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self._printed = printed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning: " if record.levelno >= logging.WARNING else ""
+        self.lines.append(f"{warning}{record.getMessage()}")
+        if self._printed:
+            print(self.lines[-1], flush=True)  # noqa: T201 - that is what the setting asks for
+        if LOGGER.isEnabledFor(record.levelno):
+            LOGGER.handle(record)
+
+
+class _Told(RegistrationEvents):
+    """Has a log of its own, as other registrations may run at the same time."""
+
+    def __init__(self, lines: _Lines, show: Callable[[Progress], None]) -> None:
+        self.log = logging.Logger(LOGGER.name, logging.DEBUG)
+        self.log.addHandler(lines)
+        self._show = show
+
+    def progress(self, now: Progress) -> None:
+        self._show(now)
 
 
 def _maps_of(parameter_object: Any) -> list[ParameterMap]:

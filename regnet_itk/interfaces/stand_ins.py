@@ -11,13 +11,15 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regnet_itk.errors import OutputError, ParameterError, RegNetItkError, did_you_mean
+from regnet_itk.events import LOGGER, Progress
 from regnet_itk.outputs import check_writable, staged_folder, write_whole
+from regnet_itk.registration_events import RegistrationEvents
 from regnet_itk.transforms.itk_files import write_itk
 
 if TYPE_CHECKING:
@@ -55,8 +57,6 @@ _FLAGS = {
 _SURROUNDINGS = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ITK_AUTOLOAD_PATH",
 )  # fmt: skip
-
-Say = Callable[[str], None]
 
 
 # The launchers
@@ -211,14 +211,12 @@ def parse_call(program: str, words: Sequence[str]) -> Call:
     return Call(program, values)
 
 
-def run_elastix(call: Call, say: Say) -> None:
-    """Register as elastix does: its files, in its folder, and its log to `say`.
+def run_elastix(call: Call) -> None:
+    """Register as elastix does: its files, in its folder; its log, and how far a network is, to the logger.
 
     Parameters
     ----------
     call : Call
-    say : callable
-        Is given each line of the log while elastix or a network works.
 
     Raises
     ------
@@ -234,7 +232,7 @@ def run_elastix(call: Call, say: Say) -> None:
         call.one("-f"), call.one("-m"), maps,
         fixed_mask=call.one("-fMask"), moving_mask=call.one("-mMask"), initial=call.one("-t0"),
         fixed_landmarks=call.one("-fp"), moving_landmarks=call.one("-mp"),
-        threads=threads, priority=call.one("-priority"), progress=_Progress(say), log=say,
+        threads=threads, priority=call.one("-priority"), events=_NetworkToLog(),
     )  # fmt: skip
     out = Path(str(call.one("-out")))
     with staged_folder(out) as stage:
@@ -244,7 +242,7 @@ def run_elastix(call: Call, say: Say) -> None:
             if suffix:
                 file = stage / f"TransformParameters.{number}-Composite.{suffix}"
                 write_itk(type(result.chain)(result.chain.links[: report.links]), file, result.pair.fixed.grid)
-    say(f"\nTotal time elapsed: {time.perf_counter() - began:.1f}s.")
+    LOGGER.info(f"\nTotal time elapsed: {time.perf_counter() - began:.1f}s.")
 
 
 def _threads(call: Call) -> int | None:
@@ -282,18 +280,17 @@ def _composite_suffix(values: ParameterMap) -> str | None:
     return suffix
 
 
-class _Progress:
-    """Says how far a network is; elastix's own log says it by itself."""
+class _NetworkToLog(RegistrationEvents):
+    """Logs how far a stage is that elastix does not compute; elastix's own log says it by itself."""
 
-    def __init__(self, say: Say) -> None:
-        self._say, self._said = say, (-1, 0.0)
+    def __init__(self) -> None:
+        self._logged = (-1, 0.0)
 
-    def __call__(self, stage: int, name: str, fraction: float, text: str) -> None:
-        """Take a report of progress, as `regnet_itk.register` gives it."""
-        before, done = self._said
-        if name.startswith("RegNet") and (stage != before or fraction - done >= 0.1):
-            self._said = stage, fraction
-            self._say(f"{name}: {fraction:.0%} {text}")
+    def progress(self, now: Progress) -> None:
+        stage, fraction = self._logged
+        if now.name.startswith("RegNet") and (now.number != stage or now.fraction - fraction >= 0.1):
+            self._logged = now.number, now.fraction
+            self.log.info(f"{now.name}: {now.fraction:.0%} {now.text}")
 
 
 def usage(program: str) -> str:

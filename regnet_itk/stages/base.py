@@ -7,26 +7,19 @@ far, and returns a better transform. T(x) = x + u(x) maps points of the fixed im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from regnet_itk.data.image import Image
 from regnet_itk.digests import digest_text
+from regnet_itk.events import Events, Log, Progress
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.transforms.chain import TransformChain
 
 Detail = str | float | int | bool
-
-
-def _no_log(line: str) -> None:
-    """Drop a line of log."""
-
-
-def _no_progress(fraction: float, text: str) -> None:
-    """Drop a report of progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +54,32 @@ class RunOptions:
         Where a network runs: "auto", "cpu", "cuda", "cuda:1" ..
     priority : str, optional
         Priority of the process, with elastix's words: "high", "abovenormal", "normal", "belownormal", "idle".
-    log : callable
-        Is given each line of log, without its line end.
-    progress : callable
-        Is given the fraction of the stage that is done (0 to 1, never falling) and a short text.
+    events : Events
+        Hears how far the stage is, and its lines of log.
     """
 
     threads: int | None = None
     seed: int | None = None
     device: str = "auto"
     priority: str | None = None
-    log: Callable[[str], None] = field(default=_no_log)
-    progress: Callable[[float, str], None] = field(default=_no_progress)
+    events: Events = field(default_factory=Events)
+
+    @property
+    def log(self) -> Log:
+        """Where lines of log go: ``options.log.info("..")``."""
+        return self.events.log
+
+    def progress(self, fraction: float, text: str) -> None:
+        """Tell how far the stage is.
+
+        Parameters
+        ----------
+        fraction : float
+            The share of the stage that is done: 0 to 1, never falling.
+        text : str
+            What is being done, in a few words.
+        """
+        self.events.progress(Progress(fraction, text))
 
 
 @dataclass(frozen=True, eq=False)

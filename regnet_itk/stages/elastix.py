@@ -300,7 +300,7 @@ class _Log:
             self._report()
 
     def _take(self, line: str) -> None:
-        self.options.log(line)
+        self.options.log.debug("%s", line)
         if _ITERATION.match(line):
             self.iterations += 1
             return

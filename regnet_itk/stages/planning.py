@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS
 from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.events import Log
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.registry import check_parameter_map, make_stage
@@ -22,15 +23,15 @@ StageLike = Stage | ParameterMap | str | Path
 _RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
 
 
-def read_stages(given: StageLike | Sequence[StageLike], warn: Callable[[str], None] = lambda _: None) -> list[Stage]:
+def read_stages(given: StageLike | Sequence[StageLike], log: Log | None = None) -> list[Stage]:
     """Return the stages that are meant, each checked for what it asks for.
 
     Parameters
     ----------
     given : StageLike or sequence of StageLike
         In the order in which they run. The keys of a Stage are its own matter: they are not checked.
-    warn : callable
-        Is given a line for each key that nothing is known about.
+    log : Logger, optional
+        Is warned of each key that nothing is known about.
 
     Raises
     ------
@@ -40,13 +41,14 @@ def read_stages(given: StageLike | Sequence[StageLike], warn: Callable[[str], No
     several = [given] if isinstance(given, Stage | ParameterMap | str | Path) else list(given)
     if not several:
         raise ParameterError("no stage was given; name at least one parameter file, such as 'affine'")
-    return [one if isinstance(one, Stage) else _read_stage(one, warn) for one in several]
+    return [one if isinstance(one, Stage) else _read_stage(one, log) for one in several]
 
 
-def _read_stage(given: ParameterMap | str | Path, warn: Callable[[str], None]) -> Stage:
+def _read_stage(given: ParameterMap | str | Path, log: Log | None) -> Stage:
     parameters = given if isinstance(given, ParameterMap) else read_parameter_map(given)
     for warning in check_parameter_map(parameters):
-        warn(warning)
+        if log is not None:
+            log.warning("%s", warning)
     return make_stage(parameters)
 
 

@@ -108,7 +108,7 @@ class RegNetStage(Stage):
             inside = Image(covering(region, grid), grid)
             check_overlap(fixed, moving, inside, world.background)
             predictor = self._predictor(model, options)
-            options.log(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
+            options.log.debug(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
             u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
@@ -126,7 +126,7 @@ class RegNetStage(Stage):
             *_too_far(model.description, lengths, lengths[covered.array]),
         ]
         for warning in warnings:
-            options.log(f"warning: {self.name}: {warning}")
+            options.log.warning("%s: %s", self.name, warning)
         if warnings:
             details["warnings"] = "; ".join(warnings)
         return StageResult(chain, time.perf_counter() - started, warped, details)

@@ -63,7 +63,7 @@ def improve_prediction(
 
     voxel_size = region.grid.spacing[0]
     if voxel_size > VOXEL_SIZE:
-        options.log(f"{name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough")
+        options.log.debug(f"{name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough")
     box = bounding_box(region.array, round(MARGIN / voxel_size))
     grid = region.grid.part(box)
     everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
@@ -75,7 +75,7 @@ def improve_prediction(
     )
     factor = smoothness_factor(pair.fixed, pair.moving)
     if factor > 1:
-        options.log(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
+        options.log.debug(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
     chosen = InstanceOptions(
         settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
         options.threads,

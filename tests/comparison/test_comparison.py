@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import call
+from listening import Heard
 from scipy import stats
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
@@ -41,6 +42,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
+from regnet_itk.events import Events
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.networks.model import find_model
@@ -126,9 +128,19 @@ def pairs(tmp_path):
     return make_pairs(tmp_path / "data")
 
 
+class Shown(Events):
+    """Tells a function how far a step is."""
+
+    def __init__(self, show):
+        self.show = show
+
+    def progress(self, now):
+        self.show(now.fraction, now.text)
+
+
 def run_here(step, show):
     try:
-        _run(step, show, lambda line: None)
+        _run(step, Shown(show))
     except RegNetItkError as error:
         raise RegistrationError(str(error)) from None
 
@@ -305,20 +317,21 @@ def test_metrics_that_cannot_be_used(pairs, log, tmp_path, here, added):
 def test_what_chains_share_runs_once_and_what_is_finished_is_kept(pairs, log, tmp_path, here):
     common = shift(log, 1, 0, 0)
     methods = [method("a", common), method("b", common, shift(log, 2, 0, 0)), method("c", common, shift(log, 2, -4, 1))]
-    out, lines, shares = tmp_path / "out", [], []
+    out, heard = tmp_path / "out", Heard()
     # two different stages are both called s1
-    found = compare(pairs, methods, out, say=lines.append, progress=lambda share, text: shares.append(share))
+    found = compare(pairs, methods, out, events=heard)
     assert runs(log) == 2 * 3
-    assert len(lines) == 2 * 4
+    assert len(heard.lines) == 2 * 4
+    shares = [now.fraction for now in heard.progresses]
     assert shares == sorted(shares)
     assert min(shares) >= 0 and max(shares) <= 1
     assert {m.name for m in found.methods} == {"before", "a", "b", "c"}
     assert rows_of(found)["EPE", "c", "all"].means[0] == pytest.approx(0, abs=1e-5)
     assert rows_of(found)["EPE", "b", "all"].means[0] == pytest.approx(17**0.5, abs=1e-5)
 
-    again = compare(pairs, methods, out, say=lines.append)
+    again = compare(pairs, methods, out, events=heard)
     assert runs(log) == 6
-    assert [line.endswith("kept") for line in lines[8:]] == [True] * 8
+    assert [line.endswith("kept") for line in heard.lines[8:]] == [True] * 8
     assert collect_error_rows(again) == collect_error_rows(found)
 
     # new landmarks: measured again, not registered again
@@ -353,12 +366,13 @@ def test_a_model_that_changes_meanwhile_is_told(pairs, log, tmp_path, here):
     keys = {"Registration": ("RegNetRegistration",), "RegNetModel": (str(model),)}
     stages = (shift(log), RegNetStage(ParameterMap(keys)))
 
-    def other_model_after_the_first_stage(line):
-        if "before" not in line:
-            shutil.copy(find_model("regnet_1scale"), model)
+    class OtherModelAfterTheFirstStage(Heard):
+        def progress(self, now):
+            if "s0: measuring" in now.text:
+                shutil.copy(find_model("regnet_1scale"), model)
 
     with pytest.raises(ParameterError, match="the model of 'RegNet mine' has changed meanwhile; start the comparison"):
-        compare(pairs[:1], [method("a", *stages)], tmp_path / "out", say=other_model_after_the_first_stage)
+        compare(pairs[:1], [method("a", *stages)], tmp_path / "out", events=OtherModelAfterTheFirstStage())
 
 
 def test_masks_guide_unless_they_only_measure(pairs, log, tmp_path, here):
@@ -429,12 +443,13 @@ def test_failures_are_told_and_do_not_stop_the_rest(pairs, log, tmp_path):
 
 
 def test_a_child_does_not_outlive_an_interrupted_comparison(pairs, log, tmp_path):
-    def interrupt(share, text):
-        if text.endswith("half"):
-            raise KeyboardInterrupt
+    class Interrupts(Events):
+        def progress(self, now):
+            if now.text.endswith("half"):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(pairs[:1], [method("slow", shift(log, Wait=3600.0))], tmp_path / "out", progress=interrupt)
+        compare(pairs[:1], [method("slow", shift(log, Wait=3600.0))], tmp_path / "out", events=Interrupts())
     assert multiprocessing.active_children() == []
     assert not [p for p in (tmp_path / "out" / "pairs" / "p0").iterdir() if p.name != "before"]
 

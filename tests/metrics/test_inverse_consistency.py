@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from command import call
+from listening import Heard
 from quick_stages import AFFINE, REGNET
 from transform_cases import CHAINS, FIXED, MOVING, affine, smooth_field
 
@@ -272,15 +273,13 @@ def test_the_way_back_starts_from_the_inverse(phantom):
     points = {"fixed_landmarks": phantom.fixed_landmarks, "moving_landmarks": phantom.moving_landmarks}
     quick = REGNET.with_(WriteResultImage=False)
     x = phantom.moving.grid.points()
-    heard = []
+    heard = Heard()
     short = AFFINE.with_(MaximumNumberOfIterations=5)
     for chain, stages, largest in (
         (TransformChain((Link(turn),)), [quick], 1e-9),
         (TransformChain((Link(turn), Link(bend))), [short, quick], 0.3),  # elastix has to start from a field
     ):
-        result = register(
-            phantom.fixed, phantom.moving, stages, initial=chain, both_ways=True, log=heard.append, **points
-        )
+        result = register(phantom.fixed, phantom.moving, stages, initial=chain, both_ways=True, events=heard, **points)
         back = result.backward
         start = TransformChain(back.chain.links[: back.initial_links])
         assert np.abs(chain.map_points(start.map_points(x)) - x).max() < largest
@@ -289,20 +288,20 @@ def test_the_way_back_starts_from_the_inverse(phantom):
         assert back.stages[-1].tre.mean < back.initial_tre.mean
         assert result.inverse_consistency.region == "body"  # lungs that are cut are not found
         assert result.summary()["inverse_consistency"]["mean"] == result.inverse_consistency.mean
-    assert sum(line.startswith("both ways: |T_backward(T_forward(x)) - x| mean ") for line in heard) == 2
+    assert sum(line.startswith("both ways: |T_backward(T_forward(x)) - x| mean ") for line in heard.lines) == 2
 
 
 def test_stages_are_numbered_on(phantom):
-    progress, reports = [], []
+    heard = Heard()
     quick = REGNET.with_(WriteResultImage=False)
     result = register(
-        phantom.fixed, phantom.moving, quick, both_ways=True, progress=lambda *a: progress.append(a),
-        report=lambda number, _: reports.append(number),
+        phantom.fixed, phantom.moving, quick, both_ways=True, events=heard
     )  # fmt: skip
-    assert reports == [0, 1]
-    whole = [number + fraction for number, _, fraction, _ in progress]
+    assert [number for number, _ in heard.reports] == [0, 1]
+    whole = [now.number + now.fraction for now in heard.progresses]
     assert whole == sorted(whole)
-    assert {name for number, name, *_ in progress if number == 1} == {"backward RegNet regnet_multistage"}
+    assert {now.name for now in heard.progresses if now.number == 1} == {"backward RegNet regnet_multistage"}
+    assert any(line.startswith("backward: stage 0: RegNet regnet_multistage (") for line in heard.lines)
     assert result.backward.pair.fixed is phantom.moving
     assert result.backward.backward is None
     alone = register(phantom.moving, phantom.fixed, quick)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from listening import Heard
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -63,13 +64,13 @@ def warnings(
     save_model(always(length), description, folder / "known.safetensors")
     values = {"Registration": "RegNetRegistration", "RegNetModel": "known.safetensors", "RegNetRegion": "all"} | keys
     stage = ParameterMap({key: (str(value),) for key, value in values.items()}, str(folder / "p.txt"))
-    lines: list[str] = []
-    result = register(fixed, moving, [stage], fixed_mask=mask, device="cpu", threads=1, log=lines.append)
+    heard = Heard()
+    result = register(fixed, moving, [stage], fixed_mask=mask, device="cpu", threads=1, events=heard)
     result.write(folder / "out")
     record = json.loads((folder / "out" / "registration.json").read_text(encoding="utf-8"))
-    start = "warning: RegNet known: "
-    found = [line.removeprefix(start) for line in lines if line.startswith(start)]
-    assert len(found) == sum(line.startswith("warning") for line in lines)
+    start = "RegNet known: "
+    found = [line.removeprefix(start) for line in heard.warnings if line.startswith(start)]
+    assert len(found) == len(heard.warnings)
     assert record["stages"][0].get("warnings", "") == "; ".join(found)
     return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from listening import Heard
 from scipy import ndimage
 
 from regnet_itk.data.field import DisplacementField
@@ -23,6 +24,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegistrationError
+from regnet_itk.events import Events
 from regnet_itk.parameters import (
     check_parameter_map,
     parse_parameter_text,
@@ -150,11 +152,11 @@ def test_shipped_files_run_without_complaint(name, pair, affine):
     parameters = read_parameter_map(name)
     assert check_parameter_map(parameters) == []
     everywhere = Image(np.ones(pair.fixed.grid.shape, np.uint8), pair.fixed.grid)
-    log: list[str] = []
+    heard = Heard()
     ElastixStage(parameters.with_(MaximumNumberOfIterations=2)).run(
-        replace(pair, fixed_mask=everywhere), START if name == "affine" else affine.chain, RunOptions(log=log.append)
+        replace(pair, fixed_mask=everywhere), START if name == "affine" else affine.chain, RunOptions(events=heard)
     )
-    assert [line for line in log if "unused parameter" in line.lower()] == []
+    assert [line for line in heard.lines if "unused parameter" in line.lower()] == []
     assert shipped_parameter_files()[name].read_text(encoding="utf-8").startswith("//")
 
 
@@ -253,18 +255,15 @@ def test_threads_and_priority_leave_the_result_alone(pair, affine):
 
 
 def test_progress_rises_from_0_to_1(pair):
-    reports: list[tuple[float, str]] = []
-    log: list[str] = []
+    heard = Heard()
     parameters = BSPLINE.with_(MaximumNumberOfIterations=[100, 900], WriteIterationInfo=False)
-    result = ElastixStage(parameters).run(
-        pair, START, RunOptions(log=log.append, progress=lambda share, text: reports.append((share, text)))
-    )
-    shares = [share for share, _ in reports]
+    result = ElastixStage(parameters).run(pair, START, RunOptions(events=heard))
+    shares = [now.fraction for now in heard.progresses]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert shares == sorted(shares)
     assert sum(0 < share < 0.97 for share in shares) >= 3
-    assert any("resolution 2 of 2" in text for _, text in reports)
-    assert sum(line.split("\t")[0].isdigit() for line in log) == 1000
+    assert any("resolution 2 of 2" in text for text in (now.text for now in heard.progresses))
+    assert sum(line.split("\t")[0].isdigit() for line in heard.lines) == 1000
     assert result.iteration_info == {}
     assert result.details["elastix"].startswith("5.")
 
@@ -373,13 +372,15 @@ def test_an_interrupt_ends_the_child_at_once(pair, monkeypatch):
             super().__init__(*args, **kwargs)
             children.append(self)
 
-    def interrupt(share: float, text: str) -> None:
-        if share > 0:
-            raise KeyboardInterrupt
+    class Interrupts(Events):
+        def progress(self, now):
+            if now.fraction > 0:
+                raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
     with pytest.raises(KeyboardInterrupt):
-        ElastixStage(BSPLINE.with_(MaximumNumberOfIterations=100_000)).run(pair, START, RunOptions(progress=interrupt))
+        endless = ElastixStage(BSPLINE.with_(MaximumNumberOfIterations=100_000))
+        endless.run(pair, START, RunOptions(events=Interrupts()))
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 
 
@@ -390,13 +391,19 @@ def test_the_child_ends_with_a_caller_that_is_killed(pair, tmp_path):
     (tmp_path / "p.txt").write_text(BSPLINE.with_(MaximumNumberOfIterations=100_000).to_text())
     script = """
         from regnet_itk.data.image_files import read_image
+        from regnet_itk.events import Events
         from regnet_itk.parameters import read_parameter_map
         from regnet_itk.stages.base import ImagePair, RunOptions
         from regnet_itk.stages.elastix import ElastixStage
         from regnet_itk.transforms.chain import TransformChain
         pair = ImagePair(read_image("fixed.mha"), read_image("moving.mha"))
-        report = lambda share, text: print(share, flush=True) if share > 0 else None
-        ElastixStage(read_parameter_map("p.txt")).run(pair, TransformChain(), RunOptions(progress=report))
+
+        class Printed(Events):
+            def progress(self, now):
+                if now.fraction > 0:
+                    print(now.fraction, flush=True)
+
+        ElastixStage(read_parameter_map("p.txt")).run(pair, TransformChain(), RunOptions(events=Printed()))
     """
     caller = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, stdout=subprocess.PIPE,

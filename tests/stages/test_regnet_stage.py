@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from listening import Heard
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -171,13 +172,13 @@ def mask_on(grid: Grid, *spans: slice) -> Image:
 def test_the_model_lies_beside_the_parameter_file(folder: Path, model: str) -> None:
     made = stage(str(folder / "p.txt"), RegNetModel=f"{model}.safetensors", RegNetOutputStep=2)
     made.check(TransformChain(), None, OPTIONS)
-    lines: list[str] = []
-    told: list[float] = []
-    options = dataclasses.replace(OPTIONS, log=lines.append, progress=lambda f, text: told.append(f))
+    heard = Heard()
+    options = dataclasses.replace(OPTIONS, events=heard)
     found = made.run(plain_pair(), TransformChain((Link(MATRIX_AROUND),)), options)
     points = FIXED_GRID.points()
     expected = MATRIX_AROUND.map_points(points + TURNED_SHIFT)  # T0(x + u(x))
     np.testing.assert_allclose(found.chain.map_points(points), expected, atol=1e-3)
+    told = [now.fraction for now in heard.progresses]
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert found.seconds > 0
@@ -187,7 +188,7 @@ def test_the_model_lies_beside_the_parameter_file(folder: Path, model: str) -> N
     assert found.details["max_displacement_mm"] == pytest.approx(length, abs=1e-3)
     assert found.details["model"] == model
     assert len(str(found.details["model_sha256"])) == 64
-    assert any("past the 4.0 mm" in line for line in lines)
+    assert any("past the 4.0 mm" in line for line in heard.warnings)
     # the warped image is what SimpleITK makes of the whole transform
     assert found.warped is not None
     by_sitk = sitk.CompositeTransform(3)
@@ -266,10 +267,10 @@ def test_displacements_past_the_capture_range_are_warned_of(folder: Path) -> Non
     for capture_range, warned in ((length - 0.5, True), (length + 0.5, False)):
         description = dataclasses.replace(wide.description, capture_range=capture_range)
         save_model(wide.network, description, folder / "short.safetensors")
-        lines: list[str] = []
+        heard = Heard()
         made = stage(str(folder / "p.txt"), RegNetModel="short.safetensors", WriteResultImage="false")
-        made.run(chest_like(), TransformChain(), dataclasses.replace(OPTIONS, log=lines.append))
-        assert any(line.startswith("warning") and "trained on" in line for line in lines) == warned
+        made.run(chest_like(), TransformChain(), dataclasses.replace(OPTIONS, events=heard))
+        assert any("trained on" in line for line in heard.warnings) == warned
 
 
 def test_regions(folder: Path) -> None:
@@ -475,13 +476,13 @@ def test_where_two_grids_lie_between_each_other_instance_optimisation_sees_no_di
 
 
 def test_a_memory_budget_makes_the_voxels_of_instance_optimisation_larger() -> None:
-    case, lines = known(None), []
-    options = dataclasses.replace(OPTIONS, log=lines.append)
+    case, heard = known(None), Heard()
+    options = dataclasses.replace(OPTIONS, events=heard)
     errors = []
     for budget, iterations in ((2.5, 0), (2.5, 30), (0.22, 30)):
         keys = {"RegNetStages": 16, "RegNetInstanceIterations": iterations, "RegNetMemoryBudget": budget}
         errors.append(case.error(stage(**keys).run(case.pair, case.initial, options).chain))
-    (line,) = (line for line in lines if "improving on voxels of" in line)
+    (line,) = (line for line in heard.lines if "improving on voxels of" in line)
     assert "memory budget" in line
     assert 1.6 < float(line.split("voxels of ")[1].split()[0]) < 3.0
     assert errors[2] != errors[1]
@@ -509,15 +510,15 @@ def test_without_a_mask_the_lungs_are_improved() -> None:
 def test_on_coarse_images_instance_optimisation_does_not_follow_the_noise(spacing: Triple) -> None:
     phantom = make_phantom(seed=200, kind="followup", spacing=spacing)
     pair = ImagePair(phantom.fixed, phantom.moving, phantom.fixed_mask, phantom.moving_mask)
-    errors, lines = [], []
+    errors, heard = [], Heard()
     for iterations in (0, 30):
         made = stage(RegNetRegion="mask", RegNetInstanceIterations=iterations)
-        chain = made.run(pair, TransformChain(), dataclasses.replace(OPTIONS, log=lines.append)).chain
+        chain = made.run(pair, TransformChain(), dataclasses.replace(OPTIONS, events=heard)).chain
         errors.append(
             np.linalg.norm(chain.map_points(phantom.fixed_landmarks) - phantom.moving_landmarks, axis=1).mean()
         )
     assert errors[1] < 1.1 * errors[0]
-    assert sum("64 times the smoothness" in line for line in lines) == 1
+    assert sum("64 times the smoothness" in line for line in heard.lines) == 1
 
 
 def test_repetitions_add_up(folder: Path) -> None:

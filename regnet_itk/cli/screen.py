@@ -7,14 +7,19 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from regnet_itk.registration_events import RegistrationEvents
+
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from regnet_itk.events import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class StageProgress:
-    """Show how far the stages are; used as a context.
+class Screen(RegistrationEvents):
+    """Shows what is told while something runs; used as a context.
 
     Parameters
     ----------
@@ -25,16 +30,17 @@ class StageProgress:
     def __init__(self, loglevel: str = "info") -> None:
         self.quiet = loglevel != "info"
         self._warns = loglevel in ("info", "warning")
-        self._bars: Progress | None = None
+        self._bars: Bars | None = None
         self._tasks: dict[int, TaskID] = {}
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> StageProgress:
+    def __enter__(self) -> Screen:
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bars
 
-            self._bars = Progress(
+            self._bars = Bars(
                 TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
                 TextColumn("{task.fields[text]}"), console=Console(stderr=True),
             )  # fmt: skip
@@ -47,17 +53,17 @@ class StageProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def show(self, stage: int, name: str, fraction: float, text: str) -> None:
-        """Take a report of progress, as `regnet_itk.register` gives it."""
+    def progress(self, now: Progress) -> None:
+        """Show how far a stage is."""
         if self.quiet:
             return
         if self._bars is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(f"{stage} {name}", total=1.0, text="")
-            self._bars.update(self._tasks[stage], completed=fraction, text=text)
+            if now.number not in self._tasks:
+                self._tasks[now.number] = self._bars.add_task(f"{now.number} {now.name}", total=1.0, text="")
+            self._bars.update(self._tasks[now.number], completed=now.fraction, text=now.text)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"stage {stage} {name}: {fraction:.0%} {text}")
+            self.say(f"stage {now.number} {now.name}: {now.fraction:.0%} {now.text}")
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""

@@ -1,0 +1,50 @@
+"""What several commands share: options of the same name and meaning, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+LOG_LEVELS = ("info", "warning", "error", "off")
+PRIORITIES = ("high", "abovenormal", "normal", "belownormal", "idle")
+HELP = {"help_option_names": ["-h", "--help"]}
+"""The context settings of every command."""
+
+Option = Callable[[Any], Any]
+
+out_folder: Option = click.option(
+    "-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed."
+)
+threads: Option = click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
+loglevel: Option = click.option(
+    "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
+)
+device: Option = click.option(
+    "--device", default="auto", show_default=True, help="Of the networks: auto, cpu, cuda, cuda:N or mps."
+)
+elastix_seed: Option = click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed."
+)
+
+
+def bound_threads(count: int | None, *, torch_too: bool = True) -> None:
+    """Bound the threads of SimpleITK, and of torch; None leaves all.
+
+    Parameters
+    ----------
+    count : int, optional
+    torch_too : bool
+        Whether torch is used at all: it takes seconds to load.
+    """
+    if not count:
+        return
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    if torch_too:
+        import torch
+
+        torch.set_num_threads(count)

@@ -32,6 +32,9 @@ from .metrics.measures import folding_share as folding_share
 from .metrics.measures import label_dice as label_dice
 from .metrics.measures import normalised_correlation as normalised_correlation
 from .metrics.measures import target_registration_error as target_registration_error
+from .metrics.metric import Metric as Metric
+from .metrics.registered_pair import RegisteredPair as RegisteredPair
+from .metrics.registry import register_metric as register_metric
 from .networks.model import ModelDescription as ModelDescription
 from .networks.model import load_model as load_model
 from .networks.model import save_model as save_model

@@ -59,6 +59,18 @@ class Metric:
     ------
     ParameterError
         If the name is no such word, or a need is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import regnet_itk
+    >>> def brightness(pair):
+    ...     return pair.warped.array.mean()
+    >>> metric = regnet_itk.Metric("brightness", "mean of the warped image", brightness, "HU", digits=1)
+    >>> grid = regnet_itk.Grid(size=(4, 4, 4))
+    >>> image = regnet_itk.Image(np.full(grid.shape, -500.0), grid)
+    >>> round(metric.measure(regnet_itk.RegisteredPair(image, image, regnet_itk.TransformChain())), 3)
+    -500.0
     """
 
     name: str

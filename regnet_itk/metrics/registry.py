@@ -60,6 +60,17 @@ def register_metric(metric: Metric) -> None:
     ------
     ParameterError
         If another metric has its name or its column.
+
+    Examples
+    --------
+    >>> import regnet_itk
+    >>> from regnet_itk.metrics.registry import known_metrics, unregister_metric
+    >>> def noise(pair):
+    ...     return pair.warped.array.std()
+    >>> regnet_itk.register_metric(regnet_itk.Metric("noise", "SD of the warped image", noise, "HU"))
+    >>> [metric.name for metric in known_metrics()]
+    ['correlation', 'dice', 'folding', 'log_jacobian_sd', 'noise']
+    >>> unregister_metric("noise")
     """
     _check_free(metric, known_metrics())
     METRICS[metric.name] = metric

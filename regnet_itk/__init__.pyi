@@ -51,9 +51,8 @@ from .stages.base import Stage as Stage
 from .stages.base import StageResult as StageResult
 from .transforms.chain import TransformChain as TransformChain
 from .transforms.conversion import convert as convert
-from .transforms.conversion import fit_bspline as fit_bspline
-from .transforms.conversion import read_transform as read_transform
 from .transforms.elastix_reading import read_chain as read_chain
+from .transforms.fitting import fit_bspline as fit_bspline
 from .transforms.inverse import inverse_points as inverse_points
 from .transforms.inverse import inverse_residual as inverse_residual
 from .transforms.inverse import invert_chain as invert_chain
@@ -61,6 +60,7 @@ from .transforms.itk_files import chain_from_sitk as chain_from_sitk
 from .transforms.jacobian import jacobian_determinant_on as jacobian_determinant_on
 from .transforms.jacobian import summarise_folding as summarise_folding
 from .transforms.point_mapping import map_landmarks as map_landmarks
+from .transforms.reading import read_transform as read_transform
 from .transforms.repair import repair_folder as repair_folder
 from .transforms.warping import WarpSettings as WarpSettings
 from .transforms.warping import warp_image as warp_image

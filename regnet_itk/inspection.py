@@ -19,6 +19,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import check_inside, read_landmarks
+from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, read_nifti_intent
 from regnet_itk.data.suffixes import (
     FOREIGN_TRANSFORM_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -33,14 +34,10 @@ from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.registry import check_parameter_map, find_stage
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.conversion import (
-    nifti_intent,
-    read_field,
-    transform_grid,
-)
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
 from regnet_itk.transforms.elastix_reading import file_keys, read_chain, read_transform_map
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.reading import read_field, transform_grid
 
 DIRECTION = "fixed to moving: T(x) = x + u(x) maps points of the fixed image to the moving image"
 FRAME = "mm, LPS"
@@ -166,10 +163,12 @@ def _field(path: Path) -> Inspection:
     facts: dict[str, Any] = {"maps": DIRECTION, "frame": FRAME, **u.grid.to_dict(), **_magnitudes(u)}
     warnings = _field_warnings(u)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        code, _ = nifti_intent(path)
-        stored = "RAS (intent code 1006)" if code == 1006 else f"LPS, as ITK and ANTs do (intent code {code})"
+        code, _ = read_nifti_intent(path)
+        stored = (
+            "RAS (intent code 1006)" if code == NIFTI_DISPLACEMENT else f"LPS, as ITK and ANTs do (intent code {code})"
+        )
         facts["nifti_vectors"] = f"read as {stored}"
-        if code != 1006:
+        if code != NIFTI_DISPLACEMENT:
             warnings.append(
                 "NIfTI does not say whether these vectors are LPS (ITK, ANTs) or RAS (others); if a landmark goes the "
                 "wrong way, convert the field with --nifti-vectors ras"

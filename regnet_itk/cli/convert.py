@@ -10,7 +10,8 @@ from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 
 if TYPE_CHECKING:
-    from regnet_itk.transforms.conversion import Conversion, Vectors
+    from regnet_itk.transforms.conversion import Conversion
+    from regnet_itk.transforms.reading import Vectors
 
 
 @click.command("convert", cls=StrictCommand, context_settings=options.HELP)

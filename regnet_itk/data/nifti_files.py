@@ -29,6 +29,10 @@ _ENTRIES = {  # where each lies in the header, and its struct format
     "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"),
     "scaling": (112, "2f"), "codes": (252, "2h"), "sform": (280, "12f"),
 }  # fmt: skip
+_INTENT_OFFSET = 68
+NIFTI_DISPLACEMENT = 1006
+"""The intent code of displacements along R, A, S."""
+
 _FLOATS = {16: np.float32, 64: np.float64}  # by NIfTI's code of the datatype
 _SPACING_TOLERANCE = 0.01  # relative
 _SHEAR_TOLERANCE = 1e-3  # cosine of the angle between two axes; what float32 and some scanners leave is below
@@ -184,3 +188,22 @@ def read_nifti_floats(header: NiftiHeader, path: Path, role: str) -> npt.NDArray
 
 def _opened(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def read_nifti_intent(path: Path) -> tuple[int, str]:
+    """Return the intent code and the intent name in the header of a NIfTI file."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    found = {key: reader.GetMetaData(key) for key in ("intent_code", "intent_name") if reader.HasMetaDataKey(key)}
+    return int(found.get("intent_code") or 0), found.get("intent_name", "").strip()
+
+
+def set_nifti_intent(path: Path, code: int) -> None:
+    """Change the intent code in the header of a NIfTI file; the bytes of SimpleITK's own files are little-endian."""
+    zipped = path.name.lower().endswith(".gz")
+    content = bytearray(gzip.decompress(path.read_bytes()) if zipped else path.read_bytes())
+    content[_INTENT_OFFSET : _INTENT_OFFSET + 2] = code.to_bytes(2, "little")
+    path.write_bytes(gzip.compress(content, 6) if zipped else content)

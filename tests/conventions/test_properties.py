@@ -24,12 +24,13 @@ from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.conversion import convert, read_transform
+from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.reading import read_transform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
 
 AXES = st.tuples(*[st.integers(5, 9)] * 3)

@@ -23,11 +23,13 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import TransformError
 from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
-from regnet_itk.transforms.conversion import convert, fit_bspline, read_transform
+from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
+from regnet_itk.transforms.fitting import fit_bspline
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.reading import read_transform
 from regnet_itk.transforms.resampling_keys import resampling_parameters
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()))

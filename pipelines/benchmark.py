@@ -24,9 +24,11 @@ from peers import PEERS, peer_methods
 from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.run_log import LogToScreen, heard_by
 from regnet_itk.cli.screen import Screen
+from regnet_itk.comparison.methods import Method, read_methods
+from regnet_itk.comparison.outcomes import Comparison, Outcome
 from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs
-from regnet_itk.comparison.run import Comparison, Method, Outcome, compare, read_methods
+from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.comparison.tables import subsets
 from regnet_itk.data.field import DisplacementField, read_displacement_field

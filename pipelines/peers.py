@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from regnet_itk.cli.compare import run_comparison
+from regnet_itk.comparison.methods import DEFAULT_METHODS, Method, plan_method, read_methods
 from regnet_itk.comparison.pairs import check_pairs, read_pairs
-from regnet_itk.comparison.run import DEFAULT_METHODS, Method, plan_method, read_methods
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid

@@ -3,14 +3,14 @@
 from .anatomy.phantom import Phantom as Phantom
 from .anatomy.phantom import make_phantom as make_phantom
 from .anatomy.phantom import write_phantom as write_phantom
+from .comparison.methods import Method as Method
+from .comparison.methods import read_methods as read_methods
+from .comparison.outcomes import Comparison as Comparison
 from .comparison.outputs import write_comparison as write_comparison
 from .comparison.pairs import Pair as Pair
 from .comparison.pairs import read_pairs as read_pairs
 from .comparison.pairs import write_pairs as write_pairs
-from .comparison.run import Comparison as Comparison
-from .comparison.run import Method as Method
 from .comparison.run import compare as compare
-from .comparison.run import read_methods as read_methods
 from .data.field import DisplacementField as DisplacementField
 from .data.field import read_displacement_field as read_displacement_field
 from .data.grid import Grid as Grid

@@ -12,8 +12,8 @@ from regnet_itk.cli import options
 from regnet_itk.cli.main import FAILED, StrictCommand
 
 if TYPE_CHECKING:
+    from regnet_itk.comparison.methods import Method
     from regnet_itk.comparison.pairs import Pair
-    from regnet_itk.comparison.run import Method
     from regnet_itk.comparison.step import StepSettings
 
 _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
@@ -66,8 +66,8 @@ def command(
     Writes to DIR: table.csv .md .tex, quality.csv, differences.csv, measures.csv (each pair), the figures as .png and
     .svg, report.html, and in DIR/pairs the transforms. Started again, it keeps what is finished.
     """
+    from regnet_itk.comparison.methods import read_methods
     from regnet_itk.comparison.pairs import check_pairs, read_pairs
-    from regnet_itk.comparison.run import read_methods
     from regnet_itk.comparison.step import StepSettings
     from regnet_itk.outputs import check_writable
 

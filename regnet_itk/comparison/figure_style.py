@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regnet_itk.comparison.run import Comparison, Method
+from regnet_itk.comparison.methods import Method
+from regnet_itk.comparison.outcomes import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

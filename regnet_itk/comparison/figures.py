@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from regnet_itk.comparison.figure_style import registered_methods
 from regnet_itk.comparison.image_figures import Example, choose_pairs, draw_displacements, draw_images
 from regnet_itk.comparison.landmark_figures import draw_all_landmarks, draw_captured_landmarks
-from regnet_itk.comparison.run import Comparison
+from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.outputs import write_whole
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 
 from regnet_itk.anatomy.hounsfield import AIR
 from regnet_itk.comparison.figure_style import LETTERS, new_figure
+from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.run import Comparison
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regnet_itk.comparison.figure_style import LETTERS, new_figure, registered_methods
+from regnet_itk.comparison.methods import Method
+from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.comparison.records import as_array
-from regnet_itk.comparison.run import Comparison, Method
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.figures.slices import INK
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from regnet_itk.comparison.figures import Drawn, write_figures
+from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.run import Comparison
 from regnet_itk.comparison.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.comparison.tables import (
     format_errors_csv,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,258 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from regnet_itk.comparison.methods import BEFORE, Method
+from regnet_itk.comparison.outcomes import CAPTURE_RANGE, Comparison, Outcome
 from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import RECORD, StepRecord, as_array
 from regnet_itk.comparison.step import Step, StepSettings, run_step
-from regnet_itk.data.grid import FloatArray
 from regnet_itk.digests import digest_file, digest_text
-from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
+from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
-from regnet_itk.parameters import ParameterMap, shipped_parameter_files
 from regnet_itk.results import package_versions
-from regnet_itk.stages.base import Stage
-from regnet_itk.stages.planning import StageLike, check_stages, read_stages
-from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_reading import read_chain
 
-DEFAULT_METHODS = ("affine", "bspline_1r", "bspline_3r", "regnet", "regnet_multistage_oneshot", "regnet_multistage")
-CAPTURE_RANGE = 8.0
-"""mm; TRE' is the error of the landmarks that are nearer than this after the first stage."""
-
-BEFORE = "before"
-_COMMON = "affine"
 _FOR_REGISTRATION = ("fixed", "moving")
 _MASKS = ("fixed_mask", "moving_mask")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named chain of stages.
-
-    Parameters
-    ----------
-    name : str
-        As it is shown.
-    stages : tuple of Stage
-        In the order in which they run; none at all for "before".
-    labels : tuple of str
-        A name of each stage: of its parameter file.
-    """
-
-    name: str
-    stages: tuple[Stage, ...]
-    labels: tuple[str, ...]
-
-
-def read_methods(names: Sequence[str], chains: Sequence[str] = ()) -> list[Method]:
-    """Read methods.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names of shipped parameter files, joined by "+" for chains: "regnet_multistage+bspline_refine". The affine
-        stage is put before each.
-    chains : sequence of str
-        Chains under names of their own: "mine=affine,./my.txt,bspline_refine", taken as they are.
-
-    Raises
-    ------
-    ParameterError, ModelError
-        If one is unknown (with the nearest known one), malformed, or named twice.
-
-    Examples
-    --------
-    >>> from regnet_itk import read_methods
-    >>> [method.name for method in read_methods(["affine", "bspline_3r"], ["mine=affine,regnet"])]
-    ['affine', 'bspline_3r', 'mine']
-    """
-    own = dict(_split(chain) for chain in chains)
-    shipped = shipped_parameter_files()
-    methods = []
-    for name in names:
-        parts = name.split("+")
-        unknown = next((part for part in parts if part not in shipped), None)
-        if unknown is not None and name not in own:
-            known = [*shipped, *own]
-            raise ParameterError(
-                f"there is no method '{unknown}'"
-                + (did_you_mean(unknown, known) or f"; known are {', '.join(known)}")
-                + "; chains of your own files are given as --method NAME=affine,FILE"
-            )
-        if name not in own:
-            methods.append(plan_method(name, parts if parts[0] == _COMMON else [_COMMON, *parts]))
-    methods += [plan_method(name, files) for name, files in own.items()]
-    if not methods:
-        raise ParameterError("no method was given; name at least one, such as --methods affine,regnet_multistage")
-    taken = [method.name for method in methods]
-    twice = next((name for name in taken if taken.count(name) > 1 or name == BEFORE), None)
-    if twice is not None:
-        raise ParameterError(f"the method name '{twice}' is taken; give each method a name of its own")
-    return methods
-
-
-def _split(chain: str) -> tuple[str, list[str]]:
-    name, equals, files = chain.partition("=")
-    parts = [part.strip() for part in files.split(",") if part.strip()]
-    if not (name.strip() and equals and parts):
-        raise ParameterError(f"the method '{chain}' is not of the form NAME=FILE,FILE,.. such as mine=affine,./my.txt")
-    return name.strip(), parts
-
-
-def plan_method(name: str, stages: StageLike | Sequence[StageLike]) -> Method:
-    """Return a method of stages that are given in any way that :func:`regnet_itk.register` takes.
-
-    Parameters
-    ----------
-    name : str
-        As it is shown.
-    stages : StageLike or sequence of StageLike
-        Stages, parameter maps, paths, or names of shipped parameter files, in the order in which they run.
-
-    Raises
-    ------
-    ParameterError, ModelError
-        If one is unknown or malformed.
-    """
-    given = [stages] if isinstance(stages, Stage | ParameterMap | str | Path) else list(stages)
-    read = read_stages(given)
-    check_stages(read, TransformChain())
-    return Method(name, tuple(read), tuple(_label(one, stage) for one, stage in zip(given, read, strict=True)))
-
-
-def _label(given: StageLike, stage: Stage) -> str:
-    """Return a stage's name as part of a folder's: that of its parameter file, or its own."""
-    if isinstance(given, str | Path):
-        return Path(given).stem.replace("+", "_")
-    return re.sub(r"[^\w.-]+", "_", stage.name)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a method on a pair.
-
-    Parameters
-    ----------
-    records : tuple of StepRecord
-        Of each stage that ended well; "before" has one too.
-    folder : Path
-        Of the last of them.
-    error : str
-        Why the method failed; empty if it did not.
-    """
-
-    records: tuple[StepRecord, ...]
-    folder: Path
-    error: str = ""
-
-    @property
-    def last(self) -> StepRecord:
-        """The record of the whole chain."""
-        return self.records[-1]
-
-    @property
-    def seconds(self) -> float:
-        """Time of all stages."""
-        return sum(record.seconds for record in self.records)
-
-    @property
-    def peak_mb(self) -> float:
-        """Memory of the largest process of all stages, MB."""
-        return max(record.peak_mb for record in self.records)
-
-    @property
-    def transform(self) -> Path | None:
-        """File of the whole transform; None before any stage."""
-        return self.folder / self.last.transform if self.last.transform else None
-
-    def chain(self) -> TransformChain:
-        """Read the whole transform."""
-        return read_chain(self.transform) if self.transform else TransformChain()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The measures of a set of pairs under several methods.
-
-    Parameters
-    ----------
-    pairs : tuple of Pair
-    methods : tuple of Method
-        "before", which has no stages, is the first.
-    outcomes : dict
-        By the names of pair and method.
-    capture_range : float
-        mm, for TRE'.
-    settings : StepSettings
-    versions : dict
-        Of the packages.
-    metrics : tuple of Metric
-        What was measured beside landmarks and true displacements, in the order of the tables.
-    """
-
-    pairs: tuple[Pair, ...]
-    methods: tuple[Method, ...]
-    outcomes: dict[tuple[str, str], Outcome]
-    capture_range: float = CAPTURE_RANGE
-    settings: StepSettings = field(default_factory=StepSettings)
-    versions: dict[str, str] = field(default_factory=package_versions)
-    metrics: tuple[Metric, ...] = field(default_factory=known_metrics)
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups of the pairs, in the order in which they first occur."""
-        return list(dict.fromkeys(pair.group for pair in self.pairs))
-
-    @property
-    def reference(self) -> str:
-        """Name of the stage after which landmarks count as inside the capture range: the first method's first."""
-        return self.methods[1].labels[0]
-
-    @property
-    def failures(self) -> list[tuple[Pair, Method, str]]:
-        """What failed, with the reason."""
-        found = (
-            (pair, method, self.outcomes[pair.name, method.name]) for pair in self.pairs for method in self.methods
-        )
-        return [(pair, method, outcome.error) for pair, method, outcome in found if outcome.error]
-
-    def outcome(self, pair: Pair, method: Method) -> Outcome | None:
-        """Return what a method found on a pair, or None if it failed."""
-        found = self.outcomes[pair.name, method.name]
-        return None if found.error else found
-
-    def differences(self, pair: Pair, method: Method, capture_range: float | None = None) -> FloatArray:
-        """Return T(x_i) - y_i (n, 3) in mm of the landmarks of a pair.
-
-        Parameters
-        ----------
-        pair : Pair
-        method : Method
-        capture_range : float, optional
-            Only those nearer than this, in mm, after the reference stage.
-
-        Returns
-        -------
-        ndarray, shape (n, 3)
-            Empty if there are no landmarks or the method failed.
-        """
-        outcome, reference = self.outcome(pair, method), self.reference_record(pair)
-        if outcome is None:
-            return np.zeros((0, 3))
-        found = as_array(outcome.last.measures.differences)
-        if capture_range is None:
-            return found
-        if reference is None:
-            return np.zeros((0, 3))
-        return np.asarray(found[np.linalg.norm(as_array(reference.measures.differences), axis=1) <= capture_range])
-
-    def reference_record(self, pair: Pair) -> StepRecord | None:
-        """Return the record of the reference stage on a pair, or None if it failed."""
-        records = self.outcomes[pair.name, self.methods[1].name].records
-        return records[0] if records else None
 
 
 def compare(

@@ -10,8 +10,9 @@ from itertools import combinations
 
 import numpy as np
 
+from regnet_itk.comparison.methods import BEFORE, Method
+from regnet_itk.comparison.outcomes import Comparison, Outcome
 from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.run import BEFORE, Comparison, Method, Outcome
 from regnet_itk.comparison.table_text import format_number, format_rows
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric, mean_of

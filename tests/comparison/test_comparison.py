@@ -23,9 +23,10 @@ from scipy import stats
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.comparison import run as comparison_module
 from regnet_itk.comparison.figures import write_figures
+from regnet_itk.comparison.methods import Method, read_methods
 from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
-from regnet_itk.comparison.run import Method, compare, read_methods
+from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings, _run, peak_memory
 from regnet_itk.comparison.table_text import format_latex
 from regnet_itk.comparison.tables import (

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from training_cases import PIPELINES, load_pipeline
 
-from regnet_itk.comparison.run import read_methods
+from regnet_itk.comparison.methods import read_methods
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image

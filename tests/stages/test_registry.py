@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regnet_itk.comparison.run import plan_method
+from regnet_itk.comparison.methods import plan_method
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError

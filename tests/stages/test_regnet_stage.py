@@ -85,7 +85,7 @@ def known(matrix: MatrixTransform | None) -> Known:
 
     wide = fixed.pad((4, 4, 4), (4, 4, 4))
     both = sitk.CompositeTransform(3)  # applies what was added last first
-    both.AddTransform(before.to_sitk())
+    both.AddTransform(before.to_sitk_transform())
     both.AddTransform(DisplacementField(u(wide.points()), wide).to_sitk_transform())
     warped = moving.resampled(fixed, both, order=3, default=-1000.0)
     mask = np.zeros(fixed.shape, dtype=np.uint8)
@@ -192,7 +192,7 @@ def test_the_model_lies_beside_the_parameter_file(folder: Path, model: str) -> N
     # the warped image is what SimpleITK makes of the whole transform
     assert found.warped is not None
     by_sitk = sitk.CompositeTransform(3)
-    by_sitk.AddTransform(MATRIX_AROUND.to_sitk())
+    by_sitk.AddTransform(MATRIX_AROUND.to_sitk_transform())
     by_sitk.AddTransform(sitk.TranslationTransform(3, TURNED_SHIFT.tolist()))
     warped = plain_pair().moving.resampled(FIXED_GRID, by_sitk, order=3, default=-1000.0).array
     assert np.abs(found.warped.array - np.trunc(warped)).mean() < 0.6

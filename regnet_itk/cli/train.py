@@ -29,6 +29,10 @@ _SECONDS_BETWEEN_LINES = 60.0
     help="Configuration (.toml), or the name of a recipe that comes with the package.",
 )  # fmt: skip
 @click.option("--validation", multiple=True, metavar="NAME", help="Image to judge by, without suffix; repeat for more.")
+@click.option(
+    "--masks", type=Path, metavar="FOLDER",
+    help="A mask of the same name for each image: where training looks. Else the region is found, as the recipe says.",
+)  # fmt: skip
 @click.option("--from", "start_from", metavar="MODEL", help="Begin with the weights of a model: its name or file.")
 @click.option("--new", is_flag=True, help="Begin anew even if DIR has a checkpoint; otherwise training continues.")
 @click.option("--cache", type=Path, metavar="DIR", help="Where prepared images are kept; DIR/cache by default.")
@@ -62,6 +66,7 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
         chosen = TrainingOptions(
             given["device"],
             cache=given["cache"],
+            masks=given["masks"],
             start_from=find_model(start_from) if start_from else None,
             say=screen.say,
             watch=screen.watch,

@@ -165,6 +165,8 @@ def test_bad_input_is_told_in_one_line(images, here, capsys):
     assert "'recurrence' is of networks that predict at every voxel" in error_of(
         capsys, images, "-out", "run", "-c", "other.toml"
     )
+    Path("masks").mkdir()
+    assert "there is no mask 'patient" in error_of(capsys, images, "-out", "run", "-c", config, "--masks", "masks")
     assert "no model 'nothing'" in error_of(capsys, images, "-out", "run", "-c", config, "--from", "nothing")
     assert "but the configuration trains 'coarse_to_fine'" in error_of(
         capsys, images, "-out", "run", "-c", config, "--from", "regnet"

@@ -249,7 +249,7 @@ def test_without_a_mask_a_model_for_lungs_predicts_in_the_lungs(folder: Path) ->
     lungs = phantom.fixed_mask.array > 0
     far = ndimage.distance_transform_edt(~lungs, sampling=phantom.fixed.grid.spacing[::-1]) > 30
     wide = load_model(folder / "wide.safetensors")
-    of_lungs = dataclasses.replace(wide.description, region="lungs")
+    of_lungs = dataclasses.replace(wide.description, world=dataclasses.replace(CHEST_CT, region="lungs"))
     save_model(wide.network, of_lungs, folder / "lungs.safetensors")
     keys = {"RegNetFadeWidth": 10, "RegNetRegion": "auto"}
     made = stage(str(folder / "p.txt"), RegNetModel="lungs.safetensors", WriteResultImage="false", **keys)

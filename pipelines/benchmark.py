@@ -30,7 +30,7 @@ from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs
 from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings
-from regnet_itk.comparison.tables import subsets
+from regnet_itk.comparison.tables import divide_pairs
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import Triple
 from regnet_itk.data.image_files import read_image
@@ -110,7 +110,7 @@ def table(comparison: Comparison, voxels: str) -> str:
         "| pairs | method | error, mm | of before | TRE, mm | seconds | ratio | peak GB | correlation | det J <= 0 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for group, pairs in subsets(comparison).items():
+    for group, pairs in divide_pairs(comparison).items():
         if group == "all":
             continue
         rows = {method.name: _row(comparison, method, pairs) for method in comparison.methods}
@@ -148,8 +148,8 @@ def _row(comparison: Comparison, method: Method, pairs: list[Pair]) -> dict[str,
         "tre": tre,
         "seconds": float(np.mean([seconds_after_affine(o) for o in outcomes])),
         "gb": max(record.peak_mb for o in outcomes for record in o.records) / 1024,
-        "correlation": float(np.mean([o.last.measures.correlation for o in outcomes])),
-        "folding": float(np.mean([o.last.measures.folding for o in outcomes])),
+        "correlation": float(np.mean([o.last.measures.metrics["correlation"] for o in outcomes])),
+        "folding": float(np.mean([o.last.measures.metrics["folding"] for o in outcomes])),
     }
 
 

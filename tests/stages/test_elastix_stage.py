@@ -26,7 +26,6 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import Events
 from regnet_itk.parameters import (
-    check_parameter_map,
     parse_parameter_text,
     read_parameter_map,
     shipped_parameter_files,
@@ -34,6 +33,7 @@ from regnet_itk.parameters import (
 from regnet_itk.stages import elastix as module
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.registry import check_parameter_map
 from regnet_itk.transforms.chain import Link, TransformChain, field_link
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.matrix import MatrixTransform

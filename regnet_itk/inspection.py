@@ -171,7 +171,7 @@ def _field(path: Path) -> Inspection:
         if code != NIFTI_DISPLACEMENT:
             warnings.append(
                 "NIfTI does not say whether these vectors are LPS (ITK, ANTs) or RAS (others); if a landmark goes the "
-                "wrong way, convert the field with --nifti-vectors ras"
+                "wrong way, convert the field with `vectors` ras"
             )
     return Inspection(str(path), "displacement field", facts, warnings=tuple(warnings))
 
@@ -246,7 +246,7 @@ def _with_chain(found: Inspection, chain: TransformChain, like: Grid | None) -> 
     grid = like or transform_grid(chain)
     facts = dict(found.facts)
     if grid is None:
-        facts["grid"] = "not named; give the fixed image with --like to see how far points move"
+        facts["grid"] = "not named; give the fixed image with `like` to see how far points move"
     else:
         facts |= grid.to_dict()
         u = chain.displacement_on(grid.with_spacing([max(OVERVIEW_SPACING, s) for s in grid.spacing]))
@@ -380,7 +380,7 @@ def _landmarks(path: Path, like: Grid | None) -> Inspection:
         landmarks = read_landmarks(path, like)
     except PointsError as error:
         if like is None and "voxel indices" in str(error):
-            unknown = "voxel indices; give their image with --like to see them in mm"
+            unknown = "voxel indices; give their image with `like` to see them in mm"
             return Inspection(str(path), "landmarks", {"unit": unknown})
         raise
     points = landmarks.points

@@ -79,7 +79,9 @@ def register(
         Each with one line that says what was given and what to do.
     """
     if (fixed_landmarks is None) != (moving_landmarks is None):
-        raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
+        raise ParameterError(
+            "landmarks are needed for both images (`fixed_landmarks` and `moving_landmarks`), or for none"
+        )
     events = events or RegistrationEvents()
     options = RunOptions(threads, seed, device, priority, events)
     planned = read_stages(stages, events.log)

@@ -283,7 +283,9 @@ class TestRefusals:
         refuse(ParameterError, "did you mean 'NumberOfResolutions'", phantom, [AFFINE.with_(NumberOfResolution=1)])
         refuse(ParameterError, "did you mean 'RegNetRegistration'", phantom, [AFFINE.with_(Registration="RegNetReg")])
         refuse(ModelError, "did you mean 'regnet'", phantom, [AFFINE, REGNET.with_(RegNetModel="regne")])
-        refuse(ParameterError, "needs -fMask or -mMask", phantom, [AFFINE, REGNET.with_(RegNetRegion="mask")])
+        refuse(
+            ParameterError, "needs `fixed_mask` or `moving_mask`", phantom, [AFFINE, REGNET.with_(RegNetRegion="mask")]
+        )
         refuse(
             ParameterError, "bending energy", phantom,
             [REGNET, read_parameter_map("bspline_1r").with_(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from regnet_itk.cli import options
+from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import FAILED, StrictCommand
 
 if TYPE_CHECKING:
@@ -121,6 +122,6 @@ def run_comparison(
         if table.rows and not shown.quiet:
             click.echo(format_markdown(table))
     for pair, method, reason in comparison.failures:
-        click.echo(f"regnet-itk: error: {pair.name}, {method.name}: {reason}", err=True)
+        click.echo(f"regnet-itk: error: {pair.name}, {method.name}: {name_flags(reason)}", err=True)
     shown.say(f"written to {out}; see {out / 'report.html'}")
     return FAILED if comparison.failures else 0

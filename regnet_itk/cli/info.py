@@ -7,6 +7,7 @@ import json
 import click
 
 from regnet_itk.cli import options
+from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import StrictCommand
 
 
@@ -27,6 +28,6 @@ def command(file: str, like: str | None, as_json: bool) -> None:
 
     found = inspect_file(file, read_grid(like) if like else None)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(name_flags(json.dumps(found.to_dict(), indent=2)))
     else:
-        print("\n".join(describe_inspection(found)))
+        print(name_flags("\n".join(describe_inspection(found))))

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.run_log import WarningsToStderr, heard_by
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
 from regnet_itk.threads import wait_briefly
@@ -99,7 +100,7 @@ def terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"regnet-itk: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"regnet-itk: error: {' '.join(name_flags(str(message)).split())}", file=sys.stderr)
     return status
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from regnet_itk.cli import options
+from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import StrictCommand
 
 
@@ -48,6 +49,6 @@ def command(
         moving_landmarks=moving_landmarks,
     )
     for warning in run.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {name_flags(warning)}", err=True)
     write_run_report(run, path)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -15,6 +15,7 @@ from typing import TextIO
 import click
 
 from regnet_itk.cli import options
+from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import INTERRUPTED, StrictCommand, terminated
 from regnet_itk.cli.options import LOG_LEVELS
 from regnet_itk.cli.run_log import heard_by
@@ -188,7 +189,7 @@ class _Log(logging.Handler):
         self._write(line, logging.INFO)
 
     def error(self, line: str) -> None:
-        self._write(f"ERROR: {line}\n\nErrors occurred!", logging.ERROR)
+        self._write(f"ERROR: {name_flags(line)}\n\nErrors occurred!", logging.ERROR)
 
     def _write(self, line: str, level: int) -> None:
         self._file.write(f"{line}\n")

@@ -159,7 +159,7 @@ def read_raw(path: str | Path, grid: Grid, offset: int = OFFSET) -> Image:
         raise ImageError(f"image '{path}' has {found} bytes; {nx} x {ny} x {nz} voxels of 16 bits are {expected}")
     values = np.fromfile(path, dtype="<i2").reshape(grid.shape).astype(np.int32)
     if offset and ((values > -1100) & (values < -700)).mean() > _UNSHIFTED_SHARE:
-        raise ImageError(f"image '{path}' looks like Hounsfield units already, not {offset} above; give --offset 0")
+        raise ImageError(f"image '{path}' looks like Hounsfield units already, not {offset} above; give `offset` 0")
     return Image(np.clip(values - offset, -1024, 32767).astype(np.int16), grid)
 
 
@@ -212,7 +212,7 @@ def slices_from_feet(inhale: FloatArray, exhale: FloatArray) -> bool:
     if abs(shift) < _LEAST_SHIFT:
         raise ParameterError(
             f"the landmarks move by {shift:.2f} slices only: whether the slices begin at the feet or the head cannot "
-            "be told; give --slices feet-first or head-first"
+            "be told; give `slices` feet-first or head-first"
         )
     return shift > 0
 

@@ -72,13 +72,13 @@ def read_methods(names: Sequence[str], chains: Sequence[str] = ()) -> list[Metho
             raise ParameterError(
                 f"there is no method '{unknown}'"
                 + (did_you_mean(unknown, known) or f"; known are {', '.join(known)}")
-                + "; chains of your own files are given as --method NAME=affine,FILE"
+                + "; chains of your own files are given as `chains` NAME=affine,FILE"
             )
         if name not in own:
             methods.append(plan_method(name, parts if parts[0] == _COMMON else [_COMMON, *parts]))
     methods += [plan_method(name, files) for name, files in own.items()]
     if not methods:
-        raise ParameterError("no method was given; name at least one, such as --methods affine,regnet_multistage")
+        raise ParameterError("no method was given; name at least one, such as `names` affine,regnet_multistage")
     taken = [method.name for method in methods]
     twice = next((name for name in taken if taken.count(name) > 1 or name == BEFORE), None)
     if twice is not None:

@@ -30,9 +30,9 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         raise ParameterError(f"unknown device '{name}'; use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ParameterError(f"there is no CUDA device '{name}' here; use --device auto or cpu")
+        raise ParameterError(f"there is no CUDA device '{name}' here; use `device` auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ParameterError("there is no Apple GPU (mps) here; use --device auto or cpu")
+        raise ParameterError("there is no Apple GPU (mps) here; use `device` auto or cpu")
     if device.type not in ("cpu", "cuda", "mps"):
         raise ParameterError(f"unknown device '{name}'; use auto, cpu, cuda, cuda:N or mps")
     return device

@@ -28,13 +28,7 @@ from regnet_itk.transforms.elastix_reading import read_chain
 RECORD = "registration.json"
 PICTURE = "registration.png"
 
-_FLAGS = {
-    "fixed": "-f",
-    "moving": "-m",
-    "fixed_mask": "-fMask",
-    "fixed_landmarks": "-fp",
-    "moving_landmarks": "-mp",
-}
+_INPUTS = ("fixed", "moving", "fixed_mask", "fixed_landmarks", "moving_landmarks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +89,9 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
         if f"{role}_landmarks" in paths
     }
     if len(points) == 1:
-        raise ParameterError("landmarks are needed for both images (-fp and -mp), or for none")
+        raise ParameterError(
+            "landmarks are needed for both images (`fixed_landmarks` and `moving_landmarks`), or for none"
+        )
     if points:
         check_landmarks(points["fixed"], points["moving"], images["fixed"].grid, images["moving"].grid)
     name = f"{without_suffix(paths['moving'])} registered to {without_suffix(paths['fixed'])}"
@@ -115,7 +111,7 @@ def check_finished(folder: Path) -> None:
     """
     if not (folder / RECORD).is_file():
         state = "has no" if folder.is_dir() else "is no folder with a"
-        raise RegistrationError(f"'{folder}' {state} {RECORD}: give the -out folder of a finished regnet-itk run")
+        raise RegistrationError(f"'{folder}' {state} {RECORD}: give the output folder of a finished registration")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -147,12 +143,12 @@ def _find_inputs(
     folder: Path, record: Mapping[str, Any], given: Mapping[str, str | Path | None]
 ) -> tuple[dict[str, Path], list[str]]:
     """Return where the inputs lie, and what is said of those that are missing but can be done without."""
-    unknown = set(given) - set(_FLAGS)
+    unknown = set(given) - set(_INPUTS)
     if unknown:
-        raise ParameterError(f"there is no input '{unknown.pop()}'; known are {', '.join(_FLAGS)}")
+        raise ParameterError(f"there is no input '{unknown.pop()}'; known are {', '.join(_INPUTS)}")
     found, warnings = {}, []
     recorded = record.get("inputs", {})
-    for name, flag in _FLAGS.items():
+    for name in _INPUTS:
         path = given.get(name)
         if path is not None:
             found[name] = Path(path)
@@ -162,12 +158,12 @@ def _find_inputs(
             if there is not None:
                 found[name] = there
             elif name not in ("fixed", "moving"):
-                warnings.append(f"the {name.replace('_', ' ')} '{old}' is no longer there; give {flag} to use it")
+                warnings.append(f"the {name.replace('_', ' ')} '{old}' is no longer there; give `{name}` to use it")
         if name in ("fixed", "moving") and name not in found:
             where = (
                 f"'{recorded[name]}' is no longer there" if name in recorded else f"'{folder}' does not say where it is"
             )
-            raise ImageError(f"the {name} image is missing: {where}; give it with {flag}")
+            raise ImageError(f"the {name} image is missing: {where}; give it with `{name}`")
     half = {"fixed_landmarks", "moving_landmarks"} & set(found)
     if warnings and len(half) == 1 and given.get(next(iter(half))) is None:
         del found[half.pop()]  # the other one's absence is told already
@@ -183,7 +179,7 @@ def _registered_image(path: Path, role: str, record: Mapping[str, Any]) -> Image
     if not same:
         raise ImageError(
             f"'{path}' is not the {role} image that was registered: size {image.grid.size} and spacing "
-            f"{image.grid.spacing} against {size} and {spacing}; give that with {_FLAGS[role]}"
+            f"{image.grid.spacing} against {size} and {spacing}; give that with `{role}`"
         )
     return image
 

@@ -76,5 +76,5 @@ def check_overlap(fixed: Image, moving: Image, region: Image, background: float)
     if not (moving.array[inside] > background).any() and (fixed.array[inside] > background).any():
         raise ImageError(
             "the images do not overlap where the displacement is wanted: the moving image lies elsewhere in space; "
-            "put an affine stage with (AutomaticTransformInitialization) before, or give -t0"
+            "put an affine stage with (AutomaticTransformInitialization) before, or give `initial`"
         )

@@ -29,7 +29,7 @@ def check_masks_given(pair: ImagePair, settings: RegNetSettings, source: str) ->
     ParameterError
     """
     if settings.region == "mask" and not _has_mask(pair):
-        raise ParameterError(f'{source}: (RegNetRegion "mask") needs -fMask or -mMask')
+        raise ParameterError(f'{source}: (RegNetRegion "mask") needs `fixed_mask` or `moving_mask`')
 
 
 def _has_mask(pair: ImagePair) -> bool:

@@ -139,16 +139,16 @@ def _check_options(suffix: str, spacing: Sequence[float] | None, bspline_spacing
     is_field = suffix in FIELD_SUFFIXES
     if spacing is not None and not is_field:
         raise TransformError(
-            f"--spacing is that of a displacement field; a {suffix} file has none (--bspline-spacing?)"
+            f"`spacing` is that of a displacement field; a {suffix} file has none (`bspline_spacing`?)"
         )
     if bspline_spacing is not None and is_field:
-        raise TransformError(f"--bspline-spacing makes a B-spline transform, which a {suffix} image cannot hold")
+        raise TransformError(f"`bspline_spacing` makes a B-spline transform, which a {suffix} image cannot hold")
 
 
 def _needed(grid: Grid | None, target: Path) -> Grid:
     if grid is None:
         raise TransformError(
-            f"'{target}' needs the fixed image's grid, which the transform does not name; give it with --like IMAGE"
+            f"'{target}' needs the fixed image's grid, which the transform does not name; give it with `like`"
         )
     return grid
 

@@ -98,7 +98,7 @@ def read_field(path: str | Path, vectors: Vectors | None = None) -> Displacement
     if name.startswith("NREG") and vectors is None:
         raise TransformError(
             f"'{path}' was written by NiftyReg, as vectors in RAS or as points; if it holds displacements, say so "
-            "with --nifti-vectors ras"
+            "with `vectors` ras"
         )
     as_read: Vectors = "ras" if intent == NIFTI_DISPLACEMENT else "lps"  # ITK turns the first into LPS
     if (vectors or as_read) != as_read:

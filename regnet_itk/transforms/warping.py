@@ -189,7 +189,7 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
     import SimpleITK as sitk
 
     if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
-        raise ImageError("the segmentation holds values that are not whole numbers; leave --label away for images")
+        raise ImageError("the segmentation holds values that are not whole numbers; leave `label` away for images")
     if labels.array.dtype.itemsize == 8 and labels.array.size and np.abs(labels.array).max() > _LARGEST_LABEL:
         raise ImageError(f"the segmentation holds labels above {_LARGEST_LABEL}; give them smaller numbers")
     check_overlap(labels.grid, chain, grid)

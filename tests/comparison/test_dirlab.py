@@ -91,7 +91,7 @@ def test_the_way_of_the_slices_can_be_given_and_must_be_where_nothing_moves(tmp_
     write_phase(tmp_path, "copd3_iBHCT.img", "copd3_300_iBH_xyz_r1.txt", INHALE)
     write_phase(tmp_path, "copd3_eBHCT.img", "copd3_300_eBH_xyz_r1.txt", INHALE)
     (case,) = find_cases([tmp_path])
-    with pytest.raises(ParameterError, match="--slices"):
+    with pytest.raises(ParameterError, match="`slices`"):
         import_case(case, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     import_case(case, tmp_path / "out", slices="head-first")
@@ -138,7 +138,7 @@ def test_the_table_of_cases():
 
 def test_values_that_need_no_offset_are_noticed(tmp_path):
     (tmp_path / "a.img").write_bytes(np.full(SMALL.shape, -900, dtype="<i2").tobytes())
-    with pytest.raises(ImageError, match="--offset 0"):
+    with pytest.raises(ImageError, match="`offset` 0"):
         read_raw(tmp_path / "a.img", SMALL)
     assert read_raw(tmp_path / "a.img", SMALL, offset=0).array[0, 0, 0] == -900
     (tmp_path / "b.img").write_bytes(np.full(SMALL.shape, 1024 + 300, dtype="<i2").tobytes())

@@ -879,7 +879,7 @@ def test_what_report_refuses(home, capsys):
     )
     before = sorted(home.rglob("*"))
     for words, message in (
-        (["empty"], "'empty' has no registration.json: give the -out folder of a finished regnet-itk run"),
+        (["empty"], "'empty' has no registration.json: give the output folder of a finished registration"),
         (["nowhere"], "'nowhere' is no folder with a registration.json"),
         (["damaged"], "is damaged, or was not written by regnet-itk run"),
         (["odd"], "is damaged, or was not written by regnet-itk run"),

@@ -1,0 +1,33 @@
+"""The flags that stand for arguments of the library.
+
+The library's messages name its arguments, in backticks: "give it with `like`". Users of the command line read flags.
+"""
+
+from __future__ import annotations
+
+import re
+
+FLAGS = {
+    "bspline_spacing": "--bspline-spacing",
+    "chains": "--method",
+    "device": "--device",
+    "fixed": "-f",
+    "fixed_landmarks": "-fp",
+    "fixed_mask": "-fMask",
+    "initial": "-t0",
+    "label": "--label",
+    "like": "--like",
+    "moving": "-m",
+    "moving_landmarks": "-mp",
+    "moving_mask": "-mMask",
+    "names": "--methods",
+    "offset": "--offset",
+    "slices": "--slices",
+    "spacing": "--spacing",
+    "vectors": "--nifti-vectors",
+}
+
+
+def name_flags(message: str) -> str:
+    """Return a message of the library with flags in place of its arguments."""
+    return re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)

@@ -13,7 +13,8 @@ from regnet_itk.metrics.inverse_consistency import inverse_consistency
 from regnet_itk.metrics.registered_pair import overview_grid
 from regnet_itk.registration_events import RegistrationEvents, StageEvents, WayBackEvents
 from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
-from regnet_itk.results import RegistrationResult, StageReport, describe_error
+from regnet_itk.results import RegistrationResult
+from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain

@@ -10,7 +10,7 @@ from regnet_itk.events import Events, PrefixedLog, Progress
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.metrics.measures import ErrorSummary
-    from regnet_itk.results import StageReport
+    from regnet_itk.stage_report import StageReport
 
 
 class RegistrationEvents(Events):

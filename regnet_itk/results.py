@@ -6,74 +6,29 @@ import json
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
-from regnet_itk.data.image_files import write_image
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.metrics.registered_pair import overview_grid
 from regnet_itk.outputs import staged_folder
+from regnet_itk.result_files import write_chain_files, write_stage_files
+from regnet_itk.stage_report import StageReport
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.versions import package_versions
 
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
-    from regnet_itk.parameters import ParameterMap
-    from regnet_itk.stages.base import Detail, ImagePair
+    from regnet_itk.stages.base import ImagePair
 
 BACKWARD_FOLDER = "backward"
 """Where, in the folder of a registration both ways, the one of the fixed to the moving image lies."""
-
-_PACKAGES = ("regnet-itk", "itk", "itk-elastix", "SimpleITK", "torch", "numpy", "scipy", "scikit-image")
-
-
-def describe_error(error: ErrorSummary) -> str:
-    """Return a landmark error as one line of text."""
-    return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks)"
-
-
-@dataclass(frozen=True, eq=False)
-class StageReport:
-    """What one stage did.
-
-    Parameters
-    ----------
-    name : str
-    parameters : ParameterMap
-    seconds : float
-        Wall-clock time.
-    links : int
-        How many links of the chain there are after this stage.
-    warped : Image or None
-        The moving image after this stage, if the stage was told to make it.
-    tre : ErrorSummary or None
-        Landmark error after this stage.
-    details : mapping
-        Model, device ..
-    iteration_info : mapping
-        elastix's tables of the iterations, by resolution.
-    """
-
-    name: str
-    parameters: ParameterMap
-    seconds: float
-    links: int
-    warped: Image | None
-    tre: ErrorSummary | None = None
-    details: Mapping[str, Detail] = field(default_factory=dict)
-    iteration_info: Mapping[str, str] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        error = f", landmarks {describe_error(self.tre)}" if self.tre else ""
-        return f"StageReport({self.name}, {self.seconds:.1f} s{error})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,14 +202,7 @@ class RegistrationResult:
             As for `write_transforms`.
         """
         self.write_transforms(folder, final_folder)
-        for number, report in enumerate(self.stages):
-            if report.warped is not None:
-                usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
-                suffix = report.parameters.get_str("ResultImageFormat", usual)
-                compress = report.parameters.get_bool("CompressResultImage", True)
-                write_image(report.warped, folder / f"result.{number}.{suffix}", compress)
-            for resolution, text in report.iteration_info.items():
-                (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
+        write_stage_files(self.stages, folder)
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
         """Write the chain's elastix files, so that the folder has all that they need.
@@ -273,39 +221,8 @@ class RegistrationResult:
         list of Path
             One file for each link of the chain; the last one stands for the whole.
         """
-        final = (final_folder or folder).resolve()
-        resampling = resampling_parameters(self.pair.fixed.grid)  # a transform of ITK does not say how to resample
-        links = [
-            link if "Size" in link.parameters else replace(link, parameters=link.parameters.with_(resampling))
-            for link in self.chain.links
-        ]
-        with staged_folder(folder) as stage:
-            written = write_elastix(TransformChain(tuple(links)), stage, final)
-            if self.initial_links:
-                new_names = {file.name: self._file_name(file.name) for file in stage.iterdir()}
-                rename_elastix_files(stage, new_names, final)
-                written = [stage / new_names[file.name] for file in written]
-        return [folder / file.name for file in written]
-
-    def _file_name(self, numbered: str) -> str:
-        """Return the name of a file of the chain, whose links are numbered from 0, initial ones included."""
-        kind, tag, suffix = numbered.split(".")
-        number, dash, part = tag.partition("-")
-        if int(number) >= self.initial_links:
-            return f"{kind}.{int(number) - self.initial_links}{dash}{part}.{suffix}"
-        return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"
+        return write_chain_files(self.chain, self.initial_links, self.pair.fixed.grid, folder, final_folder)
 
 
 def _describe(image: Image) -> dict[str, Any]:
     return {"size": image.grid.size, "spacing": image.grid.spacing, "pixel_type": str(image.array.dtype)}
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of this package and of those whose work it passes on, by name."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

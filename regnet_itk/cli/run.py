@@ -18,7 +18,8 @@ from regnet_itk.cli.screen import Screen
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.metrics.measures import ErrorSummary
-    from regnet_itk.results import RegistrationResult, StageReport
+    from regnet_itk.results import RegistrationResult
+    from regnet_itk.stage_report import StageReport
 
 
 @click.command("run", cls=StrictCommand, context_settings=options.HELP)
@@ -115,12 +116,12 @@ class _RunScreen(Screen):
         self._stages = stages
 
     def landmarks_before(self, error: ErrorSummary) -> None:
-        from regnet_itk.results import describe_error
+        from regnet_itk.stage_report import describe_error
 
         self.say(f"before: TRE {describe_error(error)}")
 
     def stage_done(self, number: int, report: StageReport) -> None:
-        from regnet_itk.results import describe_error
+        from regnet_itk.stage_report import describe_error
 
         way = "backward " if number >= self._stages else ""
         tre = f", TRE {describe_error(report.tre)}" if report.tre else ""

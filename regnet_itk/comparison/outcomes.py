@@ -14,9 +14,9 @@ from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
-from regnet_itk.results import package_versions
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.versions import package_versions
 
 CAPTURE_RANGE = 8.0
 """mm; TRE' is the error of the landmarks that are nearer than this after the first stage."""

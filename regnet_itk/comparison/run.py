@@ -28,7 +28,7 @@ from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
-from regnet_itk.results import package_versions
+from regnet_itk.versions import package_versions
 
 _FOR_REGISTRATION = ("fixed", "moving")
 _MASKS = ("fixed_mask", "moving_mask")

@@ -13,7 +13,8 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.landmarks import Landmarks
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.viewer import ViewerPair, Volume
-from regnet_itk.results import RegistrationResult, StageReport
+from regnet_itk.results import RegistrationResult
+from regnet_itk.stage_report import StageReport
 from regnet_itk.stages.base import ImagePair, StageResult
 from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain

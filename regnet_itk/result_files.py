@@ -1,0 +1,96 @@
+"""The files of a registration that elastix has too: the transforms, the result images, the tables of the iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regnet_itk.data.image_files import write_image
+from regnet_itk.outputs import staged_folder
+from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
+from regnet_itk.transforms.resampling_keys import resampling_parameters
+
+if TYPE_CHECKING:
+    from regnet_itk.data.grid import Grid
+    from regnet_itk.stage_report import StageReport
+
+
+def write_stage_files(reports: Sequence[StageReport], folder: Path) -> None:
+    """Write ``result.N.<format>`` and ``IterationInfo.N.R.txt`` of each stage that has them.
+
+    Parameters
+    ----------
+    reports : sequence of StageReport
+        Of the stages, in their order.
+    folder : Path
+        Must exist.
+
+    Raises
+    ------
+    OutputError
+        If an image cannot be written.
+    """
+    for number, report in enumerate(reports):
+        if report.warped is not None:
+            usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
+            suffix = report.parameters.get_str("ResultImageFormat", usual)
+            compress = report.parameters.get_bool("CompressResultImage", True)
+            write_image(report.warped, folder / f"result.{number}.{suffix}", compress)
+        for resolution, text in report.iteration_info.items():
+            (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
+
+
+def write_chain_files(
+    chain: TransformChain, initial_links: int, grid: Grid, folder: Path, final_folder: Path | None = None
+) -> list[Path]:
+    """Write the elastix files of a chain, so that the folder has all that they need.
+
+    Stage N is ``TransformParameters.N.txt``; what was given before the stages is ``InitialTransform.N.txt``.
+
+    Parameters
+    ----------
+    chain : TransformChain
+    initial_links : int
+        How many of its links were given before the stages.
+    grid : Grid
+        The fixed image's, for links that do not say how to resample.
+    folder : Path
+        Where to write; it must exist.
+    final_folder : Path, optional
+        Where the files will lie in the end, if `folder` is a temporary one.
+
+    Returns
+    -------
+    list of Path
+        One file for each link of the chain; the last one stands for the whole.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    final = (final_folder or folder).resolve()
+    resampling = resampling_parameters(grid)  # a transform of ITK does not say how to resample
+    links = [
+        link if "Size" in link.parameters else replace(link, parameters=link.parameters.with_(resampling))
+        for link in chain.links
+    ]
+    with staged_folder(folder) as stage:
+        written = write_elastix(TransformChain(tuple(links)), stage, final)
+        if initial_links:
+            new_names = {file.name: _file_name(file.name, initial_links) for file in stage.iterdir()}
+            rename_elastix_files(stage, new_names, final)
+            written = [stage / new_names[file.name] for file in written]
+    return [folder / file.name for file in written]
+
+
+def _file_name(numbered: str, initial_links: int) -> str:
+    """Return the name of a file of the chain, whose links are numbered from 0, initial ones included."""
+    kind, tag, suffix = numbered.split(".")
+    number, dash, part = tag.partition("-")
+    if int(number) >= initial_links:
+        return f"{kind}.{int(number) - initial_links}{dash}{part}.{suffix}"
+    return f"{'InitialTransform' if suffix == 'txt' else 'initialDeformationField'}.{tag}.{suffix}"

@@ -1,0 +1,54 @@
+"""What one stage of a registration did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regnet_itk.data.image import Image
+    from regnet_itk.metrics.measures import ErrorSummary
+    from regnet_itk.parameters import ParameterMap
+    from regnet_itk.stages.base import Detail
+
+
+def describe_error(error: ErrorSummary) -> str:
+    """Return a landmark error as one line of text."""
+    return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks)"
+
+
+@dataclass(frozen=True, eq=False)
+class StageReport:
+    """What one stage did.
+
+    Parameters
+    ----------
+    name : str
+    parameters : ParameterMap
+    seconds : float
+        Wall-clock time.
+    links : int
+        How many links of the chain there are after this stage.
+    warped : Image or None
+        The moving image after this stage, if the stage was told to make it.
+    tre : ErrorSummary or None
+        Landmark error after this stage.
+    details : mapping
+        Model, device ..
+    iteration_info : mapping
+        elastix's tables of the iterations, by resolution.
+    """
+
+    name: str
+    parameters: ParameterMap
+    seconds: float
+    links: int
+    warped: Image | None
+    tre: ErrorSummary | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    iteration_info: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        error = f", landmarks {describe_error(self.tre)}" if self.tre else ""
+        return f"StageReport({self.name}, {self.seconds:.1f} s{error})"

@@ -21,6 +21,7 @@ from .data.landmarks import Landmarks as Landmarks
 from .data.landmarks import read_landmarks as read_landmarks
 from .data.landmarks import write_landmarks as write_landmarks
 from .errors import RegNetItkError as RegNetItkError
+from .events import Progress as Progress
 from .inspection import inspect_file as inspect_file
 from .interfaces.itk_elastix import RegNetRegistrationMethod as RegNetRegistrationMethod
 from .interfaces.itk_elastix import registration_method as registration_method
@@ -44,6 +45,7 @@ from .parameters import read_parameter_map as read_parameter_map
 from .parameters import shipped_parameter_files as shipped_parameter_files
 from .parameters import write_parameter_map as write_parameter_map
 from .registration import register as register
+from .registration_events import RegistrationEvents as RegistrationEvents
 from .results import RegistrationResult as RegistrationResult
 from .stages.base import ImagePair as ImagePair
 from .stages.base import RunOptions as RunOptions

@@ -242,7 +242,7 @@ def run(given: argparse.Namespace) -> None:
         if not model.exists() and (not given.only or name in given.only):
             with TrainingScreen() as screen:
                 screen.say(name)
-                options = TrainingOptions(given.device, cache, start, screen.say, screen.watch)
+                options = TrainingOptions(given.device, cache, start_from=start, say=screen.say, watch=screen.watch)
                 Trainer(config, given.images, folder, options).run()
         if model.exists():
             models[name], curves[name] = model, TrainingLog(folder).rows()

@@ -16,7 +16,7 @@ from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.table_text import format_number, format_rows
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric, mean_of
-from regnet_itk.metrics.paired_tests import PairedDifference, holm, paired_difference
+from regnet_itk.metrics.paired_tests import PairedDifference, adjust_by_holm, paired_difference
 from regnet_itk.report.elements import Cell, Column, Table, Value
 
 ALL, NO_GROUP = "all", "no group"
@@ -220,7 +220,7 @@ def compare_methods(comparison: Comparison, seed: int = 0) -> list[DifferenceRow
             known = np.array([ab for ab in both if np.isfinite(ab).all()]).reshape(-1, 2)
             if len(known) > 1:
                 found.append((first.name, second.name, paired_difference(known[:, 0], known[:, 1], seed=seed)))
-        adjusted = holm([difference.p_value for *_, difference in found])
+        adjusted = adjust_by_holm([difference.p_value for *_, difference in found])
         rows += [DifferenceRow(name, *row, p) for row, p in zip(found, adjusted, strict=True)]
     return rows
 

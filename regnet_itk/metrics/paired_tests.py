@@ -114,7 +114,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def adjust_by_holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by Holm's method; NaN stays NaN and is not counted.
 
     Parameters

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from regnet_itk.errors import ParameterError
-from regnet_itk.metrics.paired_tests import bootstrap_interval, holm, paired_difference, wilcoxon_p_value
+from regnet_itk.metrics.paired_tests import adjust_by_holm, bootstrap_interval, paired_difference, wilcoxon_p_value
 
 A = np.array([1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30])
 B = np.array([0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29])
@@ -73,17 +73,17 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.04: times 3, 2, 1, none below the one before
-    assert holm([0.02, 0.04, 0.01]) == pytest.approx([0.04, 0.04, 0.03])
-    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
-    assert holm([0.7, 0.6]) == pytest.approx([1.0, 1.0])
-    adjusted = holm([math.nan, 0.01])
+    assert adjust_by_holm([0.02, 0.04, 0.01]) == pytest.approx([0.04, 0.04, 0.03])
+    assert adjust_by_holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert adjust_by_holm([0.7, 0.6]) == pytest.approx([1.0, 1.0])
+    adjusted = adjust_by_holm([math.nan, 0.01])
     assert math.isnan(adjusted[0]) and adjusted[1] == 0.01
-    assert holm([]) == []
+    assert adjust_by_holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_keeps_the_order_and_never_lowers(p_values):
-    adjusted = holm(p_values)
+    adjusted = adjust_by_holm(p_values)
     assert all(a >= p and a <= 1 for a, p in zip(adjusted, p_values, strict=True))
     order = np.argsort(p_values, kind="stable")
     assert (np.diff(np.array(adjusted)[order]) >= 0).all()

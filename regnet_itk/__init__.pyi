@@ -51,6 +51,8 @@ from .stages.base import ImagePair as ImagePair
 from .stages.base import RunOptions as RunOptions
 from .stages.base import Stage as Stage
 from .stages.base import StageResult as StageResult
+from .transforms.base import TransformType as TransformType
+from .transforms.chain import Link as Link
 from .transforms.chain import TransformChain as TransformChain
 from .transforms.conversion import convert as convert
 from .transforms.elastix_reading import read_chain as read_chain
@@ -63,6 +65,7 @@ from .transforms.jacobian import jacobian_determinant_on as jacobian_determinant
 from .transforms.jacobian import summarise_folding as summarise_folding
 from .transforms.point_mapping import map_landmarks as map_landmarks
 from .transforms.reading import read_transform as read_transform
+from .transforms.registry import register_transform as register_transform
 from .transforms.repair import repair_folder as repair_folder
 from .transforms.warping import WarpSettings as WarpSettings
 from .transforms.warping import warp_image as warp_image

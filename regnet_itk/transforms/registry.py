@@ -32,6 +32,22 @@ def register_transform(kind: TransformType) -> None:
     ------
     TransformError
         If another type has its class or one of its names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import TransformType, register_transform
+    >>> from regnet_itk.transforms.matrix import MatrixTransform
+    >>> from regnet_itk.transforms.registry import known_names, unregister_transform
+    >>> class Mirror(MatrixTransform):
+    ...     pass
+    >>> def read_mirror(values, folder):
+    ...     return Mirror(np.diag([-1.0, 1.0, 1.0]))
+    >>> mirror = TransformType(Mirror, ("MirrorTransform",), read_mirror)
+    >>> register_transform(mirror)
+    >>> known_names()[-1]
+    'MirrorTransform'
+    >>> unregister_transform(mirror)
     """
     _check(kind, known_types())
     _registered.append(kind)

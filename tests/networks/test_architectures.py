@@ -37,7 +37,7 @@ def test_a_record_fits_its_network(name: str) -> None:
     loss.backward()
     assert all(p.grad is not None for p in network.parameters())
     exact = [torch.nn.functional.avg_pool3d(u, u.shape[-1] // o.shape[-1]) for o in outputs]
-    assert float(record.loss(exact, u, weight)) < float(loss)
+    assert float(record.loss(exact, u, weight)) < float(loss.detach())
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
     assert bool(norms) == record.has_batch_statistics
     fewer = record.with_heads(network, False)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from evaluate_models import test_pairs
 
+from regnet_itk.cli.run_log import LogToScreen, heard_by
 from regnet_itk.cli.train import TrainingScreen
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
@@ -240,9 +241,9 @@ def run(given: argparse.Namespace) -> None:
         folder = given.out / folder_name(name)
         model = folder / f"{config.name or config.network}.safetensors"
         if not model.exists() and (not given.only or name in given.only):
-            with TrainingScreen() as screen:
+            with TrainingScreen() as screen, heard_by(LogToScreen(screen)):
                 screen.say(name)
-                options = TrainingOptions(given.device, cache, start_from=start, say=screen.say, watch=screen.watch)
+                options = TrainingOptions(given.device, cache=cache, start_from=start, events=screen)
                 Trainer(config, given.images, folder, options).run()
         if model.exists():
             models[name], curves[name] = model, TrainingLog(folder).rows()

@@ -7,12 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from regnet_itk.events import LOGGER
 
-if TYPE_CHECKING:
-    from regnet_itk.cli.screen import Screen
+
+class Lines(Protocol):
+    """Where lines are shown."""
+
+    def say(self, line: str) -> None:
+        """Show what was reached."""
+
+    def warn(self, line: str) -> None:
+        """Show a warning."""
 
 
 @contextmanager
@@ -42,7 +49,7 @@ class WarningsToStderr(logging.Handler):
 class LogToScreen(logging.Handler):
     """Shows the lines of what was reached, and warnings."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Lines) -> None:
         super().__init__(logging.INFO)
         self._screen = screen
 
@@ -60,7 +67,7 @@ class RunLog(logging.Handler):
     Within `heard_by` all that the library logs is among them.
     """
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Lines) -> None:
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
         self._started, self._screen = time.perf_counter(), screen

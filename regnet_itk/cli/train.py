@@ -12,11 +12,13 @@ import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.training.events import TrainingEvents
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
 
-    from regnet_itk.training.loop import TrainingProgress
+    from regnet_itk.training.events import TrainingStep
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -62,14 +64,13 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
     if given["seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=given["seed"])
     recipe = divide_images(recipe, images, given["validation"])
-    with TrainingScreen() as screen:
+    with TrainingScreen() as screen, heard_by(LogToScreen(screen)):
         chosen = TrainingOptions(
             given["device"],
             cache=given["cache"],
             masks=given["masks"],
             start_from=find_model(start_from) if start_from else None,
-            say=screen.say,
-            watch=screen.watch,
+            events=screen,
         )
         screen.say(f"training on {len(recipe.train)} image(s), judged by {', '.join(recipe.validation)}")
         trainer = Trainer(recipe, images, out, chosen)
@@ -79,19 +80,20 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
         screen.say(f"the model is {path}; how it went: {out / 'log.png'}")
 
 
-class TrainingScreen:
+class TrainingScreen(TrainingEvents):
     """A bar on a terminal, lines elsewhere; used as a context."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
+        self._bar: Bars | None = None
         self._last_line = time.monotonic()
 
     def __enter__(self) -> TrainingScreen:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bars
 
-            self._bar = Progress(
+            self._bar = Bars(
                 TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
                 console=Console(stderr=True),
             )  # fmt: skip
@@ -111,8 +113,12 @@ class TrainingScreen:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def watch(self, now: TrainingProgress) -> None:
-        """Take a report of one step."""
+    def warn(self, line: str) -> None:
+        """Print a warning above the bar."""
+        self.say(line)
+
+    def step_done(self, now: TrainingStep) -> None:
+        """Show how far the training is."""
         validation = "" if now.validation is None else f", validation {now.validation:.2f} mm"
         text = (
             f"loss {now.loss:.3f}{validation}, {now.blocks_per_second:.2f} blocks/s, {_duration(now.seconds_left)} left"

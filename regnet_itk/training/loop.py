@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.config import Judge, Phase, TrainingConfig
 from regnet_itk.training.description import describe_machine, describe_model, model_name
+from regnet_itk.training.events import TrainingEvents, TrainingStep
 from regnet_itk.training.learner import Learner
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.pairs import PairBlocks
@@ -56,31 +56,15 @@ class TrainingOptions:
         Folder with a mask of the same name for each image, in place of the region that is found in it.
     start_from : Path, optional
         A model whose weights training begins with.
-    say : callable
-        Takes the lines that tell how far training is.
-    watch : callable
-        Is told of every step.
+    events : TrainingEvents
+        Hears of every step, and logs a line for each validation.
     """
 
     device: str = "auto"
     cache: Path | None = None
     masks: Path | None = None
     start_from: Path | None = None
-    say: Callable[[str], None] = lambda _: None
-    watch: Callable[[TrainingProgress], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far a run is."""
-
-    step: int
-    steps: int
-    loss: float
-    validation: float | None
-    """Error of the last validation, mm."""
-    blocks_per_second: float
-    seconds_left: float
+    events: TrainingEvents = field(default_factory=TrainingEvents)
 
 
 class Trainer:
@@ -122,7 +106,9 @@ class Trainer:
         cache = options.cache or self.folder / "cache"
         how = Preparation(config.shown, config.source_smoothing, options.masks)
         self.train_images, self.validation_images = (
-            prepare([paths[name] for name in names], config, how, cache, processes=self.processes, say=options.say)
+            prepare(
+                [paths[name] for name in names], config, how, cache, processes=self.processes, log=options.events.log
+            )
             for names in (config.train, config.validation)
         )
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
@@ -229,8 +215,8 @@ class Trainer:
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
         steps = sum(self.phase_steps)
         mean = self.seconds / self.step if self.step else seconds
-        self.options.watch(
-            TrainingProgress(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
+        self.options.events.step_done(
+            TrainingStep(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
         )
 
     def _maker(self, phase: Phase, random: Random) -> BlockMaker | PairBlocks:
@@ -289,7 +275,7 @@ class Trainer:
         row = LogRow(self.step, phase, self.seconds, rate, loss, left, found.error, *found.per_axis, found.displacement)
         self.log.append(row)
         self.log.draw()
-        self.options.say(row.line())
+        self.options.events.log.info(row.line())
 
     @property
     def _checkpoint_path(self) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from regnet_itk.events import LOGGER, Log
 from regnet_itk.networks.architectures import Shape, find_architecture
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.training.blocks import BlockMaker
@@ -50,7 +50,7 @@ def prepare(
     cache: Path,
     *,
     processes: Processes,
-    say: Callable[[str], None] = lambda _: None,
+    log: Log = LOGGER,
 ) -> Prepared:
     """Prepare images as the phases of a configuration need them: to cut blocks from, or as whole pairs, or both.
 
@@ -63,8 +63,8 @@ def prepare(
         Folder; what lies there is not made anew.
     processes : Processes
         The first one prepares, the others read.
-    say : callable
-        Takes a line for each image.
+    log : Logger
+        Is given a line for each image.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def prepare(
         if not processes.first:
             processes.wait()
         else:
-            say(f"preparing image {number} of {len(paths)}: {path.name}")
+            log.info(f"preparing image {number} of {len(paths)}: {path.name}")
         if config.judged_by or any(phase.pairs is None for phase in config.phases):
             found.sources.append(load_source(path, how, cache))
         if recipe:

@@ -6,6 +6,7 @@ import logging
 
 from regnet_itk.events import Progress
 from regnet_itk.registration_events import RegistrationEvents
+from regnet_itk.training.events import TrainingEvents, TrainingStep
 
 
 class Heard(RegistrationEvents):
@@ -26,8 +27,22 @@ class Heard(RegistrationEvents):
         self.reports.append((number, report.name))
 
 
+class HeardTraining(TrainingEvents):
+    """Remembers every step, and the lines of log."""
+
+    def __init__(self) -> None:
+        self.steps: list[TrainingStep] = []
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+        self.log = logging.Logger("heard", logging.DEBUG)
+        self.log.addHandler(_Lines(self))
+
+    def step_done(self, now):
+        self.steps.append(now)
+
+
 class _Lines(logging.Handler):
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: Heard | HeardTraining) -> None:
         super().__init__()
         self._heard = heard
 

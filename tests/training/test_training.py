@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from listening import HeardTraining
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from training_cases import write_chests
@@ -483,9 +484,9 @@ def interrupt_at(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -
 def test_training_continues_to_the_bit(
     network: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
+    heard = HeardTraining()
     config = tiny(network)
-    start = Trainer(config, images, tmp_path / "whole", TrainingOptions("cpu", say=lines.append))
+    start = Trainer(config, images, tmp_path / "whole", TrainingOptions("cpu", events=heard))
     before = {name: tensor.clone() for name, tensor in start.learner.network.state_dict().items()}
     whole = load_model(start.run())
     assert isinstance(whole.network, RegNet if network == "regnet" else CoarseToFineRegNet)
@@ -504,7 +505,9 @@ def test_training_continues_to_the_bit(
     assert all(None not in row and None not in row.values() for row in log)
     assert all(float(row["displacement_mm"]) > 0.1 and float(row["error_mm"]) > 0 for row in log)
     assert all(0 < float(row["share_left"]) < 1e3 for row in log)
-    assert sum(line.startswith("step") for line in lines) == 2
+    assert sum(line.startswith("step") for line in heard.lines) == 2
+    assert [now.step for now in heard.steps] == [1, 2, 3, 4]
+    assert {now.steps for now in heard.steps} == {4}
 
     cut = Trainer(config, images, tmp_path / "cut", CPU)
     interrupt_at(cut, 3, monkeypatch)

@@ -17,7 +17,7 @@ import numpy as np
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image_files import read_image
+from regnet_itk.data.image_files import open_image, read_image
 from regnet_itk.data.landmarks import check_inside, read_landmarks
 from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, read_nifti_intent
 from regnet_itk.data.suffixes import (
@@ -29,13 +29,13 @@ from regnet_itk.data.suffixes import (
     NIFTI_SUFFIXES,
     PARAMETER_SUFFIXES,
 )
-from regnet_itk.errors import ParameterError, PointsError, TransformError, did_you_mean
+from regnet_itk.errors import ImageError, ParameterError, PointsError, TransformError, did_you_mean
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.registry import check_parameter_map, find_stage
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
-from regnet_itk.transforms.elastix_reading import file_keys, read_chain, read_transform_map
+from regnet_itk.transforms.elastix_reading import check_start_is_told, file_keys, read_chain, read_transform_map
 from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.reading import read_field, transform_grid
 
@@ -122,13 +122,11 @@ def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
 def _voxels(path: Path) -> Inspection:
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        reader = open_image(path, "image")
+    except ImageError:
         if path.name.lower().endswith(IMAGE_SUFFIXES):
-            return _image(path)  # says why not
+            raise
         known = (*IMAGE_SUFFIXES, *PARAMETER_SUFFIXES, *_TRANSFORM_SUFFIXES, *LANDMARK_SUFFIXES, MODEL_SUFFIX)
         given = path.suffix or "no suffix"
         raise TransformError(f"'{path}': nothing is known about '{given}'{did_you_mean(given, known)}") from None
@@ -280,6 +278,7 @@ class _Walk:
             self.files.append((path, None))
             return
         values = read_transform_map(path)
+        check_start_is_told(values)
         self.files.append((path, values))
         if INITIAL_KEYS[0] in values and INITIAL_KEYS[1] not in values and initial_file(values):
             self.warnings.append(

@@ -190,6 +190,23 @@ def _toml_values(values: tuple[str, ...]) -> str:
     return items[0] if len(items) == 1 else f"[{', '.join(items)}]"
 
 
+def decode_text(raw: bytes) -> str:
+    """Return the text of a parameter or transform file: UTF-8, or with comments in Latin-1, as older editors wrote.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If it is neither, or if anything but comments is not UTF-8: a path, for instance, would name another file.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        lines = raw.decode("latin-1").splitlines()
+        if b"\0" in raw or not all(line.partition("//")[0].isascii() for line in lines):
+            raise
+        return "\n".join(lines)
+
+
 def parse_parameter_text(text: str, source: str = "<text>") -> ParameterMap:
     """Parse elastix's own syntax: ``(Key value value ..)``, one a line, ``//`` begins a comment.
 
@@ -311,7 +328,7 @@ def read_parameter_map(path_or_name: str | Path) -> ParameterMap:
     if not path.is_file():
         path = _shipped(str(path_or_name))
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError:
         raise ParameterError(f"parameter file '{path}' is not a text file") from None
     except OSError as error:

@@ -9,10 +9,10 @@ import numpy as np
 
 from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
-from regnet_itk.parameters import ParameterMap, parse_parameter_text, parse_parameter_toml
+from regnet_itk.parameters import ParameterMap, decode_text, parse_parameter_text, parse_parameter_toml
 from regnet_itk.transforms.base import Transform
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, initial_file, locate_file
 from regnet_itk.transforms.itk_files import read_itk
 from regnet_itk.transforms.registry import find_elastix_type, known_names, known_types
 
@@ -127,10 +127,12 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     values = read_transform_map(path)
     if "Transform" not in values:
         raise TransformError(f"'{path}' is not a transform file: it has no (Transform ..)")
-    return _initial_chain(values, here.parent, (*seen, here)).then(_checked_link(values, here.parent))
+    link = _checked_link(values, here.parent)
+    return _initial_chain(values, here.parent, (*seen, here)).then(link)
 
 
 def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
+    check_start_is_told(values)
     name = initial_file(values)
     if name is None:
         return TransformChain()
@@ -138,6 +140,21 @@ def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -
     if found is None:
         raise TransformError(f"{values.source}: its initial transform '{name}' does not exist; correct the path")
     return read_itk(found) if found.suffix.lower() in ITK_SUFFIXES else _read_elastix(found, seen)
+
+
+def check_start_is_told(values: ParameterMap) -> None:
+    """Refuse a transform file that says it is added to the transform before it, but not to which one.
+
+    Raises
+    ------
+    TransformError
+        If no key names the initial transform, or says that there is none.
+    """
+    if values.get_str("HowToCombineTransforms", "") == "Add" and not any(key in values for key in INITIAL_KEYS):
+        raise TransformError(
+            f"{values.source}: the key '{INITIAL_KEYS[0]}' is missing, and the file may be cut off; without an initial "
+            f'transform, write ({INITIAL_KEYS[0]} "{NO_INITIAL}")'
+        )
 
 
 def read_transform_map(path: Path) -> ParameterMap:
@@ -150,7 +167,7 @@ def read_transform_map(path: Path) -> ParameterMap:
     """
     parse = parse_parameter_toml if path.suffix.lower() == ".toml" else parse_parameter_text
     try:
-        return parse(path.read_text(encoding="utf-8-sig"), str(path))
+        return parse(decode_text(path.read_bytes()), str(path))
     except UnicodeDecodeError:
         raise TransformError(f"'{path}' is not a transform file: it is not text") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from regnet_itk.data.suffixes import ITK_SUFFIXES
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import write_whole
 from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.itk_guard import try_itk_file
 from regnet_itk.transforms.matrix import matrix_of
 from regnet_itk.transforms.registry import find_itk_type
 
@@ -53,26 +55,95 @@ def _check_hdf5(path: Path) -> None:
         raise TransformError(f"transform file '{path}' cannot be read: it is cut off ({size} of {end} bytes)")
 
 
+_TEXT_SUFFIXES = (".tfm", ".txt")
+_TEXT_BEGINS = "#Insight Transform File"
+_ON_A_GRID = ("BSplineTransform", "DisplacementFieldTransform")  # their fixed parameters begin with the size
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a text file that was cut off, asks for more numbers than it has, or holds what is no number.
+
+    ITK takes a transform without its parameters as the identity.
+    """
+    where = f"transform file '{path}' cannot be read"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TransformError(f"{where}: it is damaged: its text is not UTF-8") from None
+    if not text.startswith(_TEXT_BEGINS):
+        raise TransformError(f"{where}: it does not begin with '{_TEXT_BEGINS}'")
+    if not text.endswith("\n"):  # the only sign that digits of the last number may be missing
+        raise TransformError(f"{where}: its last line has no end, it may be cut off; copy it again, or end the line")
+    name, found = "", dict[str, list[float]]()
+    for line in [*text.splitlines(), "Transform: end"]:
+        key, _, value = line.partition(":")
+        key = key.strip()
+        if key == "Transform":
+            _check_counts(name, found, where)
+            name, found = value.strip(), {}
+        elif key in ("Parameters", "FixedParameters"):
+            try:
+                found[key] = [float(word) for word in value.split()]
+            except ValueError:
+                raise TransformError(f"{where}: {key} of its {name} hold what is no number") from None
+            if not np.isfinite(found[key]).all():
+                raise TransformError(f"{where}: {key} of its {name} hold a number that is not finite")
+
+
+def _check_counts(name: str, found: dict[str, list[float]], where: str) -> None:
+    if not name or name.startswith("CompositeTransform"):
+        return
+    for key in ("Parameters", "FixedParameters"):
+        if key not in found:
+            raise TransformError(f"{where}: its {name} has no {key}; it is cut off")
+    dimension = 2 if name.endswith("_2_2") else 3
+    if name.startswith(_ON_A_GRID):
+        size = found["FixedParameters"][:dimension]
+        wanted = dimension * math.prod(size)
+        if len(size) < dimension or wanted != len(found["Parameters"]):
+            told = " x ".join(f"{n:g}" for n in size)
+            raise TransformError(
+                f"{where}: the grid of its {name} has {told} points, which need {wanted:g} parameters, and it holds "
+                f"{len(found['Parameters'])}"
+            )
+
+
 def read_itk(path: Path) -> TransformChain:
     """Read an ITK transform file (.h5, .tfm, .mat, .xfm).
 
     Raises
     ------
     TransformError
-        If it cannot be read, is not 3D, or is of a type that chains do not hold.
+        If it cannot be read, is damaged, is not 3D, holds numbers that are not finite, or is of a type that chains do
+        not hold.
     """
     import SimpleITK as sitk
 
     if path.suffix.lower() in (".h5", ".hdf5"):
         _check_hdf5(path)
+    elif path.suffix.lower() in _TEXT_SUFFIXES:
+        _check_text(path)
+    if (reason := try_itk_file(path)) is not None:
+        raise TransformError(f"transform file '{path}' cannot be read: {reason}")
     try:
         found = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise TransformError(f"transform file '{path}' cannot be read: {reason}") from None
+    except KeyError:
+        return _read_nameless(path)
     if found.GetDimension() != 3:
         raise TransformError(f"transform file '{path}' is {found.GetDimension()}D; only 3D transforms can be used")
     return chain_from_sitk(found, str(path))
+
+
+def _read_nameless(path: Path) -> TransformChain:
+    """Read a transform of a class that ITK has and SimpleITK does not, such as ComposeScaleSkewVersor3DTransform."""
+    import itk
+
+    transforms = itk.transformread(str(path))
+    names = ", ".join(type(transform).__name__ for transform in transforms)
+    if len(transforms) != 1 or not transforms[0].IsLinear():
+        raise TransformError(f"{path}: the ITK transform {names} is not supported; give a matrix, B-spline or field")
+    matrix = matrix_of(lambda points: np.array([list(transforms[0].TransformPoint(p)) for p in points.tolist()]))
+    return TransformChain((Link(matrix),))
 
 
 def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformChain:
@@ -94,6 +165,8 @@ def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformC
 
     transform = transform.Downcast()
     name = type(transform).__name__
+    if not (np.isfinite(transform.GetParameters()).all() and np.isfinite(transform.GetFixedParameters()).all()):
+        raise TransformError(f"{source}: its {name} holds a number that is not finite")
     if isinstance(transform, sitk.CompositeTransform):
         chain = TransformChain()
         for i in reversed(range(transform.GetNumberOfTransforms())):

@@ -271,9 +271,9 @@ def _check_packed_nrrd(path: Path, role: str) -> None:
                     piece.decompress(chunk, _PIECE)
                     chunk = piece.unconsumed_tail
         except zlib.error as error:
-            raise ImageError(f"{role} '{path}' is damaged ({error}); copy it again") from None
+            raise ImageError(f"{role} '{path}' cannot be read: it is damaged ({error}); copy it again") from None
     if not piece.eof:
-        raise ImageError(f"{role} '{path}' is cut off; copy it again")
+        raise ImageError(f"{role} '{path}' cannot be read: it is cut off; copy it again")
 
 
 def write_image(image: Image, path: str | Path, compress: bool = True) -> None:

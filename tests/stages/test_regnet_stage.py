@@ -342,7 +342,7 @@ def test_a_mask_of_a_single_voxel_is_enough(folder: Path) -> None:
 
 def test_what_cannot_be_registered_is_refused(folder: Path) -> None:
     source = str(folder / "p.txt")
-    with pytest.raises(ParameterError, match=r'p.txt.*"mask".*-fMask'):
+    with pytest.raises(ParameterError, match=r'p.txt.*"mask".*`fixed_mask`'):
         reached(folder, plain_pair(), "mask")
     far = ImagePair(texture(FIXED_GRID), texture(dataclasses.replace(WIDE_GRID, origin=(900.0, 0.0, 0.0))))
     with pytest.raises(ImageError, match="do not overlap"):

@@ -34,8 +34,8 @@ from regnet_itk.training.paper_pairs import (
     FREQUENCIES,
     SyntheticPair,
     breathing_displacement,
-    deformed_pair,
-    random_displacement,
+    deform_pair,
+    draw_displacement,
 )
 from regnet_itk.training.prepared import Prepared
 from regnet_itk.training.sources import Preparation, find_images, load_source
@@ -50,7 +50,7 @@ BLOCK_OUTPUTS, BLOCK_VOXELS = 24, 96
 def fields(image: Image, lungs: Image, seed: int) -> dict[str, DisplacementField]:
     """Return the test deformations of an image, by name."""
     rng = np.random.default_rng(seed)
-    found = {name: random_displacement(image.grid, f, rng) for name, f in FREQUENCIES.items()}
+    found = {name: draw_displacement(image.grid, f, rng) for name, f in FREQUENCIES.items()}
     for amplitude in BREATHING:
         found[f"breathing {amplitude:+.0f}"] = breathing_displacement(image.grid, lungs, amplitude, rng)
     return found
@@ -65,7 +65,7 @@ def test_pairs(image: Image, seed: int) -> Iterator[SyntheticPair]:
     """Yield the pairs of an image with the true displacement at every voxel, and the lungs as the fixed mask."""
     lungs = lung_mask(image)
     for kind, u in fields(image, lungs, seed).items():
-        pair = deformed_pair(image, u, 5.0, np.random.default_rng(seed))
+        pair = deform_pair(image, u, 5.0, np.random.default_rng(seed))
         mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
         truth = DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid)
         yield dataclasses.replace(pair, displacement=truth, name=kind, fixed_mask=mask)

@@ -13,7 +13,7 @@ from regnet_itk.data.grid import Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.outputs import staged_folder
-from regnet_itk.training.paper_pairs import deformed_pair
+from regnet_itk.training.paper_pairs import deform_pair
 
 NOISE = 5.0
 """HU, of both images of a deformed CT, as in the paper."""
@@ -68,7 +68,7 @@ def make_deformed(folder: Path, image: Image, lungs: Image, u: DisplacementField
     rng : numpy.random.Generator
         For the noise.
     """
-    pair = deformed_pair(image, u, NOISE, rng)
+    pair = deform_pair(image, u, NOISE, rng)
     mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
     with staged_folder(folder) as stage:
         write_image(pair.fixed, stage / "fixed.mha")

@@ -27,7 +27,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.training.loop import find_images
-from regnet_itk.training.paper_pairs import FREQUENCIES, random_displacement
+from regnet_itk.training.paper_pairs import FREQUENCIES, draw_displacement
 
 KINDS = ("followup", "breathing")
 
@@ -52,7 +52,7 @@ def synthetic_pairs(folder: Path, images: Path, names: list[str]) -> Iterator[Pa
             if not is_made(here):
                 lungs = lungs or lung_mask(image)
                 rng = np.random.default_rng([number, step])
-                make_deformed(here, image, lungs, random_displacement(image.grid, setting, rng), rng)
+                make_deformed(here, image, lungs, draw_displacement(image.grid, setting, rng), rng)
             yield replace(deformed_image_pair(here, here.name), group="synthetic")
 
 

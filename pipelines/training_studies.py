@@ -47,7 +47,7 @@ from regnet_itk.training.config import (
 )
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions, find_images
-from regnet_itk.training.sources import all_images, divide_images
+from regnet_itk.training.sources import divide_images, list_images
 from regnet_itk.transforms.chain import TransformChain
 
 Variants = dict[str, TrainingConfig]
@@ -221,7 +221,7 @@ def main() -> None:
 
 def with_these_images(config: TrainingConfig, folder: Path) -> TrainingConfig:
     """Return the configuration with the images it names, or, if they are not there, with the folder's own."""
-    if config.train and set(config.train + config.validation) <= set(all_images(folder)):
+    if config.train and set(config.train + config.validation) <= set(list_images(folder)):
         return config
     nameless = dataclasses.replace(config, train=(), validation=(), test=(), sources=(), seed=TrainingConfig.seed)
     return dataclasses.replace(divide_images(nameless, folder), seed=config.seed)

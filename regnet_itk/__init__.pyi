@@ -57,9 +57,9 @@ from .transforms.chain import TransformChain as TransformChain
 from .transforms.conversion import convert as convert
 from .transforms.elastix_reading import read_chain as read_chain
 from .transforms.fitting import fit_bspline as fit_bspline
-from .transforms.inverse import inverse_points as inverse_points
-from .transforms.inverse import inverse_residual as inverse_residual
 from .transforms.inverse import invert_chain as invert_chain
+from .transforms.inverse import invert_points as invert_points
+from .transforms.inverse import measure_inverse_residual as measure_inverse_residual
 from .transforms.itk_files import chain_from_sitk as chain_from_sitk
 from .transforms.jacobian import jacobian_determinant_on as jacobian_determinant_on
 from .transforms.jacobian import summarise_folding as summarise_folding

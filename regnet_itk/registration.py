@@ -10,7 +10,7 @@ from typing import Any
 
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
-from regnet_itk.metrics.registered_pair import overview_grid
+from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.registration_events import RegistrationEvents, StageEvents, WayBackEvents
 from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
 from regnet_itk.results import RegistrationResult
@@ -172,12 +172,12 @@ def _inverted(initial: TransformChain, pair: ImagePair) -> TransformChain:
     """Return the inverse of the transform to start from, for the way back."""
     if not initial.links:
         return initial
-    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
+    from regnet_itk.transforms.inverse import FAILED_SHARE, invert_chain, measure_inverse_residual
 
-    grid = overview_grid(pair.moving.grid)
+    grid = choose_overview_grid(pair.moving.grid)
     inverse = invert_chain(initial, pair.fixed.grid, grid)
     if inverse.as_matrix() is None:
-        failed = inverse_residual(initial, inverse, pair.fixed.grid, grid=grid).failed
+        failed = measure_inverse_residual(initial, inverse, pair.fixed.grid, grid=grid).failed
         if failed > FAILED_SHARE:
             raise TransformError(
                 f"the initial transform has no inverse at {failed:.2%} of the points, from which the way back could "

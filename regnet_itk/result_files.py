@@ -11,7 +11,7 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
@@ -73,7 +73,7 @@ def write_chain_files(
         If they cannot be written.
     """
     final = (final_folder or folder).resolve()
-    resampling = resampling_parameters(grid)  # a transform of ITK does not say how to resample
+    resampling = make_resampling_parameters(grid)  # a transform of ITK does not say how to resample
     links = [
         link if "Size" in link.parameters else replace(link, parameters=link.parameters.with_(resampling))
         for link in chain.links

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
-from regnet_itk.metrics.registered_pair import overview_grid
+from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.outputs import staged_folder
 from regnet_itk.result_files import write_chain_files, write_stage_files
 from regnet_itk.stage_report import StageReport
@@ -101,7 +101,7 @@ class RegistrationResult:
     @cached_property
     def _overview(self) -> DisplacementField:
         """The whole displacement on a grid that is coarse enough to look at a smooth transform quickly."""
-        return self.chain.displacement_on(overview_grid(self.pair.fixed.grid))
+        return self.chain.displacement_on(choose_overview_grid(self.pair.fixed.grid))
 
     def beyond_affine(self) -> DisplacementField:
         """Return T(x) - A(x), where A is the part of the chain up to its first nonrigid link, on an overview grid."""
@@ -140,7 +140,7 @@ class RegistrationResult:
             "stages": stages,
             "folding": {
                 "share_det_jacobian_not_positive": self.folding,
-                "spacing_mm": list(overview_grid(self.pair.fixed.grid).spacing),
+                "spacing_mm": list(choose_overview_grid(self.pair.fixed.grid).spacing),
                 "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
             },
             **({"inverse_consistency": asdict(self.inverse_consistency)} if self.inverse_consistency else {}),

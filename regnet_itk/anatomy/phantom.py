@@ -70,7 +70,7 @@ class Motion:
         posed = np.asarray(points, dtype=float) @ self.rotation.T + self.shift
         return posed + self._breath(posed)
 
-    def inverse_points(self, points: npt.ArrayLike, tolerance: float = 1e-8) -> FloatArray:
+    def invert_points(self, points: npt.ArrayLike, tolerance: float = 1e-8) -> FloatArray:
         """Return the points x (..., 3) with T(x) = y for the points y (..., 3), to `tolerance` mm."""
         goal = np.asarray(points, dtype=float)
         posed = goal - self._breath(goal)
@@ -225,7 +225,7 @@ def make_phantom(
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         displacement=DisplacementField((warped - _moved(None, fixed_grid)).transpose(1, 2, 3, 0), fixed_grid),
-        fixed_landmarks=motion.inverse_points(moving_points),
+        fixed_landmarks=motion.invert_points(moving_points),
         moving_landmarks=moving_points,
         motion=motion,
     )
@@ -392,7 +392,7 @@ class _Pieces:
         """Return first and last-plus-one index (n, 3) of the voxels that each piece may touch in an image."""
         ends = np.stack([self.starts, self.starts + self.steps]).astype(float)
         if view.motion is not None:
-            ends = view.motion.inverse_points(ends, tolerance=1e-2)
+            ends = view.motion.invert_points(ends, tolerance=1e-2)
         index = view.grid.point_to_index(ends)
         margin = (view.softness / 2 + wall + 1.0 + self.radii[:, :1]) / np.asarray(view.grid.spacing)
         low = np.floor(index.min(axis=0) - margin).astype(int)
@@ -450,7 +450,7 @@ class _Space:
         """Say which points (n, 3) of the moving space lie 6 mm deep in the lungs, and in both images."""
         deep = self.chest.lung_at(points) < -6.0
         inner = [grid.pad((-2, -2, -2), (-2, -2, -2)) for grid in (self.fixed_grid, self.moving_grid)]
-        seen = inner[0].contains(self.motion.inverse_points(points)) & inner[1].contains(points)
+        seen = inner[0].contains(self.motion.invert_points(points)) & inner[1].contains(points)
         return np.asarray(deep & seen)
 
 

@@ -72,13 +72,13 @@ def _invert(transform: str, out: Path, like: str | None, fixed: str | None, log:
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.outputs import staged_folder
     from regnet_itk.transforms.elastix_reading import read_chain
-    from regnet_itk.transforms.inverse import FAILED_SHARE, inverse_residual, invert_chain
+    from regnet_itk.transforms.inverse import FAILED_SHARE, invert_chain, measure_inverse_residual
 
     chain = read_chain(transform)
     wanted = read_grid(like, "--like image") if like else None
     fixed_grid = _fixed_grid(chain, read_grid(fixed, "fixed image") if fixed else None, transform)
     inverse = invert_chain(chain, fixed_grid, wanted)
-    residual = inverse_residual(chain, inverse, fixed_grid, grid=wanted)
+    residual = measure_inverse_residual(chain, inverse, fixed_grid, grid=wanted)
     failed = residual.failed > FAILED_SHARE
     with staged_folder(out) as stage:
         _write(_with_settings(inverse, chain, wanted), stage, out.resolve())
@@ -97,11 +97,11 @@ def _fixed_grid(chain: TransformChain, given: Grid | None, source: str) -> Grid:
     from regnet_itk.data.field import DisplacementField
     from regnet_itk.data.grid import Grid
     from regnet_itk.errors import TransformError
-    from regnet_itk.transforms.resampling_keys import resampling_grid
+    from regnet_itk.transforms.resampling_keys import read_resampling_grid
 
     if given is not None:
         return given
-    said = resampling_grid(chain.links[-1].parameters) if chain.links else None
+    said = read_resampling_grid(chain.links[-1].parameters) if chain.links else None
     if said is not None:
         return said
     if chain.as_matrix() is not None:  # holds everywhere; the residual is measured around the origin
@@ -118,15 +118,15 @@ def _with_settings(inverse: TransformChain, chain: TransformChain, wanted: Grid 
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.transforms.chain import TransformChain
     from regnet_itk.transforms.inverse import image_grid
-    from regnet_itk.transforms.resampling_keys import resampling_grid, resampling_parameters
+    from regnet_itk.transforms.resampling_keys import make_resampling_parameters, read_resampling_grid
 
     said = chain.links[-1].parameters if chain.links else ParameterMap({})
-    last, fixed_grid = inverse.links[-1].transform, resampling_grid(said)
+    last, fixed_grid = inverse.links[-1].transform, read_resampling_grid(said)
     grid = wanted or (last.grid if isinstance(last, DisplacementField) else None)
     grid = grid or (image_grid(chain, fixed_grid) if fixed_grid is not None else None)
     if grid is None:  # a matrix of ITK's, and nobody says where its images lie
         return inverse
-    usual = resampling_parameters(grid, default=0.0, pixel_type="float")
+    usual = make_resampling_parameters(grid, default=0.0, pixel_type="float")
     of_grid = {key: usual[key] for key in ("Size", "Index", "Spacing", "Origin", "Direction", "UseDirectionCosines")}
     settings = ParameterMap({**usual, **said.values, **of_grid})
     return TransformChain(tuple(replace(link, parameters=settings) for link in inverse.links))

@@ -85,8 +85,8 @@ class RegisteredPair:
 
     @cached_property
     def determinant(self) -> Image:
-        """det(dT/dx) on voxels of 2 mm, or of the fixed image's size if they are larger; see `overview_grid`."""
-        grid = overview_grid(self.fixed.grid)
+        """det(dT/dx) on voxels of 2 mm, or of the fixed image's size if they are larger; see `choose_overview_grid`."""
+        grid = choose_overview_grid(self.fixed.grid)
         return Image(self.chain.displacement_on(grid).jacobian_determinant(), grid)
 
     @property
@@ -142,7 +142,7 @@ def mask_on(mask: Image | None, grid: Grid) -> Image | None:
     return found
 
 
-def overview_grid(grid: Grid) -> Grid:
+def choose_overview_grid(grid: Grid) -> Grid:
     """Return a grid over the same box, along the same axes, no finer than needed to look at a smooth transform."""
     nx, ny, nz = (max(1, round(n * s / max(s, FOLDING_SPACING))) for n, s in zip(grid.size, grid.spacing, strict=True))
     sx, sy, sz = (n * s / m for n, s, m in zip(grid.size, grid.spacing, (nx, ny, nz), strict=True))

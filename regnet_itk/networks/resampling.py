@@ -17,7 +17,7 @@ _FINER = 0.6  # image voxels below this share of the grid's are averaged
 _CHUNK = 4_000_000  # voxels that are worked on at once
 
 
-def resampled_for_network(
+def resample_for_network(
     image: Image, grid: Grid, background: float, transform: Any = None, averaged: bool = False
 ) -> Image:
     """Return an image on the network's grid.

@@ -16,7 +16,7 @@ from regnet_itk.errors import ImageError, ParameterError, RegistrationError
 from regnet_itk.metrics.inverse_consistency import InverseConsistency
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric
-from regnet_itk.metrics.registered_pair import RegisteredPair, overview_grid
+from regnet_itk.metrics.registered_pair import RegisteredPair, choose_overview_grid
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.elements import Cell, Column, Figure, Note, Table, Value
@@ -278,7 +278,7 @@ def _metric_cell(metric: Metric, pair: RegisteredPair) -> float | None:
 
 def _stages_caption(run: FinishedRun) -> str:
     where = "in the fixed mask" if run.pair.fixed_mask is not None else "in the whole fixed image"
-    spacing = " x ".join(f"{s:.3g}" for s in overview_grid(run.pair.fixed.grid).spacing)
+    spacing = " x ".join(f"{s:.3g}" for s in choose_overview_grid(run.pair.fixed.grid).spacing)
     return (
         f"Correlation of the fixed with the warped image, and the share of folding, {where}; "
         f"det J on voxels of {spacing} mm."

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from regnet_itk.data.image import Image
 from regnet_itk.data.pixel_types import cast_values
-from regnet_itk.transforms.chain import TransformChain, field_link
-from regnet_itk.transforms.resampling_keys import resampling_parameters, result_pixel_type
+from regnet_itk.transforms.chain import TransformChain, link_field
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters, result_pixel_type
 
 if TYPE_CHECKING:
     from regnet_itk.data.field import DisplacementField
@@ -54,8 +54,8 @@ def apply_found_field(
     default = parameters.get_float("DefaultPixelValue", background)
     suffix = parameters.get_str("ResultImageFormat", "mha")
     pixel_type = result_pixel_type(parameters)
-    resampling = resampling_parameters(grid, order, default, pixel_type, suffix)
-    chain = initial.then(field_link(u, resampling))
+    resampling = make_resampling_parameters(grid, order, default, pixel_type, suffix)
+    chain = initial.then(link_field(u, resampling))
     if not parameters.get_bool("WriteResultImage", True):
         return chain, None
     warped = pair.moving.resampled(grid, chain.to_sitk(grid), order, default)

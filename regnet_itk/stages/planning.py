@@ -15,7 +15,7 @@ from regnet_itk.events import Log
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.registry import check_parameter_map, make_stage
-from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.chain import TransformChain, link_field
 
 StageLike = Stage | ParameterMap | str | Path
 """A stage, its parameter map, the path of its parameter file, or the name of a file that ships."""
@@ -77,7 +77,7 @@ def check_stages(
         _check_output_keys(stage.parameters)
         stage.check(expected, pair, options or RunOptions())
         if stage.adds_field:
-            expected = expected.then(field_link(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
+            expected = expected.then(link_field(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
 
 
 def _check_output_keys(parameters: ParameterMap) -> None:

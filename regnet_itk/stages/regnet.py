@@ -19,7 +19,7 @@ from regnet_itk.networks.suitability import capture_range_reached, coarse_voxels
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
-from regnet_itk.stages.regnet_inputs import check_overlap, resampled_pair, standardise_pair
+from regnet_itk.stages.regnet_inputs import check_overlap, resample_pair, standardise_pair
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
 from regnet_itk.transforms.resampling_keys import result_pixel_type
@@ -102,7 +102,7 @@ class RegNetStage(Stage):
         regions = Regions(seen, initial, settings, world, self.parameters.source)
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
-            fixed, moving = resampled_pair(seen, grid, composite, world.background, threads=options.threads)
+            fixed, moving = resample_pair(seen, grid, composite, world.background, threads=options.threads)
             region = region_found.result()
             to_improve = aside.submit(regions.to_improve, region)
             inside = Image(covering(region, grid), grid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regnet_itk.data.image import Image, bounding_box
-from regnet_itk.stages.regnet_inputs import resampled_pair
+from regnet_itk.stages.regnet_inputs import resample_pair
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -68,7 +68,7 @@ def improve_prediction(
     grid = region.grid.part(box)
     everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
     instance = InstancePair(
-        *resampled_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True),
+        *resample_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True),
         Image(region.array[box], grid),
         everywhere.resampled(grid, composite, order=0),
         world.intensity_range,

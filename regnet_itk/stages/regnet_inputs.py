@@ -30,7 +30,7 @@ def standardise_pair(pair: ImagePair, world: World) -> ImagePair:
         raise ImageError(str(error)) from None
 
 
-def resampled_pair(
+def resample_pair(
     pair: ImagePair,
     grid: Grid,
     composite: sitk.Transform,
@@ -56,12 +56,12 @@ def resampled_pair(
         Whether voxels that are larger than the image's are means over it.
     """
     from regnet_itk.networks.devices import limited_threads
-    from regnet_itk.networks.resampling import resampled_for_network
+    from regnet_itk.networks.resampling import resample_for_network
 
     with limited_threads(threads):
         return (
-            resampled_for_network(pair.fixed, grid, background, averaged=averaged),
-            resampled_for_network(pair.moving, grid, background, composite, averaged),
+            resample_for_network(pair.fixed, grid, background, averaged=averaged),
+            resample_for_network(pair.moving, grid, background, composite, averaged),
         )
 
 

@@ -9,7 +9,7 @@ from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
 from regnet_itk.training.fields import FieldMaker
 from regnet_itk.training.filters import slice_matrix, smooth
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 
 SOFT_TISSUE = 1040.0
 """HU above air."""

@@ -16,14 +16,14 @@ from regnet_itk.training.validation import predict_blocks
 _MOMENTUM = 0.1  # PyTorch's
 
 
-def norms_of(network: nn.Module) -> list[nn.BatchNorm3d]:
+def find_norms(network: nn.Module) -> list[nn.BatchNorm3d]:
     """Return the layers of batch normalisation; the coarse-to-fine network has none."""
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
 
 
 def gather_statistics(model: Model, batches: Iterator[list[Block]], precision: torch.dtype) -> None:
     """Give a network the average statistics of batches of blocks; it is left in the mode of use."""
-    norms = norms_of(model.network)
+    norms = find_norms(model.network)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
@@ -39,7 +39,7 @@ def gather_statistics(model: Model, batches: Iterator[list[Block]], precision: t
 @contextmanager
 def own_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Put the statistics that a network has now back at the end."""
-    own = [copy.deepcopy(norm.state_dict()) for norm in norms_of(network)]
+    own = [copy.deepcopy(norm.state_dict()) for norm in find_norms(network)]
     yield
-    for norm, state in zip(norms_of(network), own, strict=True):
+    for norm, state in zip(find_norms(network), own, strict=True):
         norm.load_state_dict(state)

@@ -20,7 +20,7 @@ from regnet_itk.training.appearance import SOFT_TISSUE, add_scanner_effects, sca
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import FieldMaker, slide_lungs
 from regnet_itk.training.filters import jacobian_determinant
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Source
 
 

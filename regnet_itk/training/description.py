@@ -48,7 +48,7 @@ def describe_machine(device: torch.device, processes: int, precision: torch.dtyp
     return f"{platform.machine()}, {threads}, {name}, {str(precision).removeprefix('torch.')}"
 
 
-def effort_of(description: ModelDescription) -> dict[str, Any]:
+def describe_effort(description: ModelDescription) -> dict[str, Any]:
     """Return what the training of a model took."""
     return {key: description.training.get(key) for key in ("steps", "seconds", "machine", "started_from")}
 

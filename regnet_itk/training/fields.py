@@ -13,7 +13,7 @@ from torch import Tensor
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import FieldRecipe
 from regnet_itk.training.filters import gaussian, smooth
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 
 _WALL = 8.0
 """mm. The direction of the chest wall is taken from a lung mask smoothed so far."""

@@ -15,13 +15,13 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.devices import find_precision
 from regnet_itk.networks.layers import warp
 from regnet_itk.networks.model import Model, load_model
-from regnet_itk.training.batch_statistics import gather_statistics, norms_of
+from regnet_itk.training.batch_statistics import find_norms, gather_statistics
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.config import Phase, TrainingConfig
-from regnet_itk.training.description import bare_description, effort_of
+from regnet_itk.training.description import bare_description, describe_effort
 from regnet_itk.training.processes import Processes
-from regnet_itk.training.validation import predict_blocks, truth_at_outputs
+from regnet_itk.training.validation import predict_blocks, sample_truth
 
 
 class Learner:
@@ -69,7 +69,7 @@ class Learner:
                 f"model '{start_from}' is of the network '{model.description.architecture}', but the configuration "
                 f"trains '{self.config.network}'"
             )
-        self.start = {"model": model.description.name, "sha256": model.digest, **effort_of(model.description)}
+        self.start = {"model": model.description.name, "sha256": model.digest, **describe_effort(model.description)}
         return model.network.requires_grad_(True)
 
     @property
@@ -107,12 +107,12 @@ class Learner:
             blocks = [self._register_once(block) for block in blocks]
         self._parallel.train()
         if phase.frozen_statistics:
-            for norm in norms_of(self.network):
+            for norm in find_norms(self.network):
                 norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         predicted = predict_blocks(self.as_model(self._parallel), blocks, self.precision)
-        u, weight = truth_at_outputs(self.architecture, blocks)
+        u, weight = sample_truth(self.architecture, blocks)
         loss = self.architecture.loss(predicted, u, weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

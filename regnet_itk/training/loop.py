@@ -17,7 +17,7 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.devices import find_device
 from regnet_itk.networks.model import ModelDescription, save_model
 from regnet_itk.outputs import staged_folder
-from regnet_itk.training.batch_statistics import norms_of, own_statistics_kept
+from regnet_itk.training.batch_statistics import find_norms, own_statistics_kept
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.config import Judge, Phase, TrainingConfig
@@ -27,8 +27,8 @@ from regnet_itk.training.learner import Learner
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.pairs import PairBlocks
 from regnet_itk.training.prepared import prepare
-from regnet_itk.training.processes import Processes, own_device
-from regnet_itk.training.random import Random
+from regnet_itk.training.processes import Processes, choose_own_device
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, Source, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
 from regnet_itk.training.validation import Validation, ValidationBlocks
@@ -97,7 +97,7 @@ class Trainer:
         self.config, self.folder, self.options = config, Path(folder), options
         with staged_folder(self.folder):
             pass  # it is there now, or an error says why not
-        self.device = own_device(find_device(options.device))
+        self.device = choose_own_device(find_device(options.device))
         self.processes = Processes.join(self.device)
         self.architecture = find_architecture(config.network)
         torch.manual_seed(config.seed)
@@ -164,7 +164,7 @@ class Trainer:
                     self._run_phase(number, first)
                 first += steps
         judged = self.learner.judged
-        if norms_of(judged) and not self.config.phases[-1].frozen_statistics:
+        if find_norms(judged) and not self.config.phases[-1].frozen_statistics:
             self._calibrate(judged, self.config.phases[-1])
         path = self.folder / f"{model_name(self.config)}.safetensors"
         if self.processes.first:
@@ -236,7 +236,7 @@ class Trainer:
         blocks then give the statistics to measure with. Training goes on with its own.
         """
         judged = self.learner.judged
-        if during is None or not norms_of(judged) or during.frozen_statistics:
+        if during is None or not find_norms(judged) or during.frozen_statistics:
             return self._validated()
         with own_statistics_kept(judged):
             random = Random(self.config.seed + 2, self.device)

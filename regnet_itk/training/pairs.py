@@ -22,7 +22,7 @@ from regnet_itk.outputs import staged_folder
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
 from regnet_itk.training.paper_pairs import SyntheticPair, paper_pairs
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sampling import draw_balanced_positions
 from regnet_itk.training.sources import Preparation, cache_name, read_with_region
 

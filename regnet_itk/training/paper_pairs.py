@@ -90,20 +90,20 @@ def paper_pairs(
     SyntheticPair
         ``low``, ``medium``, ``high``, and ``deformed-low``, ``deformed-medium``, ``deformed-high``.
     """
-    bend = random_displacement(image.grid, NEW_MOVING, rng).to_sitk_transform()
+    bend = draw_displacement(image.grid, NEW_MOVING, rng).to_sitk_transform()
     for prefix in ("", "deformed-"):
         if prefix:
             image = image.resampled(image.grid, bend, order=3, default=background)
             image = _with_noise(image, NEW_MOVING_NOISE, rng)
             mask = mask.resampled(mask.grid, bend, order=0) if mask else None
         for name, frequency in FREQUENCIES.items():
-            u = random_displacement(image.grid, frequency, rng)
-            pair = deformed_pair(image, u, PAIR_NOISE, rng, background)
+            u = draw_displacement(image.grid, frequency, rng)
+            pair = deform_pair(image, u, PAIR_NOISE, rng, background)
             fixed_mask = mask.resampled(mask.grid, u.to_sitk_transform(), order=0) if mask else None
             yield replace(pair, name=prefix + name, fixed_mask=fixed_mask)
 
 
-def random_displacement(grid: Grid, frequency: Frequency, rng: np.random.Generator) -> DisplacementField:
+def draw_displacement(grid: Grid, frequency: Frequency, rng: np.random.Generator) -> DisplacementField:
     """Return the paper's random field: impulses at random points, smoothed, scaled by one factor for the field.
 
     Scaling positive and negative parts apart would make a kink at zero.
@@ -166,7 +166,7 @@ def breathing_displacement(grid: Grid, lungs: Image, amplitude: float, rng: np.r
     return DisplacementField((u * (amplitude / np.abs(u).max())).astype(np.float32), coarse)
 
 
-def deformed_pair(
+def deform_pair(
     image: Image, u: DisplacementField, noise: float, rng: np.random.Generator, background: float = CHEST_CT.background
 ) -> SyntheticPair:
     """Deform an image by cubic B-spline interpolation and add Gaussian noise to both images.

@@ -12,7 +12,7 @@ from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import PairRecipe, TrainingConfig
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.processes import Processes
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, Source, load_source
 
 

@@ -71,7 +71,7 @@ class Processes:
             distributed.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
+def choose_own_device(device: torch.device) -> torch.device:
     """Return the GPU of this process if ``torchrun`` started several on this machine."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

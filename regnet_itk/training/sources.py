@@ -25,7 +25,7 @@ from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.config import TrainingConfig
 from regnet_itk.training.filters import smooth
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 
 _MARGIN = 80.0
 """mm kept around the region: half a block, its rotation, and a displacement."""
@@ -186,13 +186,13 @@ def find_images(folder: str | Path, names: tuple[str, ...]) -> dict[str, Path]:
         paths = [Path(folder) / (name + suffix) for suffix in IMAGE_SUFFIXES]
         there = [path for path in paths if path.exists()]
         if not there:
-            hint = did_you_mean(name, all_images(folder))
+            hint = did_you_mean(name, list_images(folder))
             raise ImageError(f"training image '{name}' is not in '{folder}' ({', '.join(IMAGE_SUFFIXES)}){hint}")
         found[name] = there[0]
     return found
 
 
-def all_images(folder: str | Path) -> dict[str, Path]:
+def list_images(folder: str | Path) -> dict[str, Path]:
     """Return every image file in a folder, by its name without suffix, in the names' order."""
     found = {}
     folder = Path(folder)
@@ -227,7 +227,7 @@ def divide_images(config: TrainingConfig, folder: str | Path, held_out: tuple[st
     if config.train and not held_out:
         find_images(folder, (*config.train, *config.validation))
         return config
-    there = [name for name in all_images(folder) if name not in config.test]
+    there = [name for name in list_images(folder) if name not in config.test]
     if not there:
         raise ImageError(f"there is no image in '{folder}' ({', '.join(IMAGE_SUFFIXES)})")
     find_images(folder, held_out)

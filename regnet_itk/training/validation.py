@@ -12,7 +12,7 @@ from regnet_itk.networks.model import Model
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import Judge, PairRecipe
 from regnet_itk.training.prepared import Prepared
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ValidationBlocks:
             block = [maker.make(self.judge.fields, self.judge.appearance)]
             with torch.no_grad():
                 predicted = predict_blocks(model, block, precision)
-            u, weight = truth_at_outputs(model.architecture, block)
+            u, weight = sample_truth(model.architecture, block)
             left = predicted[-1].float() - u
             each = torch.cat([left.norm(dim=1, keepdim=True), left.abs(), u.norm(dim=1, keepdim=True)], dim=1)
             sums += (each * weight).sum(dim=(0, 2, 3, 4)).double().cpu()
@@ -90,7 +90,7 @@ def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) ->
     return [found] if isinstance(found, Tensor) else list(found)
 
 
-def truth_at_outputs(architecture: Architecture, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+def sample_truth(architecture: Architecture, blocks: list[Block]) -> tuple[Tensor, Tensor]:
     """Return u (batch, 3, z, y, x) in mm and the weight (batch, 1, z, y, x) at a network's finest outputs."""
     u, weight = (torch.cat([getattr(b, name) for b in blocks]) for name in ("displacement", "weight"))
     return architecture.at_outputs(u), architecture.at_outputs(weight)

@@ -22,7 +22,7 @@ from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.base import Combine, Transform
 from regnet_itk.transforms.matrix import MatrixTransform, matrix_of
 from regnet_itk.transforms.registry import find_type
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 if TYPE_CHECKING:
     from regnet_itk.transforms.sampler import ChainSampler
@@ -204,7 +204,7 @@ def _apply_sum(before: TransformChain, link: Link, order: list[Transform]) -> li
     )
 
 
-def field_link(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] | None = None) -> Link:
+def link_field(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] | None = None) -> Link:
     """Return the link of a RegNet stage: T(x) = T0(x + u(x)).
 
     Parameters
@@ -212,6 +212,6 @@ def field_link(u: DisplacementField, parameters: Mapping[str, tuple[str, ...]] |
     u : DisplacementField
         On the fixed image; the grid may be coarser than the image's.
     parameters : mapping, optional
-        Keys for resampling; by default `resampling_parameters` of the field's own grid.
+        Keys for resampling; by default `make_resampling_parameters` of the field's own grid.
     """
-    return Link(u, "innermost", ParameterMap(dict(parameters or resampling_parameters(u.grid))))
+    return Link(u, "innermost", ParameterMap(dict(parameters or make_resampling_parameters(u.grid))))

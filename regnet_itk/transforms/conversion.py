@@ -34,7 +34,7 @@ from regnet_itk.transforms.reading import (
     read_transform,
     transform_grid,
 )
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 EXACT = 1e-3
 """mm; what float32 and decimal text may lose in a conversion that is called exact."""
@@ -162,7 +162,7 @@ def _spaced(grid: Grid, spacing: Sequence[float]) -> Grid:
 
 def _write_elastix(chain: TransformChain, stage: Path, target: Path, grid: Grid, replace_grid: bool) -> TransformChain:
     """Write elastix files: `target` for the whole, and with its name and a number for what it begins with."""
-    keys = resampling_parameters(grid)
+    keys = make_resampling_parameters(grid)
     of_grid = {key: keys[key] for key in ("Size", "Index", "Spacing", "Origin", "Direction")}
     links = []
     for link in chain.links or (Link(MatrixTransform(np.eye(3))),):

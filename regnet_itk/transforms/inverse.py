@@ -150,7 +150,7 @@ def invert_field(field: DisplacementField) -> DisplacementField:
     return _solved(solver, field.grid.pad(margin, margin))
 
 
-def inverse_points(
+def invert_points(
     chain: TransformChain, points: npt.ArrayLike, fixed_grid: Grid | None = None
 ) -> tuple[FloatArray, npt.NDArray[np.float64]]:
     """Return the points x with T(x) = y: moving to fixed, without an inverse field.
@@ -176,7 +176,7 @@ def inverse_points(
     >>> import SimpleITK as sitk
     >>> import regnet_itk
     >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
-    >>> found, residual = regnet_itk.inverse_points(chain, [[12.0, -20.0, 29.0]])
+    >>> found, residual = regnet_itk.invert_points(chain, [[12.0, -20.0, 29.0]])
     >>> found.round(6).tolist()
     [[10.0, -20.0, 30.0]]
     """
@@ -186,7 +186,7 @@ def inverse_points(
     return found, np.linalg.norm(chain.map_points(found) - y.numpy(), axis=1)
 
 
-def inverse_residual(
+def measure_inverse_residual(
     chain: TransformChain, inverse: TransformChain, fixed_grid: Grid, seed: int = 0, grid: Grid | None = None
 ) -> Residual:
     """Measure T(T^-1(y)) - y at random points y = T(x) with x in the fixed image.
@@ -216,7 +216,7 @@ def inverse_residual(
     >>> chain = regnet_itk.chain_from_sitk(sitk.TranslationTransform(3, (2.0, 0.0, -1.0)))
     >>> grid = regnet_itk.Grid(size=(8, 8, 4))
     >>> inverse = regnet_itk.invert_chain(chain, grid)
-    >>> regnet_itk.inverse_residual(chain, inverse, grid).max < 1e-9
+    >>> regnet_itk.measure_inverse_residual(chain, inverse, grid).max < 1e-9
     True
     """
     points = fixed_grid.random_points(_SAMPLES, np.random.default_rng(seed), margin=1.0)

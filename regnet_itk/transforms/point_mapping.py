@@ -78,9 +78,9 @@ def map_landmarks(
     [[12.0, -20.0, 29.0]]
     """
     if moving_to_fixed:
-        from regnet_itk.transforms.inverse import inverse_points  # torch is slow to start
+        from regnet_itk.transforms.inverse import invert_points  # torch is slow to start
 
-        return MappedPoints(landmarks, *inverse_points(chain, landmarks.points, fixed_grid))
+        return MappedPoints(landmarks, *invert_points(chain, landmarks.points, fixed_grid))
     return MappedPoints(landmarks, chain.map_points(landmarks.points))
 
 

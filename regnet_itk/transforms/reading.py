@@ -18,7 +18,7 @@ from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXE
 from regnet_itk.errors import TransformError, did_you_mean
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
-from regnet_itk.transforms.resampling_keys import resampling_grid
+from regnet_itk.transforms.resampling_keys import read_resampling_grid
 
 Vectors = Literal["lps", "ras"]
 """How the vectors of a NIfTI field are stored: along the axes L, P, S or R, A, S."""
@@ -114,7 +114,7 @@ def flip_vectors(vectors: FloatArray) -> FloatArray:
 def transform_grid(chain: TransformChain) -> Grid | None:
     """Return the voxels that a transform was made for: those its file names, or else those of its finest field."""
     for link in reversed(chain.links):
-        grid = resampling_grid(link.parameters)
+        grid = read_resampling_grid(link.parameters)
         if grid is not None:
             return grid
     fields = [link.transform.grid for link in chain.links if isinstance(link.transform, DisplacementField)]

@@ -9,7 +9,7 @@ from regnet_itk.data.pixel_types import check_pixel_type
 from regnet_itk.parameters import ParameterMap, as_values
 
 
-def resampling_parameters(
+def make_resampling_parameters(
     grid: Grid, order: int = 3, default: float = -1000, pixel_type: str = "short", format: str = "mha"
 ) -> dict[str, tuple[str, ...]]:
     """Return the keys of an elastix transform file that say how the moving image is resampled.
@@ -58,7 +58,7 @@ def result_pixel_type(parameters: ParameterMap) -> str:
     return check_pixel_type(name, f"{parameters.source}: there is no ResultImagePixelType")
 
 
-def resampling_grid(parameters: ParameterMap) -> Grid | None:
+def read_resampling_grid(parameters: ParameterMap) -> Grid | None:
     """Return the grid on which an elastix transform file resamples the moving image, or None if it does not say.
 
     Raises

@@ -14,7 +14,7 @@ from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.resampling_keys import resampling_grid, result_pixel_type
+from regnet_itk.transforms.resampling_keys import read_resampling_grid, result_pixel_type
 
 Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
@@ -60,7 +60,7 @@ class WarpSettings:
         ParameterError
             If the file asks for an interpolator, order or pixel type that does not exist here.
         """
-        grid = resampling_grid(parameters)
+        grid = read_resampling_grid(parameters)
         if not parameters.values:
             return cls(grid, pixel_type=None, format="mha", compress=True)
         return cls(

@@ -120,7 +120,7 @@ def test_field_is_the_motion_at_every_voxel(clean: Phantom, files: Path) -> None
     field = read_displacement_field(files / "true_displacement.mha")
     points = field.grid.points()
     np.testing.assert_allclose(points + field.vectors, clean.motion.map_points(points), atol=1e-4)
-    np.testing.assert_allclose(clean.motion.inverse_points(points[::9, ::9, ::9] + field.vectors[::9, ::9, ::9]),
+    np.testing.assert_allclose(clean.motion.invert_points(points[::9, ::9, ::9] + field.vectors[::9, ::9, ::9]),
                                points[::9, ::9, ::9], atol=1e-4)  # fmt: skip
 
 

@@ -22,16 +22,16 @@ from regnet_itk.inspection import inspect_file
 from regnet_itk.networks.model import shipped_models
 from regnet_itk.parameters import read_parameter_map
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()))
 GRID = Grid((20, 18, 16), (2.0, 3.0, 4.0), (-60.0, 30.0, 10.0), TURNED)
-KEYS = resampling_parameters(GRID)
+KEYS = make_resampling_parameters(GRID)
 AFFINE = MatrixTransform([[1.1, 0.1, 0], [-0.05, 0.95, 0.1], [0, 0.02, 1.05]], GRID.centre(), [3, -4, 5])
 
 
@@ -49,7 +49,7 @@ def keyed(transform, combine="compose"):
     return Link(transform, combine, Link(transform).parameters.with_(KEYS))
 
 
-CHAIN = TransformChain((keyed(AFFINE), field_link(field(), KEYS), keyed(bspline())))
+CHAIN = TransformChain((keyed(AFFINE), link_field(field(), KEYS), keyed(bspline())))
 
 
 @pytest.fixture(autouse=True)

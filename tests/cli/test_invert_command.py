@@ -27,7 +27,7 @@ from transform_cases import (
 
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
-from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
@@ -138,7 +138,7 @@ def test_itk_files_say_their_domain_by_their_field_or_need_the_fixed_image(tmp_p
 def test_a_folding_field_is_told_by_words_and_status(tmp_path, capfd):
     folded = smooth_field(peak=40.0)
     assert folded.jacobian_determinant().min() < -0.5
-    path = write(TransformChain((field_link(folded, SETTINGS),)), tmp_path / "t")
+    path = write(TransformChain((link_field(folded, SETTINGS),)), tmp_path / "t")
     assert call("invert", "-tp", path, "-out", tmp_path / "i") == 3
     printed = capfd.readouterr().err
     assert re.search(r"warning: the transform folds \(det J <= 0\) at \d+\.\d+% of them", printed)
@@ -170,7 +170,7 @@ def test_a_folding_field_is_told_by_words_and_status(tmp_path, capfd):
 def test_errors_are_one_line_and_leave_nothing(arguments, status, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     text = write(CHAINS["affine"], tmp_path / "t").read_text(encoding="utf-8")
-    write(TransformChain((field_link(smooth_field(), SETTINGS),)), tmp_path / "f")
+    write(TransformChain((link_field(smooth_field(), SETTINGS),)), tmp_path / "f")
     zeros = "(TransformParameters " + " ".join(["0"] * 12) + ")"
     (tmp_path / "singular.txt").write_text(re.sub(r"\(TransformParameters .*\)", zeros, text))
     far = np.zeros((8, 8, 8), np.float32)

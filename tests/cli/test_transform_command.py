@@ -33,7 +33,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
-from regnet_itk.transforms.chain import TransformChain, field_link
+from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
@@ -187,7 +187,7 @@ def test_jacobian_of_chains_that_transformix_refuses(name, transform, inputs, tm
 
 
 def test_summary_of_folding_inside_a_mask(transform, inputs, tmp_path, capfd):
-    folded = write_elastix(TransformChain((field_link(smooth_field(peak=30.0), SETTINGS),)), tmp_path)[-1]
+    folded = write_elastix(TransformChain((link_field(smooth_field(peak=30.0), SETTINGS),)), tmp_path)[-1]
     mask = np.zeros(FIXED.shape, np.uint8)
     mask[6:10, 6:14, 6:14] = 1
     write_image(Image(mask, FIXED), tmp_path / "mask.mha")
@@ -307,7 +307,7 @@ def test_points_without_an_inverse_are_named_and_the_status_tells(tmp_path, capf
     field = smooth_field()
     field.vectors[:] = 0
     field.vectors[:, :, :11, 0] = 30.0  # a tear: no x is mapped into the gap
-    path = write_elastix(TransformChain((field_link(field, SETTINGS),)), tmp_path)[-1]
+    path = write_elastix(TransformChain((link_field(field, SETTINGS),)), tmp_path)[-1]
     good, torn = FIXED.index_to_point((18, 10, 8)), FIXED.index_to_point((1, 10, 8))
     write_landmarks(Landmarks(np.array([good, torn]), ("good", "torn")), tmp_path / "p.fcsv")
     arguments = ("-tp", path, "-def", tmp_path / "p.fcsv", "--moving-to-fixed", "-out", tmp_path / "o")

@@ -22,13 +22,13 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
-from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
+from regnet_itk.transforms.inverse import invert_chain, invert_points, measure_inverse_residual
 from regnet_itk.transforms.jacobian import jacobian_determinant_on, jacobian_matrices_on
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 from regnet_itk.transforms.warping import warp_image
 
 OUTSIDE = -1000.0
@@ -74,9 +74,9 @@ class Case:
         self.bspline = BSplineTransform(np.random.default_rng(3).normal(size=(*control.shape, 3)), control)
         values = gaussian_filter(np.random.default_rng(4).normal(size=self.moving.shape), 1.5)
         self.image = Image((values * (400 / np.abs(values).max())).astype(np.float32), self.moving)
-        self.settings = resampling_parameters(self.fixed, order=3, default=OUTSIDE, pixel_type="float")
+        self.settings = make_resampling_parameters(self.fixed, order=3, default=OUTSIDE, pixel_type="float")
         plain = ParameterMap(self.settings)
-        self.regnet = TransformChain((Link(self.matrix, parameters=plain), field_link(self.field, self.settings)))
+        self.regnet = TransformChain((Link(self.matrix, parameters=plain), link_field(self.field, self.settings)))
         self.elastix = TransformChain((Link(self.matrix, parameters=plain), Link(self.bspline, parameters=plain)))
         index = np.random.default_rng(5).uniform(1, np.asarray(self.fixed.size) - 2, (12, 3))
         self.points = self.fixed.index_to_point(index).round(4)
@@ -112,7 +112,7 @@ def test_image_points_jacobian_and_inverse_agree_with_simpleitk(case):
     assert np.abs(warped - theirs).max() < 1e-2
     there = np.array([judge.TransformPoint(point) for point in case.points.tolist()])
     np.testing.assert_allclose(case.regnet.map_points(case.points), there, atol=1e-5)
-    back, residual = inverse_points(case.regnet, there)
+    back, residual = invert_points(case.regnet, there)
     np.testing.assert_allclose(back, case.points, atol=1e-3)
     assert residual.max() < 1e-4
     _assert_jacobian(case, judge)
@@ -120,7 +120,7 @@ def test_image_points_jacobian_and_inverse_agree_with_simpleitk(case):
     round_trip = sitk.CompositeTransform([judge, inverse.to_sitk()])
     y = case.moving.index_to_point([[8, 8, 7], [6, 8, 7], [9, 7, 9]])
     assert np.abs([round_trip.TransformPoint(point) for point in y.tolist()] - y).max() < 1e-3
-    assert inverse_residual(case.regnet, inverse, case.fixed, grid=case.moving).p95 < 0.2
+    assert measure_inverse_residual(case.regnet, inverse, case.fixed, grid=case.moving).p95 < 0.2
 
 
 def _assert_jacobian(case, judge):

@@ -27,11 +27,11 @@ from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
-from regnet_itk.transforms.inverse import inverse_points, inverse_residual, invert_chain
+from regnet_itk.transforms.inverse import invert_chain, invert_points, measure_inverse_residual
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.reading import read_transform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 AXES = st.tuples(*[st.integers(5, 9)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 3)
@@ -81,7 +81,7 @@ class Case:
 
     @cached_property
     def chain(self):
-        rng, keys = np.random.default_rng(self.seed), resampling_parameters(self.grid)
+        rng, keys = np.random.default_rng(self.seed), make_resampling_parameters(self.grid)
         links = [Link(MAKERS[kind](self.grid, rng), combine) for kind, combine in self.parts]
         return TransformChain(tuple(replace(link, parameters=link.parameters.with_(keys)) for link in links))
 
@@ -217,7 +217,7 @@ def test_the_error_that_is_said_is_the_error_that_there_is(case):
 @given(COMPOSED)
 def test_the_inverse_undoes_within_the_residual_that_it_reports(case):
     inverse = invert_chain(case.chain, case.grid)
-    residual = inverse_residual(case.chain, inverse, case.grid)
+    residual = measure_inverse_residual(case.chain, inverse, case.grid)
     y = case.mapped
     there = np.linalg.norm(case.chain.map_points(inverse.map_points(y)) - y, axis=1)
     assert there.max() <= residual.max + ROUNDING
@@ -229,7 +229,7 @@ def test_the_inverse_undoes_within_the_residual_that_it_reports(case):
 @settings(max_examples=15)
 @given(CASES)
 def test_points_go_back_within_the_residual_that_is_reported(case):
-    x, residual = inverse_points(case.chain, case.mapped)
+    x, residual = invert_points(case.chain, case.mapped)
     np.testing.assert_allclose(np.linalg.norm(case.chain.map_points(x) - case.mapped, axis=1), residual, atol=1e-9)
     assert residual.max() < 1e-2
     np.testing.assert_allclose(x, case.points, atol=3 * residual.max() + ROUNDING)

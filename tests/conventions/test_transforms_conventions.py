@@ -20,12 +20,12 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import chain_from_maps, read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 ROTATED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 FIXED = Grid((26, 22, 18), (2.0, 2.5, 3.5), (-40.0, 15.0, 130.0), ROTATED)
@@ -33,7 +33,7 @@ MOVING = Grid(
     (34, 30, 24), (1.9, 2.2, 3.1), (-52.0, 8.0, 112.0), Rotation.from_euler("x", 35, degrees=True).as_matrix()
 )
 OUTSIDE = -1000.0
-SETTINGS = resampling_parameters(FIXED, order=3, default=OUTSIDE, pixel_type="float")
+SETTINGS = make_resampling_parameters(FIXED, order=3, default=OUTSIDE, pixel_type="float")
 
 
 def _text(values):
@@ -72,7 +72,7 @@ def _plain(transform, combine="compose"):
 
 
 def _regnet(seed=0):
-    return field_link(_field(seed), SETTINGS)
+    return link_field(_field(seed), SETTINGS)
 
 
 CHAINS = {
@@ -313,7 +313,7 @@ def test_a_control_grid_may_start_at_another_index(tmp_path, points, moving, mov
 
 def test_outside_the_field_the_initial_transform_still_applies(tmp_path, moving_itk):
     small = Grid((6, 6, 6), (4.0, 4.0, 4.0), tuple(FIXED.centre()), ROTATED)
-    chain = TransformChain((_plain(_affine()), field_link(_field(0, small), SETTINGS)))
+    chain = TransformChain((_plain(_affine()), link_field(_field(0, small), SETTINGS)))
     far = FIXED.corners().round(4)
     theirs, _ = _library(write_elastix(chain, tmp_path)[-1], far, moving_itk, tmp_path)
     assert np.abs(theirs - _affine().map_points(far)).max() < 1e-3

@@ -87,6 +87,6 @@ def test_search_finds_a_function(address, browser):
     browser.call("Page.navigate", url=f"{address}/index.html")
     browser.wait("document.readyState === 'complete' && location.protocol === 'http:'")
     browser.click(".md-search__input")
-    browser.call("Input.insertText", text="inverse_points")
+    browser.call("Input.insertText", text="invert_points")
     browser.wait("document.querySelector('.md-search-result__item a[href*=\"reference.html\"]')")
     assert [said for said in browser.complaints() if not said.startswith(address)] == []

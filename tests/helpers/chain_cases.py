@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.matrix import MatrixTransform
 
 TURNED = ((0.0, -1.0, 0.0), (0.6, 0.0, -0.8), (0.8, 0.0, 0.6))
@@ -31,7 +31,7 @@ def chain_of(*links):
     return TransformChain(tuple(link if isinstance(link, Link) else Link(link) for link in links))
 
 
-U, W = field_link(field()), field_link(field(1))
+U, W = link_field(field()), link_field(field(1))
 CHAINS = {
     "identity": chain_of(),
     "affine": chain_of(AFFINE),

@@ -15,9 +15,9 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_parameters as settings_on
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters as settings_on
 
 ROTATED = Rotation.from_euler("zyx", [25, -15, 40], degrees=True).as_matrix()
 FIXED = Grid((22, 20, 16), (2.0, 2.5, 3.5), (-40.0, 15.0, 130.0), ROTATED)
@@ -53,9 +53,9 @@ def plain(transform, **changed):
 CHAINS = {
     "affine": TransformChain((plain(affine()),)),
     "affine, bspline": TransformChain((plain(affine()), plain(bspline()))),
-    "affine, field": TransformChain((plain(affine()), field_link(smooth_field(), SETTINGS))),
-    "bspline, field (parts)": TransformChain((plain(bspline()), field_link(smooth_field(), SETTINGS))),
-    "field, bspline": TransformChain((field_link(smooth_field(), SETTINGS), plain(bspline()))),
+    "affine, field": TransformChain((plain(affine()), link_field(smooth_field(), SETTINGS))),
+    "bspline, field (parts)": TransformChain((plain(bspline()), link_field(smooth_field(), SETTINGS))),
+    "field, bspline": TransformChain((link_field(smooth_field(), SETTINGS), plain(bspline()))),
 }
 DIFFERENTIABLE = ("affine", "affine, bspline")
 """Those of which the program transformix can compute the Jacobian."""

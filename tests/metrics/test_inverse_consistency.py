@@ -27,9 +27,9 @@ from regnet_itk.parameters import read_parameter_map
 from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.regnet import RegNetStage
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
-from regnet_itk.transforms.inverse import inverse_points, invert_chain
+from regnet_itk.transforms.inverse import invert_chain, invert_points
 from regnet_itk.transforms.matrix import MatrixTransform
 
 GREY = Image(np.random.default_rng(0).integers(0, 200, FIXED.shape).astype(np.int16), FIXED)
@@ -37,7 +37,7 @@ MASK = Image((np.random.default_rng(2).random(FIXED.shape) < 0.3).astype(np.uint
 FORWARD = CHAINS["affine, field"]
 BACKWARD = TransformChain(  # nearly its inverse, on voxels of its own
     (Link(MatrixTransform(np.linalg.inv(affine().matrix), affine().centre + affine().translation,
-                          -affine().translation + [0.5, -0.4, 0.8])), field_link(smooth_field(4, 5.0, MOVING))),
+                          -affine().translation + [0.5, -0.4, 0.8])), link_field(smooth_field(4, 5.0, MOVING))),
 )  # fmt: skip
 WIDE = MOVING.pad((15, 15, 15), (15, 15, 15))
 CROPPED = MOVING.crop((9, 3, 6), (10, 20, 11))  # T leads out of it from much of the fixed image
@@ -78,7 +78,7 @@ class ExactInverse:
     """Solves T(x) = y for each point."""
 
     def map_points(self, points):
-        return inverse_points(FORWARD, points, FIXED)[0]
+        return invert_points(FORWARD, points, FIXED)[0]
 
 
 def test_an_exact_inverse_leaves_nothing():
@@ -319,7 +319,7 @@ def test_what_is_refused_before_anything_runs(phantom, here, capfd, monkeypatch)
     fold = np.zeros((20, 20, 20, 3), np.float32)
     fold[..., 0] = np.where(np.arange(20) % 8 < 4, 9.0, -9.0)  # x
     folded = DisplacementField(fold, Grid((20, 20, 20), (6.0,) * 3, tuple(phantom.fixed.grid.centre() - 57)))
-    initial = TransformChain((field_link(folded),))
+    initial = TransformChain((link_field(folded),))
     with pytest.raises(TransformError, match=r"no inverse at \d+\.\d\d% .*: give a matrix, or register one way only"):
         register(phantom.fixed, phantom.moving, AFFINE, initial=initial, both_ways=True)
     bending = read_parameter_map("bspline_1r").with_(

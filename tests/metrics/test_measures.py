@@ -25,7 +25,7 @@ from regnet_itk.metrics.measures import (
     target_registration_error,
     transform_error,
 )
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.matrix import MatrixTransform
 
 GRID = Grid((6, 5, 4), (1.0, 2.0, 3.0), (10.0, -5.0, 7.0))
@@ -174,7 +174,7 @@ def test_transform_error_goes_through_the_whole_chain(slab: int, monkeypatch: py
     matrix = np.array([[0.9, 0.1, 0], [0, 1.1, 0.2], [0, 0, 1]])
     affine = Link(MatrixTransform(matrix, translation=np.array([30.0, -5.0, 2.0])))
     u = linear(np.array([[0.05, 0, 0], [0, 0, 0.02], [0, 0.04, 0]]), TURNED)
-    chain = TransformChain((affine,)).then(field_link(u))
+    chain = TransformChain((affine,)).then(link_field(u))
     points = TURNED.points()
     true = DisplacementField((points + u.vectors) @ matrix.T + affine.transform.offset - points, TURNED)
     mask = np.zeros(TURNED.shape)

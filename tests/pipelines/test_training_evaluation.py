@@ -17,7 +17,7 @@ from regnet_itk.networks.regnet import RegNet
 from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, load_source
 
 evaluate_models = load_pipeline("evaluate_models")

@@ -37,7 +37,7 @@ from regnet_itk.registration import register
 from regnet_itk.report.elements import Column, Figure, Note, Table, Value
 from regnet_itk.report.page import write_report
 from regnet_itk.report.viewer import ViewerMethod, ViewerPair
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -73,7 +73,7 @@ def folding_field() -> DisplacementField:
 def pair_of(name: str = "rotated </script><pair>", hounsfield: bool = True) -> ViewerPair:
     fixed, moving = (Image(scene(grid.points(), hounsfield).astype(np.float32), grid) for grid in (FIXED, MOVING))
     affine = TransformChain((AFFINE_LINK,))
-    folded = affine.then(field_link(folding_field()))
+    folded = affine.then(link_field(folding_field()))
     points = CENTRE + np.array([(9.0, -7.0, 10.0), (-12.0, 4.0, -8.0), (3.0, 2.0, 1.0)])
     moved = points + np.array([(4.0, 0.0, 3.0), (0.0, 5.0, -2.0), (1.0, 1.0, 1.0)])
     methods = [ViewerMethod("affine", affine), ViewerMethod("affine, then a fold", folded)]

@@ -34,7 +34,7 @@ from regnet_itk.stages import elastix as module
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.registry import check_parameter_map
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -185,7 +185,7 @@ def test_starts_from_a_displacement_field_and_keeps_it_as_it_is(pair, affine):
     rng = np.random.default_rng(1)
     coarse = pair.fixed.grid.every(2)
     field = DisplacementField(np.stack([0.8 * smooth(rng, coarse.shape, 3) for _ in range(3)], -1), coarse)
-    initial = affine.chain.then(field_link(field))
+    initial = affine.chain.then(link_field(field))
     result = ElastixStage(BSPLINE).run(pair, initial, RunOptions())
     assert [link.combine for link in result.chain.links] == ["compose", "innermost", "compose"]
     assert result.chain.links[1] is initial.links[1]

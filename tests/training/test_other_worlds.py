@@ -29,7 +29,7 @@ from regnet_itk.training.config import (
     read_training_config,
 )
 from regnet_itk.training.log import TrainingLog
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, Source, load_source
 
 GRID = Grid((30, 28, 26), (3.0, 3.0, 3.0))

@@ -41,11 +41,11 @@ from regnet_itk.training.paper_pairs import (
     FREQUENCIES,
     Frequency,
     breathing_displacement,
-    deformed_pair,
-    random_displacement,
+    deform_pair,
+    draw_displacement,
 )
 from regnet_itk.training.processes import Processes
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Source, find_images, load_source
 
 PLAIN = AppearanceRecipe(noise=(0.0, 0.0))
@@ -345,7 +345,7 @@ def test_texture_tells_every_voxel_apart() -> None:
 @cache
 def random_field(name: str, seed: int) -> DisplacementField:
     grid = Grid((64, 64, 64), (4.0, 4.0, 4.0))
-    return random_displacement(grid, FREQUENCIES[name], np.random.default_rng(seed))
+    return draw_displacement(grid, FREQUENCIES[name], np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", FREQUENCIES)
@@ -380,7 +380,7 @@ def test_a_field_lies_on_the_axes_of_its_image_and_covers_it() -> None:
     straight = Grid((40, 30, 20), (2.0, 3.0, 5.0))
     oblique = dataclasses.replace(straight, direction=turned, origin=(5.0, 6.0, 7.0))
     first, second = (
-        random_displacement(grid, Frequency(20.0, 50, 6.0), np.random.default_rng(3)) for grid in (straight, oblique)
+        draw_displacement(grid, Frequency(20.0, 50, 6.0), np.random.default_rng(3)) for grid in (straight, oblique)
     )
     np.testing.assert_allclose(second.vectors, first.vectors @ np.array(turned).T, atol=1e-4)
     index = np.array([[0, 0, 0], [39, 29, 19], [10, 20, 5]])
@@ -409,8 +409,8 @@ def test_the_undeformed_image_is_the_moving_one() -> None:
     grid = Grid((40, 36, 32), (2.0, 2.2, 2.5), (-20.0, 10.0, 30.0), turned)
     values = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=grid.shape), 2.0)
     image = Image((values / values.std() * 200).astype(np.float32), grid)
-    u = random_displacement(grid, Frequency(20.0, 60, 6.0), np.random.default_rng(1))
-    made = deformed_pair(image, u, 0.0, np.random.default_rng(2))
+    u = draw_displacement(grid, Frequency(20.0, 60, 6.0), np.random.default_rng(1))
+    made = deform_pair(image, u, 0.0, np.random.default_rng(2))
     np.testing.assert_array_equal(made.moving.array, image.array)
     assert made.displacement is u
     points = grid.points() + u.at(grid.points())  # I_F(x) = I_M(x + u(x))
@@ -419,7 +419,7 @@ def test_the_undeformed_image_is_the_moving_one() -> None:
     expected = ndimage.map_coordinates(image.array, where, order=3)
     assert np.abs(made.fixed.array - expected)[inner].max() < 3.0
     assert np.abs(made.fixed.array - image.array)[inner].mean() > 30
-    noisy = deformed_pair(image, u, 5.0, np.random.default_rng(2))
+    noisy = deform_pair(image, u, 5.0, np.random.default_rng(2))
     noise = [(getattr(noisy, n).array - getattr(made, n).array).ravel() for n in ("fixed", "moving")]
     assert [np.std(n) for n in noise] == pytest.approx([5.0, 5.0], rel=0.03)
     assert abs(np.corrcoef(noise)[0, 1]) < 0.03

@@ -30,7 +30,7 @@ from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.paper_pairs import paper_pairs
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sampling import draw_balanced_positions
 from regnet_itk.training.sources import Preparation
 

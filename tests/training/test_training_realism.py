@@ -19,7 +19,7 @@ from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import slide_lungs
 from regnet_itk.training.filters import slice_matrix
-from regnet_itk.training.random import Random
+from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, Source, load_source
 
 STILL = FieldRecipe(theta=(0.0, 0.0))

@@ -22,7 +22,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import TransformError
 from regnet_itk.transforms.bspline import BSplineTransform
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
@@ -30,12 +30,12 @@ from regnet_itk.transforms.fitting import fit_bspline
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.reading import read_transform
-from regnet_itk.transforms.resampling_keys import resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()))
 GRID = Grid((26, 24, 22), (3.0, 4.0, 5.0), (-20.0, 30.0, 10.0), TURNED)
 COARSE = GRID.with_spacing((6.0, 8.0, 10.0))
-KEYS = resampling_parameters(GRID)
+KEYS = make_resampling_parameters(GRID)
 AFFINE = MatrixTransform([[1.1, 0.1, 0], [-0.05, 0.95, 0.1], [0, 0.02, 1.05]], GRID.centre(), [3, -4, 5])
 POINTS = GRID.index_to_point(np.random.default_rng(0).uniform(2, 20, (200, 3)))
 
@@ -58,8 +58,8 @@ CHAINS = {
     "affine": TransformChain((keyed(AFFINE),)),
     "field": TransformChain((keyed(field()),)),
     "bspline": TransformChain((keyed(AFFINE), keyed(bspline()))),
-    "affine, field": TransformChain((keyed(AFFINE), field_link(field(), KEYS))),
-    "affine, field, bspline": TransformChain((keyed(AFFINE), field_link(field(), KEYS), keyed(bspline()))),
+    "affine, field": TransformChain((keyed(AFFINE), link_field(field(), KEYS))),
+    "affine, field, bspline": TransformChain((keyed(AFFINE), link_field(field(), KEYS), keyed(bspline()))),
 }
 REGNET = CHAINS["affine, field"]
 

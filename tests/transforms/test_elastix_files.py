@@ -10,12 +10,12 @@ from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.grid import Grid
 from regnet_itk.errors import OutputError, TransformError
 from regnet_itk.parameters import ParameterMap, parse_parameter_text
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import chain_from_maps, read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
-from regnet_itk.transforms.resampling_keys import resampling_grid, resampling_parameters
+from regnet_itk.transforms.resampling_keys import make_resampling_parameters, read_resampling_grid
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if name != "identity"])
@@ -57,8 +57,8 @@ def test_a_field_inside_a_sum_is_sampled_finely_enough(tmp_path):
 
 
 def test_a_regnet_link_is_written_as_elastix_needs_it(tmp_path):
-    settings = resampling_parameters(GRID, order=1, default=-1024, pixel_type="float", format="nii.gz")
-    chain = chain_of(AFFINE, field_link(field(), settings))
+    settings = make_resampling_parameters(GRID, order=1, default=-1024, pixel_type="float", format="nii.gz")
+    chain = chain_of(AFFINE, link_field(field(), settings))
     final = tmp_path / "final"
     stage = tmp_path / "stage"
     stage.mkdir()
@@ -95,7 +95,7 @@ def test_all_files_of_a_chain_name_each_other_where_they_will_lie(tmp_path):
 
 
 def test_resampling_settings_survive_reading_and_writing(tmp_path):
-    settings = resampling_parameters(GRID, order=0, default=7, pixel_type="unsigned char", format="nrrd")
+    settings = make_resampling_parameters(GRID, order=0, default=7, pixel_type="unsigned char", format="nrrd")
     path = write_elastix(chain_of(Link(AFFINE, parameters=ParameterMap(settings))), tmp_path)[0]
     link = read_chain(path).links[0]
     assert {key: link.parameters[key] for key in settings} == settings
@@ -258,7 +258,7 @@ def test_a_transform_that_elastix_left_in_a_file_of_itk(tmp_path):
 
 
 def test_the_grid_of_a_transform_file_is_found_again():
-    keys = ParameterMap(resampling_parameters(GRID))
-    assert resampling_grid(keys).is_close(GRID, 1e-9)
-    assert resampling_grid(keys.with_(Index=[2, 0, 1])).is_close(GRID.crop((2, 0, 1), GRID.size), 1e-9)
-    assert resampling_grid(keys.without("Size")) is None
+    keys = ParameterMap(make_resampling_parameters(GRID))
+    assert read_resampling_grid(keys).is_close(GRID, 1e-9)
+    assert read_resampling_grid(keys.with_(Index=[2, 0, 1])).is_close(GRID.crop((2, 0, 1), GRID.size), 1e-9)
+    assert read_resampling_grid(keys.without("Size")) is None

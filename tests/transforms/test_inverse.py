@@ -13,11 +13,11 @@ from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.inverse import (
     image_grid,
-    inverse_points,
-    inverse_residual,
     invert_chain,
     invert_field,
     invert_matrix,
+    invert_points,
+    measure_inverse_residual,
 )
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -72,7 +72,7 @@ def test_chain_of_matrix_and_field(combine: str) -> None:
     inverse = invert_chain(chain, GRID)
     x = inner_points()
     assert np.linalg.norm(inverse.map_points(chain.map_points(x)) - x, axis=1).mean() < 0.03
-    residual = inverse_residual(chain, inverse, GRID)
+    residual = measure_inverse_residual(chain, inverse, GRID)
     assert residual.mean < 0.03
     assert residual.mean <= residual.p95 <= residual.max
 
@@ -90,7 +90,7 @@ def test_bspline_is_inverted() -> None:
 def test_points_go_back_without_an_inverse_field() -> None:
     chain = TransformChain((Link(MATRIX), Link(smooth_field(), "innermost")))
     x = inner_points()
-    back, residual = inverse_points(chain, chain.map_points(x))
+    back, residual = invert_points(chain, chain.map_points(x))
     assert np.abs(back - x).max() < 1e-3
     assert residual.max() < 1e-4
 
@@ -100,7 +100,7 @@ def test_folded_points_are_reported_and_not_invented() -> None:
     assert field.jacobian_determinant().min() < 0
     chain = TransformChain((Link(field),))
     y = GRID.index_to_point(np.random.default_rng(3).uniform(2, 26, (500, 3)))
-    back, residual = inverse_points(chain, y)
+    back, residual = invert_points(chain, y)
     assert np.allclose(np.linalg.norm(chain.map_points(back) - y, axis=1), residual)
 
 
@@ -116,12 +116,12 @@ def test_inverse_of_a_chain_on_the_moving_grid_and_its_domain() -> None:
     assert [link.combine for link in inverse.links] == ["compose", "add"]
     np.testing.assert_allclose(inverse.links[0].transform.matrix, np.linalg.inv(MATRIX.matrix))
     assert inverse.links[1].transform.grid == moving
-    residual = inverse_residual(chain, inverse, GRID, grid=moving)
+    residual = measure_inverse_residual(chain, inverse, GRID, grid=moving)
     assert residual.count < 20_000
     assert residual.mean < 0.03
     assert residual.failed == residual.folding == 0
     with pytest.raises(TransformError, match="outside of what the transform maps"):
-        inverse_residual(chain, inverse, GRID, grid=moving.crop((900, 0, 0), (5, 5, 5)))
+        measure_inverse_residual(chain, inverse, GRID, grid=moving.crop((900, 0, 0), (5, 5, 5)))
 
 
 def test_image_grid_holds_all_that_the_fixed_image_is_mapped_to() -> None:
@@ -145,7 +145,7 @@ def test_strongly_bent_field_is_solved_at_every_voxel() -> None:
 def test_folding_and_failure_are_measured() -> None:
     field = smooth_field(peak=60.0)
     chain = TransformChain((Link(field),))
-    residual = inverse_residual(chain, invert_chain(chain, GRID), GRID)
+    residual = measure_inverse_residual(chain, invert_chain(chain, GRID), GRID)
     x = GRID.index_to_point(np.random.default_rng(0).uniform(1, np.array(GRID.size) - 2, (5000, 3)))
     ends = [[field.map_points(x + s * axis) for axis in GRID.index_to_point_matrix.T] for s in (1, -1)]
     slopes = np.moveaxis(np.array(ends[0]) - np.array(ends[1]), 0, -1) / 2
@@ -169,7 +169,7 @@ def test_one_field_for_a_turn_by_70_degrees_is_inverted() -> None:
     field = TransformChain((Link(smooth_field()), Link(turned))).displacement_on(GRID)
     chain = TransformChain((Link(field),))
     x = inner_points()
-    back, residual = inverse_points(chain, chain.map_points(x), GRID)
+    back, residual = invert_points(chain, chain.map_points(x), GRID)
     np.testing.assert_allclose(back, x, atol=1e-3)
     assert residual.max() < 1e-3
     inverse = invert_chain(chain, GRID)

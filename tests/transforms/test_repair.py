@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.parameters import parse_parameter_text
-from regnet_itk.transforms.chain import Link, TransformChain, field_link
+from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -26,7 +26,7 @@ AFFINE = MatrixTransform([[1.1, 0.1, 0], [-0.05, 0.95, 0.1], [0, 0.02, 1.05]], G
 FIELD = DisplacementField(
     gaussian_filter(np.random.default_rng(0).normal(size=(*GRID.shape, 3)), (2, 2, 2, 0)).astype(np.float32) * 20, GRID
 )
-CHAIN = TransformChain((Link(AFFINE), field_link(FIELD)))
+CHAIN = TransformChain((Link(AFFINE), link_field(FIELD)))
 POINTS = GRID.index_to_point(np.random.default_rng(1).uniform(1, 8, (20, 3)))
 
 

@@ -26,11 +26,11 @@ from regnet_itk.inspection import inspect_file
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms import registry
 from regnet_itk.transforms.base import TransformType
-from regnet_itk.transforms.chain import FEW_POINTS, Link, TransformChain, field_link
+from regnet_itk.transforms.chain import FEW_POINTS, Link, TransformChain, link_field
 from regnet_itk.transforms.conversion import convert
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
-from regnet_itk.transforms.inverse import inverse_residual, invert_chain
+from regnet_itk.transforms.inverse import invert_chain, measure_inverse_residual
 from regnet_itk.transforms.jacobian import jacobian_matrices_on
 from regnet_itk.transforms.matrix import MatrixTransform
 from regnet_itk.transforms.repair import repair_folder
@@ -61,7 +61,7 @@ def chains(spline):
         "after an affine": TransformChain((plain(affine()), plain(spline))),
         "added to an affine": TransformChain((plain(affine()), Link(spline, "add", KEYS))),
         "inside an affine": TransformChain((plain(affine()), Link(spline, "innermost", KEYS))),
-        "before a field": TransformChain((plain(spline), field_link(smooth_field(), SETTINGS))),
+        "before a field": TransformChain((plain(spline), link_field(smooth_field(), SETTINGS))),
         "inside a spline": TransformChain((plain(spline), Link(spline, "innermost", KEYS))),
     }
 
@@ -94,7 +94,7 @@ def test_all_that_is_done_with_transforms_is_done_with_it(name, spline, tmp_path
     steps = [chain.map_points(small.points() + step) - chain.map_points(small.points() - step) for step in np.eye(3)]
     tolerance = 0.05 if "field" in name else 0.01  # fields are differentiated over their voxels
     np.testing.assert_allclose(jacobian_matrices_on(chain, small), np.stack(steps, axis=-1) / 2, atol=tolerance)
-    assert inverse_residual(chain, invert_chain(chain, FIXED), FIXED).p95 < 0.3
+    assert measure_inverse_residual(chain, invert_chain(chain, FIXED), FIXED).p95 < 0.3
     itk_transform = chain.to_sitk(FIXED)
     nodes = FIXED.points()[2:-2:5, 2:-2:5, 2:-2:5].reshape(-1, 3)
     mapped = [itk_transform.TransformPoint(point) for point in nodes.tolist()]

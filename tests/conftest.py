@@ -28,3 +28,6 @@ def one_thread():
     """Give every test Torch with one thread, whatever the test before it has set."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+pytest_plugins = ["other_packages"]

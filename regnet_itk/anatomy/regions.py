@@ -7,14 +7,14 @@ the region's and whose object is the function.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
+from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import ParameterError, did_you_mean
 
 if TYPE_CHECKING:
@@ -89,14 +89,9 @@ ENTRY_POINTS = "regnet_itk.regions"
 """The group of entry points through which other packages add theirs."""
 
 
-@lru_cache(maxsize=1)
-def _added() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def known_regions() -> tuple[str, ...]:
     """Return the names of all regions that can be found."""
-    return tuple(dict.fromkeys((*REGION_FINDERS, *_added())))
+    return tuple(dict.fromkeys((*REGION_FINDERS, *list_entry_points(ENTRY_POINTS))))
 
 
 def check_region(name: str) -> None:
@@ -106,7 +101,7 @@ def check_region(name: str) -> None:
     ------
     ParameterError
     """
-    if name not in REGION_FINDERS and name not in _added():
+    if name not in REGION_FINDERS and name not in list_entry_points(ENTRY_POINTS):
         near = did_you_mean(name, known_regions()) or f"; known are {', '.join(known_regions())}"
         raise ParameterError(f"'{name}' is no region that can be found in an image{near}")
 
@@ -115,11 +110,5 @@ def _finder(name: str) -> RegionFinder:
     check_region(name)
     if name in REGION_FINDERS:
         return REGION_FINDERS[name]
-    point = _added()[name]
-    try:
-        found: RegionFinder = point.load()
-    except Exception as error:  # whatever the other package does wrong
-        raise ParameterError(
-            f"the region '{name}' of '{point.value}' cannot be loaded: {type(error).__name__}: {error}"
-        ) from None
+    found: RegionFinder = load_entry_point(list_entry_points(ENTRY_POINTS)[name], "region", callable, ParameterError)
     return found

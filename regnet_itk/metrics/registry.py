@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib.metadata import entry_points
 
+from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import ParameterError
 from regnet_itk.metrics.measures import dice, folding_share, log_jacobian_sd, normalised_correlation
 from regnet_itk.metrics.metric import Metric
@@ -95,21 +94,9 @@ def known_metrics() -> tuple[Metric, ...]:
     return (*METRICS.values(), *added)
 
 
-@lru_cache(maxsize=1)
 def _from_entry_points() -> tuple[Metric, ...]:
-    found = []
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            metric = point.load()
-        except Exception as error:  # whatever the other package does wrong
-            raise ParameterError(
-                f"the metric '{point.name}' of '{point.value}' cannot be loaded: {type(error).__name__}: {error}; "
-                "mend or uninstall that package"
-            ) from None
-        if not isinstance(metric, Metric):
-            raise ParameterError(f"'{point.value}', which is to be the metric '{point.name}', is no Metric")
-        found.append(metric)
-    return tuple(found)
+    points = list_entry_points(ENTRY_POINTS).values()
+    return tuple(load_entry_point(p, "metric", lambda m: isinstance(m, Metric), ParameterError) for p in points)
 
 
 def _check_free(metric: Metric, others: Sequence[Metric]) -> None:

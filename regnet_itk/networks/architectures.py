@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
+from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import ModelError, did_you_mean
 
 if TYPE_CHECKING:
@@ -108,14 +107,9 @@ ENTRY_POINTS = "regnet_itk.networks"
 """The group of entry points through which other packages add theirs."""
 
 
-@lru_cache(maxsize=1)
-def _added() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def known_architectures() -> tuple[str, ...]:
     """Return the names of all networks that models and recipes can ask for."""
-    return tuple(dict.fromkeys((*ARCHITECTURES, *_added())))
+    return tuple(dict.fromkeys((*ARCHITECTURES, *list_entry_points(ENTRY_POINTS))))
 
 
 def find_architecture(name: str) -> Architecture:
@@ -133,16 +127,9 @@ def find_architecture(name: str) -> Architecture:
         module, _, attribute = there.partition(":")
         record: Architecture = getattr(import_module(module), attribute)
         return record
-    if name not in _added():
+    if name not in list_entry_points(ENTRY_POINTS):
         near = did_you_mean(name, known_architectures()) or f"; known are {', '.join(known_architectures())}"
         raise ModelError(f"unknown network architecture '{name}'{near}")
-    point = _added()[name]
-    try:
-        found = point.load()
-    except Exception as error:  # whatever the other package does wrong
-        raise ModelError(
-            f"the network '{name}' of '{point.value}' cannot be loaded: {type(error).__name__}: {error}"
-        ) from None
-    if not isinstance(found, Architecture):
-        raise ModelError(f"'{point.value}', which is to be the network '{name}', is no Architecture")
+    added = list_entry_points(ENTRY_POINTS)[name]
+    found: Architecture = load_entry_point(added, "network", lambda a: isinstance(a, Architecture), ModelError)
     return found

@@ -6,9 +6,7 @@ registration and whose object is the class.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-
+from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.parameters import ELASTIX_REGISTRATIONS, ParameterMap
 from regnet_itk.stages.base import Stage
@@ -27,14 +25,9 @@ ENTRY_POINTS = "regnet_itk.stages"
 """The group of entry points through which other packages add theirs."""
 
 
-@lru_cache(maxsize=1)
-def _added() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def known_registrations() -> tuple[str, ...]:
     """Return the registrations that parameter maps can ask for."""
-    return tuple(dict.fromkeys((*STAGES, *_added())))
+    return tuple(dict.fromkeys((*STAGES, *list_entry_points(ENTRY_POINTS))))
 
 
 def find_stage(registration: str, source: str = "<memory>") -> type[Stage]:
@@ -54,23 +47,20 @@ def find_stage(registration: str, source: str = "<memory>") -> type[Stage]:
     """
     if registration in STAGES:
         return STAGES[registration]
-    if registration not in _added():
+    if registration not in list_entry_points(ENTRY_POINTS):
         known = known_registrations()
         near = did_you_mean(registration, known) or f"; known are {', '.join(known)}"
         raise ParameterError(f"{source}: there is no Registration '{registration}'{near}")
-    point = _added()[registration]
+    point = list_entry_points(ENTRY_POINTS)[registration]
     try:
-        found = point.load()
-    except Exception as error:  # whatever the other package does wrong
-        raise ParameterError(
-            f"{source}: the Registration '{registration}' of '{point.value}' cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise ParameterError(
-            f"{source}: '{point.value}', which is to be the Registration '{registration}', is no Stage"
-        )
+        found: type[Stage] = load_entry_point(point, "Registration", _is_stage, ParameterError)
+    except ParameterError as error:
+        raise ParameterError(f"{source}: {error}") from None
     return found
+
+
+def _is_stage(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Stage)
 
 
 def make_stage(parameters: ParameterMap) -> Stage:

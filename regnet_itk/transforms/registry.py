@@ -6,10 +6,8 @@ A package of another's makes its `TransformType` known as an entry point of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from importlib.metadata import entry_points
-from typing import Any
 
+from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import TransformError
 from regnet_itk.transforms.base import Transform, TransformType
 from regnet_itk.transforms.bspline import BSPLINE
@@ -99,18 +97,10 @@ def _all_types() -> Iterator[TransformType]:
     yield from _from_entry_points()  # looked at last: one that is broken shall not stop what does not need it
 
 
-@lru_cache(maxsize=1)
 def _from_entry_points() -> tuple[TransformType, ...]:
     found: list[TransformType] = []
-    for entry in entry_points(group=GROUP):
-        try:
-            kind: Any = entry.load()
-        except Exception as error:  # whatever another's module raises
-            raise TransformError(
-                f"the transform type '{entry.name}' ({entry.value}) cannot be loaded: {error}; mend or uninstall it"
-            ) from None
-        if not isinstance(kind, TransformType):
-            raise TransformError(f"the transform type '{entry.name}' ({entry.value}) is no TransformType; uninstall it")
+    for point in list_entry_points(GROUP).values():
+        kind = load_entry_point(point, "transform type", lambda t: isinstance(t, TransformType), TransformError)
         _check(kind, (*_registered, *found))
         found.append(kind)
     return tuple(found)

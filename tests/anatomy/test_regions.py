@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,21 +49,14 @@ def test_an_unknown_region() -> None:
 
 
 @pytest.fixture
-def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_packages: Callable) -> None:
     (tmp_path / "their_regions.py").write_text(
         "from regnet_itk.data.image import Image\n"
         "def bright(scan, grid):\n"
         "    return Image(scan.image.resampled(grid).array > 0, grid)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    added = [
-        EntryPoint("bright", "their_regions:bright", regions.ENTRY_POINTS),
-        EntryPoint("dim", "their_regions:dim", regions.ENTRY_POINTS),
-    ]
-    monkeypatch.setattr(regions, "entry_points", lambda group: added if group == regions.ENTRY_POINTS else [])
-    regions._added.cache_clear()
-    yield
-    regions._added.cache_clear()
+    install_packages(regions.ENTRY_POINTS, bright="their_regions:bright", dim="their_regions:dim")
 
 
 def test_another_package_s_finder_is_used(another_package: None) -> None:

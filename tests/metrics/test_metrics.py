@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -117,16 +116,9 @@ def test_one_that_was_registered_comes_last_until_it_is_forgotten():
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def installed(install_packages):
     """Gives entry points as if a package had them."""
-
-    def give(value):
-        point = EntryPoint("any", value, registry.ENTRY_POINTS)
-        monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.ENTRY_POINTS else [])
-        registry._from_entry_points.cache_clear()
-
-    yield give
-    registry._from_entry_points.cache_clear()
+    return lambda value: install_packages(registry.ENTRY_POINTS, any=value)
 
 
 def test_one_of_another_package_is_found(installed):
@@ -138,8 +130,8 @@ def test_one_of_another_package_is_found(installed):
     ("value", "told"),
     [
         ("no_such_module:ANY", "the metric 'any' of 'no_such_module:ANY' cannot be loaded: ModuleNotFoundError"),
-        (f"{__name__}:GRID", "which is to be the metric 'any', is no Metric"),
-        ("regnet_itk.metrics.registry:METRICS", "is no Metric"),
+        (f"{__name__}:GRID", "is to be the metric 'any', and is none"),
+        ("regnet_itk.metrics.registry:METRICS", "and is none"),
     ],
 )
 def test_another_package_that_is_broken_is_told(installed, value, told):

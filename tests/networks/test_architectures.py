@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def test_names_are_told_without_torch() -> None:
 
 
 @pytest.fixture
-def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_packages: Callable) -> None:
     """Three networks of another package: a good one, one that cannot be loaded, and something that is none."""
     (tmp_path / "their_networks.py").write_text(
         "from dataclasses import replace\n"
@@ -62,20 +62,12 @@ def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "NOTHING = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    added = {
-        name: EntryPoint(name, value, architectures.ENTRY_POINTS)
-        for name, value in (
-            ("theirs", "their_networks:THEIRS"),
-            ("broken", "their_networks:MISSING"),
-            ("nothing", "their_networks:NOTHING"),
-        )
-    }
-    monkeypatch.setattr(
-        architectures, "entry_points", lambda group: list(added.values()) if group == architectures.ENTRY_POINTS else []
+    install_packages(
+        architectures.ENTRY_POINTS,
+        theirs="their_networks:THEIRS",
+        broken="their_networks:MISSING",
+        nothing="their_networks:NOTHING",
     )
-    architectures._added.cache_clear()
-    yield
-    architectures._added.cache_clear()
 
 
 def test_another_package_s_network_is_found(another_package: None) -> None:
@@ -87,7 +79,10 @@ def test_another_package_s_network_is_found(another_package: None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("broken", "'their_networks:MISSING' cannot be loaded: AttributeError"), ("nothing", "is no Architecture")],
+    [
+        ("broken", "'their_networks:MISSING' cannot be loaded: AttributeError"),
+        ("nothing", "is to be the network 'nothing', and is none"),
+    ],
 )
 def test_another_package_s_mistakes_are_told_in_one_line(another_package: None, name: str, words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -57,23 +56,14 @@ def shift(**values):
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def installed(install_packages):
     """As if a package had the stage, and others had an entry point that leads nowhere."""
-    points = {
-        "ShiftRegistration": EntryPoint("ShiftRegistration", f"{__name__}:ShiftStage", registry.ENTRY_POINTS),
-        "GoneRegistration": EntryPoint("GoneRegistration", "no_such_package:Stage", registry.ENTRY_POINTS),
-        "OtherRegistration": EntryPoint("OtherRegistration", "pathlib:Path", registry.ENTRY_POINTS),
-    }
-    asked = []
-
-    def entry_points(group):
-        asked.append(group)
-        return tuple(points.values())
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
-    registry._added.cache_clear()
-    yield asked
-    registry._added.cache_clear()
+    return install_packages(
+        registry.ENTRY_POINTS,
+        ShiftRegistration=f"{__name__}:ShiftStage",
+        GoneRegistration="no_such_package:Stage",
+        OtherRegistration="pathlib:Path",
+    )
 
 
 def images():
@@ -123,7 +113,10 @@ def test_stages_are_given_in_any_way_and_in_any_mixture(tmp_path):
         ({"NumberOfResolution": 1}, "did you mean 'NumberOfResolutions'?"),
         ({"Registration": "ShiftRegistratio"}, "did you mean 'ShiftRegistration'?"),
         ({"Registration": "GoneRegistration"}, "of 'no_such_package:Stage' cannot be loaded: ModuleNotFoundError"),
-        ({"Registration": "OtherRegistration"}, "'pathlib:Path', which is to be the Registration 'OtherRegistration'"),
+        (
+            {"Registration": "OtherRegistration"},
+            "'pathlib:Path' is to be the Registration 'OtherRegistration', and is none",
+        ),
         ({"Registration": "RegNetRegistration", "ShiftUnit": "mm"}, 'needs (Registration "ShiftRegistration")'),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -148,16 +147,9 @@ def test_two_types_of_one_name_are_refused(spline):
 
 
 @pytest.fixture
-def entry_point(monkeypatch):
+def entry_point(install_packages):
     """Let a package be installed that names its type by an entry point."""
-
-    def install(value):
-        entry = importlib.metadata.EntryPoint("mine", value, registry.GROUP)
-        monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
-        registry._from_entry_points.cache_clear()
-
-    yield install
-    registry._from_entry_points.cache_clear()
+    return lambda value: install_packages(registry.GROUP, mine=value)
 
 
 def test_a_type_of_another_package_is_found(entry_point, tmp_path, monkeypatch):
@@ -179,8 +171,10 @@ def test_a_broken_package_stops_only_what_needs_it(entry_point, tmp_path):
     path = write_elastix(TransformChain((plain(affine()),)), tmp_path)[0]
     assert read_chain(path).as_matrix() is not None
     path.write_text(path.read_text().replace('"AffineTransform"', '"MirrorTransform"'))
-    with pytest.raises(TransformError, match=r"'mine' \(no_such_module:TYPE\) cannot be loaded: .*uninstall it"):
+    with pytest.raises(
+        TransformError, match=r"'mine' of 'no_such_module:TYPE' cannot be loaded: .*uninstall that package"
+    ):
         read_chain(path)
     entry_point("os:sep")
-    with pytest.raises(TransformError, match="is no TransformType"):
+    with pytest.raises(TransformError, match="is to be the transform type 'mine', and is none"):
         read_chain(path)

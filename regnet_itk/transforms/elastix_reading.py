@@ -128,11 +128,11 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     if "Transform" not in values:
         raise TransformError(f"'{path}' is not a transform file: it has no (Transform ..)")
     link = _checked_link(values, here.parent)
+    check_start_is_told(values)
     return _initial_chain(values, here.parent, (*seen, here)).then(link)
 
 
 def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
-    check_start_is_told(values)
     name = initial_file(values)
     if name is None:
         return TransformChain()

@@ -218,12 +218,14 @@ def test_the_error_that_is_said_is_the_error_that_there_is(case):
 def test_the_inverse_undoes_within_the_residual_that_it_reports(case):
     inverse = invert_chain(case.chain, case.grid)
     residual = measure_inverse_residual(case.chain, inverse, case.grid)
-    y = case.mapped
+    index = case.grid.point_to_index(case.points)
+    measured = ((index >= 1) & (index <= np.array(case.grid.size) - 2)).all(axis=1)  # as the residual is
+    x, y = case.points[measured], case.mapped[measured]
     there = np.linalg.norm(case.chain.map_points(inverse.map_points(y)) - y, axis=1)
-    assert there.max() <= residual.max + ROUNDING
+    assert there.max(initial=0.0) <= residual.max + ROUNDING
     assert residual.mean < 0.1 * min(case.grid.spacing)
-    back = np.linalg.norm(inverse.map_points(y) - case.points, axis=1)  # T stretches by no less than a half here
-    assert back.max() <= 2.5 * residual.max + ROUNDING
+    back = np.linalg.norm(inverse.map_points(y) - x, axis=1)  # T stretches by no less than a half here
+    assert back.max(initial=0.0) <= 2.5 * residual.max + ROUNDING
 
 
 @settings(max_examples=15)

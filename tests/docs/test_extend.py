@@ -12,18 +12,33 @@ from pathlib import Path
 import pytest
 from documents import blocks, run_python
 
-from regnet_itk.metrics import registry
+from regnet_itk.anatomy.regions import REGION_FINDERS
+from regnet_itk.metrics.registry import METRICS
+from regnet_itk.networks.architectures import ARCHITECTURES
+from regnet_itk.stages.registry import STAGES
+from regnet_itk.transforms import registry as transform_types
 
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "extend").glob("*.md"))
 
 
+@pytest.fixture
+def tables_as_before(monkeypatch):
+    """Forget what a page adds to the package's tables."""
+    tables = REGION_FINDERS, METRICS, ARCHITECTURES, STAGES
+    before = [dict(table) for table in tables]
+    monkeypatch.setattr(transform_types, "_registered", list(transform_types._registered))
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_page_runs(page, tmp_path, monkeypatch):
+def test_the_page_runs(page, tmp_path, monkeypatch, tables_as_before):
     if not blocks(page.read_text(encoding="utf-8"), "python"):
         pytest.skip("no Python to run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # a page may write a module and import it
-    monkeypatch.setattr(registry, "METRICS", dict(registry.METRICS))  # what a page adds is forgotten
     run_python(page)
 
 

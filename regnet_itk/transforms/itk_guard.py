@@ -6,12 +6,14 @@ Run as a program with a file's path, it reads the file and says on standard outp
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 _SECONDS = 10
 _SECONDS_PER_GB = 30
+_PATIENCE = 6  # on a busy machine a second of the processor takes so long
 _MEMORY = 2 << 30  # bytes; what Python and SimpleITK take is a fraction of it
 _MEMORY_PER_BYTE = 12  # of the file: packed fields unpack to several times their size, and are copied
 _LARGEST_RATIO = 1100  # deflate packs no better
@@ -31,12 +33,14 @@ def try_itk_file(path: Path) -> str | None:
     command = [sys.executable, "-P", __file__, str(path.resolve()), str(memory), str(int(seconds) + 1)]
     try:
         ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE * seconds, check=False
         )  # it is killed, not asked: ITK's readers do not listen
     except subprocess.TimeoutExpired:
         return f"it is damaged: reading it did not end within {seconds:.0f} s"
     if ended.returncode == 0:
         return None
+    if ended.returncode == -getattr(signal, "SIGXCPU", 0):  # the limit of the processor's time
+        return f"it is damaged: reading it did not end within {seconds:.0f} s"
     told = ended.stdout.decode(errors="replace").strip().splitlines()
     return told[-1] if ended.returncode == 1 and told else "it is damaged: reading it takes ITK down"
 
@@ -48,7 +52,7 @@ def _limit(memory: int, seconds: int) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 

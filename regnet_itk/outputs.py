@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from regnet_itk.errors import OutputError
+from regnet_itk.held_folders import HeldFolder
+from regnet_itk.output_files import OutputFiles
 
 _NEXT_TO_NOTHING = 2**20  # bytes; file systems rarely fill up to the last one
+_PART = ".part-"
 
 
 def _write_error(path: Path, error: Exception) -> OutputError:
@@ -48,9 +50,10 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
+        held = HeldFolder(path.parent, _PART)
     except OSError as error:
         raise _write_error(path, error) from None
+    folder = held.path
     try:
         part = folder / path.name
         write(part)
@@ -60,11 +63,11 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:
         raise _write_error(path, error) from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        held.remove()
 
 
 @contextmanager
-def staged_folder(folder: str | Path) -> Iterator[Path]:
+def staged_folder(folder: str | Path, files: OutputFiles | None = None) -> Iterator[Path]:
     """Give a temporary folder whose files move into `folder` when the block ends well.
 
     `folder` is created if needed. If the block raises, nothing of it is kept, and a folder that was created
@@ -74,6 +77,8 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
     ----------
     folder : str or Path
         Where the results shall be.
+    files : OutputFiles, optional
+        What they are called; those of an earlier run are removed. By default all that is there stays.
 
     Yields
     ------
@@ -92,18 +97,19 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+            held = HeldFolder(folder, _PART)
         except OSError as error:
             raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
+        stage = held.path
         try:
             yield stage
-            _move(sorted(stage.iterdir()), folder)
+            _replace(sorted(stage.iterdir()), folder, files)
         except OSError as error:
             raise _write_error(folder, error) from None
         except OutputError as error:  # names a file that the user never sees
             raise OutputError(str(error).replace(str(stage), str(folder))) from None
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            held.remove()
         done = True
     finally:
         if not done:
@@ -112,11 +118,30 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
                     path.rmdir()
 
 
-def _move(files: list[Path], folder: Path) -> None:
-    """Move files into a folder; a folder there that has the name of a file is found before any is moved."""
+def _replace(new: list[Path], folder: Path, files: OutputFiles | None) -> None:
+    """Move files into a folder, in place of those of an earlier run."""
+    if files is None:
+        _move(new, folder)
+        return
+    _check_no_folders(new, folder)
+    names = {file.name for file in new}
+    outdated = [file for file in files.find_earlier(folder) if file.name not in names]
+    if outdated or len(new) > 1:  # while it is neither the one nor the other run, nothing says that it is one
+        (folder / files.record).unlink(missing_ok=True)
+    for file in outdated:
+        file.unlink(missing_ok=True)
+    _move(sorted(new, key=lambda f: f.name == files.record), folder)
+
+
+def _check_no_folders(files: list[Path], folder: Path) -> None:
+    """Refuse, before any file is moved, a folder that has the name of one."""
     for file in files:
         if (folder / file.name).is_dir():
             raise OutputError(f"cannot write '{folder / file.name}': there is a folder of that name")
+
+
+def _move(files: list[Path], folder: Path) -> None:
+    _check_no_folders(files, folder)
     for file in files:
         os.replace(file, folder / file.name)
 

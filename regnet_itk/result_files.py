@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regnet_itk.data.image_files import write_image
+from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
@@ -16,6 +17,19 @@ from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
     from regnet_itk.stage_report import StageReport
+
+RECORD = "registration.json"
+
+RUN_FILES = OutputFiles(
+    r"(TransformParameters|InitialTransform)\.\d+(-part\d+|-Composite)?\.(txt|toml|h5|tfm)"
+    r"|(d|initialD)eformationField\.\d+(-part\d+)?\.\w+"
+    r"|result\.\d+\.(mha|mhd|raw|zraw|nii|nii\.gz|nrrd|nhdr|raw\.gz)"
+    r"|IterationInfo\.\d+\.R\d+\.txt"
+    r"|registration\.(json|png)|regnet-itk\.log",
+    RECORD,
+    with_it=("report.html",),
+)
+"""What a registration writes."""
 
 
 def write_stage_files(reports: Sequence[StageReport], folder: Path) -> None:

@@ -16,7 +16,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.outputs import staged_folder
-from regnet_itk.result_files import write_chain_files, write_stage_files
+from regnet_itk.result_files import RECORD, RUN_FILES, write_chain_files, write_stage_files
 from regnet_itk.stage_report import StageReport
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.itk_files import write_itk
@@ -152,7 +152,8 @@ class RegistrationResult:
         ``TransformParameters.N.txt`` (with ``deformationField.N.mha`` for RegNet) and ``result.N.<format>`` for each
         stage, ``InitialTransform.N.txt`` for the transforms that were given to start from,
         ``TransformParameters.N-Composite.h5`` for the last stage, ``registration.json``, ``registration.png``, and
-        ``regnet-itk.log``. If both ways were asked for, the same of the way back, but for the log, in ``backward``.
+        ``regnet-itk.log``. If both ways were asked for, the same of the way back, but for the log, in ``backward``. The
+        files of an earlier registration in the folder are removed.
 
         Parameters
         ----------
@@ -164,16 +165,24 @@ class RegistrationResult:
         Raises
         ------
         OutputError
-            If it cannot be written.
+            If it cannot be written, holds one of the images that were registered under the name of a result, or holds
+            the files of another program.
         """
         final = Path(folder).resolve()
+        backward = final / BACKWARD_FOLDER
+        sources = [link.parameters.source for link in self.chain.links[: self.initial_links]]
+        for each in (final, backward):
+            RUN_FILES.check(each, [*self.inputs.values(), *sources])
         with ExitStack() as stack:  # all is written beside before the first file is put in its place
-            stage = stack.enter_context(staged_folder(final))
+            stage = stack.enter_context(staged_folder(final, RUN_FILES))
             self._write_all(stage, final)
             (stage / "regnet-itk.log").write_text("".join(line + "\n" for line in log or []), encoding="utf-8")
-            if self.backward is not None:
-                final = final / BACKWARD_FOLDER
-                self.backward._write_all(stack.enter_context(staged_folder(final)), final)
+            if self.backward is not None or (backward / RECORD).is_file():  # an earlier one is removed
+                stage = stack.enter_context(staged_folder(backward, RUN_FILES))
+                if self.backward is not None:
+                    self.backward._write_all(stage, backward)
+        if self.backward is None and backward.is_dir() and not any(backward.iterdir()):
+            backward.rmdir()
 
     def _write_all(self, folder: Path, final: Path) -> None:
         """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
@@ -182,7 +191,7 @@ class RegistrationResult:
         self.write_stages(folder, final)
         last = len(self.stages) - 1
         write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
-        (folder / "registration.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         draw_registration(
             self.pair.fixed,
             self.pair.moving,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,14 +16,19 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
+from regnet_itk.errors import OutputError
 from regnet_itk.events import Events, Progress
 from regnet_itk.figures.slices import Plane, Shade, choose_planes, draw_slice
+from regnet_itk.inputs import is_file
+from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import write_whole
 from regnet_itk.training.paper_pairs import FREQUENCIES, SyntheticPair, paper_pairs
 
 PAIRS_OF_AN_IMAGE = 2 * len(FREQUENCIES)
 _CORONAL = 1
 _DPI = 130
+
+PAIRS_FILE = "pairs.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +54,35 @@ class SynthesisInput:
 class _HeatMap:
     heading: str
     lengths: FloatArray
+
+
+def synthetic_files(names: Sequence[str], folder: Path) -> OutputFiles:
+    """Return what a synthesis calls its files.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of its images.
+    folder : Path
+        Where it is to write.
+
+    Raises
+    ------
+    OutputError
+        If the list of pairs in the folder is of other images.
+    """
+    every = f"({'|'.join(map(re.escape, names))})"
+    own = rf"{every}_\d_(fixed|moving|displacement|fixed_mask)\.mha|{every}_displacements\.png|{re.escape(PAIRS_FILE)}"
+    path = folder / PAIRS_FILE
+    if is_file(path):
+        try:
+            listed = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        except OSError as error:
+            raise OutputError(f"cannot write to the output folder '{folder}': {error.strerror}") from None
+        others = [row.split(",")[0] for row in listed if not re.match(rf"{every}_\d,", row)]
+        if others:
+            raise OutputError(f"'{path}' lists pairs of other images ('{others[0]}'); give another folder")
+    return OutputFiles(own, PAIRS_FILE, exclusive=False)
 
 
 def write_synthetic_pairs(

@@ -68,12 +68,15 @@ def command(
     .svg, report.html, and in DIR/pairs the transforms. Started again, it keeps what is finished.
     """
     from regnet_itk.comparison.methods import read_methods
+    from regnet_itk.comparison.outputs import COMPARISON_FILES
     from regnet_itk.comparison.pairs import check_pairs, read_pairs
     from regnet_itk.comparison.step import StepSettings
     from regnet_itk.outputs import check_writable
 
+    COMPARISON_FILES.check(out, [pairs])
     check_writable(out)
     read = read_pairs(pairs)
+    COMPARISON_FILES.check(out, [file for pair in read for file in pair.files().values()])
     names = [name.strip() for name in (_DEFAULT_METHODS if methods is None else methods).split(",") if name.strip()]
     planned = read_methods(names, chains)
     check_pairs(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -46,8 +47,9 @@ def command(
     said whether the result is exact; if not, its error is measured and said.
     """
     from regnet_itk.data.image_files import read_grid
-    from regnet_itk.transforms.conversion import convert, parse_spacing
+    from regnet_itk.transforms.conversion import convert, converted_files, parse_spacing
 
+    converted_files(Path(target)).check(Path(target).parent, [like])
     done = convert(
         source,
         target,

@@ -8,6 +8,7 @@ import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.run_log import tell
 
 
 @click.command("example", cls=StrictCommand, context_settings=options.HELP)
@@ -25,7 +26,7 @@ def command(folder: Path, device: str, seed: int) -> None:
     from regnet_itk.outputs import check_writable
 
     check_writable(folder)
-    click.echo("making the phantom ..", err=True)
+    tell("making the phantom ..")
     write_phantom(make_phantom(seed=seed), folder)
     out = folder / "registration"
     result = run(

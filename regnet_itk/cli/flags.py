@@ -21,6 +21,7 @@ FLAGS = {
     "moving_landmarks": "-mp",
     "moving_mask": "-mMask",
     "names": "--methods",
+    "new": "--new",
     "offset": "--offset",
     "slices": "--slices",
     "spacing": "--spacing",

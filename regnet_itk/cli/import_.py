@@ -9,6 +9,7 @@ import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.run_log import tell
 
 if TYPE_CHECKING:
     from regnet_itk.comparison.dirlab import Phase, Slices
@@ -43,5 +44,5 @@ def command(
     for case in find_cases(folders):
         pair = import_case(case, out, fixed=fixed, slices=slices, offset=offset, lung_masks=lung_masks)
         add_pairs([pair], out / PAIRS_FILE)
-        click.echo(f"{case.name}: written to {out / case.name}", err=True)
-    click.echo(f"listed in {out / PAIRS_FILE}", err=True)
+        tell(f"{case.name}: written to {out / case.name}")
+    tell(f"listed in {out / PAIRS_FILE}")

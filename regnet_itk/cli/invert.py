@@ -14,8 +14,14 @@ from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
 from regnet_itk.cli.options import bound_threads
 from regnet_itk.cli.run_log import RunLog, heard_by
 from regnet_itk.cli.screen import Screen
+from regnet_itk.output_files import OutputFiles
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
+
+_INVERSE_FILES = OutputFiles(
+    r"TransformParameters\.\d+(-part\d+|-Composite)?\.(txt|h5)|deformationField\.\d+(-part\d+)?\.\w+|inverse\.json",
+    "inverse.json",
+)
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
@@ -58,7 +64,10 @@ def invert(
     """Do what the command says, and return its exit status; the parameters are its options."""
     from regnet_itk.errors import OutputError
     from regnet_itk.outputs import check_writable
+    from regnet_itk.transforms.elastix_keys import check_nameable
 
+    check_nameable(out)
+    _INVERSE_FILES.check(out, [transform, like, fixed])
     check_writable(out)
     if out.resolve() == Path(transform).resolve().parent:
         raise OutputError(f"'{out}' holds the transform itself, whose files have the same names; give another folder")
@@ -75,12 +84,13 @@ def _invert(transform: str, out: Path, like: str | None, fixed: str | None, log:
     from regnet_itk.transforms.inverse import FAILED_SHARE, invert_chain, measure_inverse_residual
 
     chain = read_chain(transform)
+    _INVERSE_FILES.check(out, [link.parameters.source for link in chain.links])
     wanted = read_grid(like, "--like image") if like else None
     fixed_grid = _fixed_grid(chain, read_grid(fixed, "fixed image") if fixed else None, transform)
     inverse = invert_chain(chain, fixed_grid, wanted)
     residual = measure_inverse_residual(chain, inverse, fixed_grid, grid=wanted)
     failed = residual.failed > FAILED_SHARE
-    with staged_folder(out) as stage:
+    with staged_folder(out, _INVERSE_FILES) as stage:
         _write(_with_settings(inverse, chain, wanted), stage, out.resolve())
         report = {"transform": transform, "exact": chain.as_matrix() is not None, "failed": failed,
                   "residual_mm": asdict(residual)}  # fmt: skip

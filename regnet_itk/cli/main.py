@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from regnet_itk.cli.flags import name_flags
-from regnet_itk.cli.run_log import WarningsToStderr, heard_by
+from regnet_itk.cli.run_log import WarningsToStderr, heard_by, tell
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
 from regnet_itk.threads import wait_briefly
 
@@ -34,6 +34,8 @@ _COMMANDS = {
     "repair": "Mend the paths in transform files after a folder was moved.",
 }
 
+_MAY_BE_EMPTY = ("--methods", "--title")
+
 FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 NOT_INVERTED = 3
@@ -51,11 +53,23 @@ class StrictCommand(click.Command):
         """Check the flags, then parse as usual."""
         known = {flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)}
         known |= {"--help", "-h"}
-        for word in args:
+        for before, word in zip(["", *args], args, strict=False):
+            if not word.strip() and before not in _MAY_BE_EMPTY:  # an empty path would be the current folder
+                raise click.UsageError(f"{f'{before} is' if before else 'an argument is'} empty; give a value", ctx)
+            _check_encoding(word, ctx)
             flag = word.split("=")[0] if word.startswith("--") else word
             if word.startswith("-") and flag not in known and not _is_number(word):
                 raise click.UsageError(f"there is no option '{flag}'{did_you_mean(flag, known)}", ctx)
         return super().parse_args(ctx, args)
+
+
+def _check_encoding(word: str, ctx: click.Context) -> None:
+    """Refuse what is not UTF-8, as the paths in elastix's and our own files are."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        shown = word.encode("ascii", "backslashreplace").decode()
+        raise click.UsageError(f"'{shown}' is not UTF-8; rename the file or folder", ctx) from None
 
 
 class _Commands(click.Group):
@@ -100,16 +114,50 @@ def terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"regnet-itk: error: {' '.join(name_flags(str(message)).split())}", file=sys.stderr)
+    tell(f"regnet-itk: error: {' '.join(name_flags(str(message)).split())}")
     return status
+
+
+def _open_closed_streams() -> None:
+    """Put something in the place of standard streams that are closed: else the next file opened would be one of them.
+
+    What is printed on standard error is lost then; printing on standard output fails.
+    """
+    for number, (name, mode) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _flushed(status: int) -> int:
+    """Return the exit status, which is not that of success if what was printed could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
+        return status or (FAILED if isinstance(error, BrokenPipeError) else _fail_to_print(error))
+    return status
+
+
+def _fail_to_print(error: OSError) -> int:
+    return _fail(f"cannot write to standard output: {error.strerror}", FAILED)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, terminated)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, terminated)
     wait_briefly()
     with heard_by(WarningsToStderr()):
-        sys.exit(_run(arguments))
+        sys.exit(_flushed(_run(arguments)))
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -128,6 +176,12 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(error, FAILED)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; nothing was written", INTERRUPTED)
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        return FAILED
+    except OSError as error:
+        return _fail(f"'{error.filename}': {error.strerror}" if error.filename else error, FAILED)
+    except RecursionError:
+        return _fail("a file is nested too deeply to be read", FAILED)
     except MemoryError:
         return _fail("out of memory; use smaller images, a mask, or a smaller (RegNetMemoryBudget ..)", FAILED)
     except Exception as error:

@@ -9,6 +9,7 @@ import click
 from regnet_itk.cli import options
 from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.run_log import tell
 
 
 @click.command("report", cls=StrictCommand, context_settings=options.HELP)
@@ -49,6 +50,6 @@ def command(
         moving_landmarks=moving_landmarks,
     )
     for warning in run.warnings:
-        click.echo(f"warning: {name_flags(warning)}", err=True)
+        tell(f"warning: {name_flags(warning)}")
     write_run_report(run, path)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

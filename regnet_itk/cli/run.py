@@ -83,8 +83,16 @@ def run(
     from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import DEFAULT_STAGES, register
+    from regnet_itk.registration_inputs import initial_chain
+    from regnet_itk.result_files import RUN_FILES
     from regnet_itk.results import BACKWARD_FOLDER
+    from regnet_itk.transforms.elastix_keys import check_nameable
 
+    check_nameable(out)
+    start = initial_chain(initial)
+    read = [fixed, moving, fixed_mask, moving_mask, initial, fixed_landmarks, moving_landmarks, *stages]
+    for folder in (out, out / BACKWARD_FOLDER):
+        RUN_FILES.check(folder, [*read, *(link.parameters.source for link in start.links)])
     check_writable(out)
     if both_ways:
         check_writable(out / BACKWARD_FOLDER)
@@ -95,7 +103,7 @@ def run(
     with shown, heard_by(log), _python_warnings(loglevel):
         result = register(
             fixed, moving, planned,
-            fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial,
+            fixed_mask=fixed_mask, moving_mask=moving_mask, initial=start,
             fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks, both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority, events=shown,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from regnet_itk.events import LOGGER
@@ -20,6 +20,12 @@ class Lines(Protocol):
 
     def warn(self, line: str) -> None:
         """Show a warning."""
+
+
+def tell(line: str) -> None:
+    """Print a line on standard error; if nobody can read it, the work goes on all the same."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -43,7 +49,7 @@ class WarningsToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line."""
-        print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+        tell(f"warning: {record.getMessage()}")
 
 
 class LogToScreen(logging.Handler):

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from regnet_itk.cli.run_log import tell
 from regnet_itk.registration_events import RegistrationEvents
 
 if TYPE_CHECKING:
@@ -79,4 +80,4 @@ class Screen(RegistrationEvents):
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)

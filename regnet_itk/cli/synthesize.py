@@ -47,10 +47,12 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
     from regnet_itk.comparison.pairs import Pair, write_pairs
     from regnet_itk.outputs import check_writable, staged_folder
     from regnet_itk.registration_events import StageEvents
-    from regnet_itk.synthesis import write_synthetic_pairs
+    from regnet_itk.synthesis import PAIRS_FILE, synthetic_files, write_synthetic_pairs
 
-    check_writable(out)
     names = _names(images)
+    files = synthetic_files(names, out)
+    files.check(out, [*images, *masks])
+    check_writable(out)
     if masks and len(masks) != len(images):
         raise click.UsageError(
             f"{len(masks)} --mask for {len(images)} images; give one for each image, in their order, or none",
@@ -58,12 +60,12 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
         )
     _check_headers(images)
     pairs: list[Pair] = []
-    with Screen() as shown, staged_folder(out) as stage:
+    with Screen() as shown, staged_folder(out, files) as stage:
         for number, (path, name) in enumerate(zip(images, names, strict=True)):
             source = _read(path, name, masks[number] if masks else None, shown)
             pairs += write_synthetic_pairs(source, stage, seed, fields, StageEvents(shown, number + 1, name))
-        write_pairs(pairs, stage / "pairs.csv")
-        shown.say(f"written to {out}, pairs: {len(pairs)}; to register them: regnet-itk compare {out / 'pairs.csv'} ..")
+        write_pairs(pairs, stage / PAIRS_FILE)
+        shown.say(f"written to {out}, pairs: {len(pairs)}; to register them: regnet-itk compare {out / PAIRS_FILE} ..")
 
 
 def _names(images: tuple[Path, ...]) -> list[str]:

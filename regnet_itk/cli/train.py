@@ -12,7 +12,7 @@ import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
-from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.cli.run_log import LogToScreen, heard_by, tell
 from regnet_itk.training.events import TrainingEvents
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class TrainingScreen(TrainingEvents):
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def warn(self, line: str) -> None:
         """Print a warning above the bar."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
 from regnet_itk.cli.options import bound_threads
 from regnet_itk.cli.run_log import RunLog, heard_by
 from regnet_itk.cli.screen import Screen
+from regnet_itk.output_files import OutputFiles
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.warping import WarpSettings
 
 _NAMED = 10  # points that a message lists
+_LOG = "transformix.log"
+_FORMATS = r"(mha|mhd|raw|zraw|nii|nii\.gz|nrrd|nhdr|raw\.gz)"
 
 
 @click.command("transform", cls=StrictCommand, context_settings=options.HELP)
@@ -107,6 +111,8 @@ def transform(asked: Request) -> int:
     from regnet_itk.outputs import check_writable
 
     check_writable(asked.out)
+    points = None if asked.points == "all" else asked.points
+    _files(asked).check(asked.out, [asked.transform, *asked.images, points, asked.like, asked.mask])
     bound_threads(asked.threads)
     log = RunLog(Screen(asked.loglevel))
     with heard_by(log):
@@ -121,6 +127,7 @@ def _transform(asked: Request, log: RunLog) -> int:
     from regnet_itk.transforms.warping import WarpSettings
 
     chain = read_chain(asked.transform)
+    _files(asked).check(asked.out, [link.parameters.source for link in chain.links])
     settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
     like = read_grid(asked.like, "--like image") if asked.like else None
     fixed_grid = settings.grid or like
@@ -131,10 +138,10 @@ def _transform(asked: Request, log: RunLog) -> int:
         default=settings.default if asked.default is None else asked.default,
     )
     log.note(f"transform {asked.transform}: {len(chain.links)} part(s)")
-    with staged_folder(asked.out) as stage:
+    with staged_folder(asked.out, _files(asked)) as stage:
         work = _Work(asked, chain, settings, fixed_grid, stage, log)
         status = work.run()
-        (stage / "transformix.log").write_text(log.text(), encoding="utf-8")
+        (stage / _LOG).write_text(log.text(), encoding="utf-8")
     log.say(f"written to {asked.out} in {log.seconds():.1f} s")
     return status
 
@@ -286,6 +293,17 @@ class _Work:
             + _listed(f"{mapped.name(i)} (residual {mapped.residual[i]:.2g} mm)" for i in mapped.failed)
         )
         return NOT_INVERTED
+
+
+def _files(asked: Request) -> OutputFiles:
+    """Return what a call writes; of an earlier one only what it writes anew, in another format perhaps, is removed."""
+    names = [f"{re.escape(name)}\\.{_FORMATS}" for name in _result_names(asked.images)]
+    kinds = {"deformationField": asked.points == "all", "spatialJacobian": asked.determinant,
+             "fullSpatialJacobian": asked.matrices}  # fmt: skip
+    names += [f"{name}\\.({_FORMATS}|json)" for name, wanted in kinds.items() if wanted]
+    if asked.points and asked.points != "all":
+        names.append(r"outputpoints\..+")
+    return OutputFiles("|".join([*names, re.escape(_LOG)]), _LOG, exclusive=False)
 
 
 def _listed(names: Any) -> str:

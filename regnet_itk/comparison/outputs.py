@@ -21,6 +21,7 @@ from regnet_itk.comparison.tables import (
 )
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks
+from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
 from regnet_itk.report.elements import Figure, Note, Table
 from regnet_itk.report.page import write_report
@@ -28,6 +29,13 @@ from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 
 VIEWER_VOXELS = 32e6
 """Voxels of all volumes of a report together, about; more pairs are shown more coarsely."""
+
+COMPARISON_FILES = OutputFiles(
+    r"table\.(csv|md|tex)|(quality|differences|measures)\.csv|fig\d_\w+\.(png|svg)|report\.html|comparison\.json",
+    "comparison.json",
+    exclusive=False,
+)
+"""What a comparison writes, beside the folder `pairs` with what is kept from one to the next."""
 
 
 def write_comparison(comparison: Comparison, folder: str | Path, title: str = "Comparison") -> None:
@@ -47,7 +55,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, title: str = "C
         If something cannot be written.
     """
     tables = [table for table in _tables(comparison) if table.rows]
-    with staged_folder(folder) as stage:
+    with staged_folder(folder, COMPARISON_FILES) as stage:
         (stage / "table.csv").write_text(format_errors_csv(comparison), encoding="utf-8")
         (stage / "quality.csv").write_text(format_csv(tabulate_quality(comparison)), encoding="utf-8")
         (stage / "differences.csv").write_text(format_csv(tabulate_differences(comparison)), encoding="utf-8")

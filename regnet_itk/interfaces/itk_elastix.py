@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import tempfile
 from collections.abc import Callable
@@ -16,16 +17,15 @@ import numpy as np
 
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import LOGGER, Progress
+from regnet_itk.held_folders import HeldFolder
 from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.registration import DEFAULT_STAGES, register
 from regnet_itk.registration_events import RegistrationEvents
+from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import RegistrationResult
-from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, check_nameable
 from regnet_itk.transforms.itk_files import write_itk
-
-_kept_folders: list[tempfile.TemporaryDirectory[str]] = []
-"""Folders of transforms whose maps may still be in use; they go when the process ends."""
 
 
 def registration_method(
@@ -281,8 +281,9 @@ class RegNetRegistrationMethod:
         """Return the folder that the transform maps name: the output folder, or one for the rest of the process."""
         if self._output_directory:
             return Path(self._output_directory)
-        _kept_folders.append(tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True))
-        return Path(_kept_folders[-1].name)
+        folder = HeldFolder(tempfile.gettempdir(), "regnet-itk-transforms-")
+        atexit.register(folder.remove)
+        return folder.path
 
     def _run(self) -> None:
         import itk
@@ -292,6 +293,8 @@ class RegNetRegistrationMethod:
                 raise ParameterError(f"no {role} image was set: call Set{role.capitalize()}Image first")
         maps = [stage.with_(ResultImagePixelType="float") for stage in _maps_of(self.GetParameterObject())]  # as itk's
         if self._output_directory:
+            check_nameable(self._output_directory)
+            RUN_FILES.check(self._output_directory)
             check_writable(self._output_directory)
         lines = _Lines(self._log_to_console)
 

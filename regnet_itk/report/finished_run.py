@@ -22,10 +22,10 @@ from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.elements import Cell, Column, Figure, Note, Table, Value
 from regnet_itk.report.page import write_report
 from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, measure_residuals
+from regnet_itk.result_files import RECORD
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 
-RECORD = "registration.json"
 PICTURE = "registration.png"
 
 _INPUTS = ("fixed", "moving", "fixed_mask", "fixed_landmarks", "moving_landmarks")

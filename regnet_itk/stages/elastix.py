@@ -27,6 +27,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
+from regnet_itk.held_folders import HeldFolder
 from regnet_itk.parameters import parse_parameter_text
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.transforms.chain import Link, TransformChain
@@ -170,7 +171,7 @@ class ElastixStage(Stage):
         began = time.perf_counter()
         options.progress(0.0, "starting elastix")
         with _temporary_folder() as folder:
-            job = Path(folder)
+            job = folder.path
             try:
                 self._write_job(job, pair, initial, options)
             except OSError as error:
@@ -237,9 +238,9 @@ def _for_elastix(parameters: ParameterMap, seed: int | None) -> ParameterMap:
     return parameters.without(*_FILES_OF_ITS_OWN).with_(changes)
 
 
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+def _temporary_folder() -> HeldFolder:
     try:
-        return tempfile.TemporaryDirectory(prefix="regnet-itk-", ignore_cleanup_errors=True)
+        return HeldFolder(tempfile.gettempdir(), "regnet-itk-job-")
     except OSError as error:
         raise _no_room(Path(error.filename or "").parent, error) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from regnet_itk.errors import ModelError
 from regnet_itk.outputs import write_whole
+from regnet_itk.training.config import TrainingConfig
+
+_SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Checkpoint:
     seconds : float
     averaged : dict
         State of the averaged weights; empty if none are kept.
+    plan : str
+        What is trained on what, as :func:`describe_plan` tells it; empty in files from before it was kept.
     """
 
     network: str
@@ -39,6 +45,7 @@ class Checkpoint:
     step: int
     seconds: float
     averaged: dict[str, Tensor] = field(default_factory=dict)
+    plan: str = ""
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -51,13 +58,13 @@ class Checkpoint:
         write_whole(path, lambda part: torch.save(asdict(self), part))
 
     @classmethod
-    def read(cls, path: Path, network: str) -> Checkpoint:
+    def read(cls, path: Path, network: str, plan: str = "") -> Checkpoint:
         """Read the file.
 
         Raises
         ------
         ModelError
-            If it is damaged or of another network than `network`.
+            If it is damaged, or of another network or plan than these.
         """
         try:
             found = cls(**torch.load(path, weights_only=True, map_location="cpu"))
@@ -67,4 +74,26 @@ class Checkpoint:
             raise ModelError(
                 f"checkpoint '{path}' is of the network '{found.network}', not '{network}'; train in another folder"
             )
+        if plan and found.plan and plan != found.plan:
+            raise ModelError(
+                f"checkpoint '{path}' is of another training ({_difference(found.plan, plan)}); train in another "
+                "folder, or begin anew with `new`"
+            )
         return found
+
+
+def describe_plan(config: TrainingConfig) -> str:
+    """Return, as text, what makes a training another one: its configuration, but for how long and what it writes."""
+    values = asdict(config)
+    for name in ("name", "sources", "test", "validate_every", "checkpoint_every"):
+        del values[name]
+    for phase in values["phases"]:
+        del phase["steps"], phase["epochs"]
+    return json.dumps(values, sort_keys=True)
+
+
+def _difference(old: str, new: str) -> str:
+    before, now = json.loads(old), json.loads(new)
+    key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+    values = [json.dumps(values.get(key)) for values in (before, now)]
+    return f"its '{key}' was {values[0]}, now {values[1]}" if max(map(len, values)) < _SHOWN else f"'{key}' has changed"

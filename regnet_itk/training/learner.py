@@ -17,7 +17,7 @@ from regnet_itk.networks.layers import warp
 from regnet_itk.networks.model import Model, load_model
 from regnet_itk.training.batch_statistics import find_norms, gather_statistics
 from regnet_itk.training.blocks import Block
-from regnet_itk.training.checkpoints import Checkpoint
+from regnet_itk.training.checkpoints import Checkpoint, describe_plan
 from regnet_itk.training.config import Phase, TrainingConfig
 from regnet_itk.training.description import bare_description, describe_effort
 from regnet_itk.training.processes import Processes
@@ -145,7 +145,8 @@ class Learner:
         """Return all that learning needs to go on, with the run's own state."""
         averaged = {} if self._averaged is None else self._averaged.state_dict()
         weights, optimiser = self.module.state_dict(), self.optimiser.state_dict()
-        return Checkpoint(self.config.network, weights, optimiser, random, step, seconds, averaged)
+        plan = describe_plan(self.config)
+        return Checkpoint(self.config.network, weights, optimiser, random, step, seconds, averaged, plan)
 
     def restore(self, found: Checkpoint) -> None:
         """Go on from a checkpoint; one from before the averages begins them anew."""

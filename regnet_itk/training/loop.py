@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from regnet_itk.data.grid import FloatArray
-from regnet_itk.errors import InterruptedRunError
+from regnet_itk.data.suffixes import MODEL_SUFFIX
+from regnet_itk.errors import InterruptedRunError, OutputError
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.devices import find_device
 from regnet_itk.networks.model import ModelDescription, save_model
+from regnet_itk.output_files import check_inputs_stay
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.batch_statistics import find_norms, own_statistics_kept
 from regnet_itk.training.blocks import BlockMaker
-from regnet_itk.training.checkpoints import Checkpoint
+from regnet_itk.training.checkpoints import Checkpoint, describe_plan
 from regnet_itk.training.config import Judge, Phase, TrainingConfig
 from regnet_itk.training.description import describe_machine, describe_model, model_name
 from regnet_itk.training.events import TrainingEvents, TrainingStep
@@ -85,6 +87,9 @@ class Trainer:
         If an image is missing, cannot be used, or does not have the region that training looks at.
     ModelError
         If the model to start from is of another network.
+    OutputError
+        If the folder cannot be written, or holds the model of another training, or the one to start from under the
+        name of the new one.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Trainer:
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         self.config, self.folder, self.options = config, Path(folder), options
+        check_inputs_stay(self.folder, [options.start_from], lambda name: name == self._model_path.name)
         with staged_folder(self.folder):
             pass  # it is there now, or an error says why not
         self.device = choose_own_device(find_device(options.device))
@@ -118,6 +124,16 @@ class Trainer:
         self.textures: list[Source] = []
         self._last_error: float | None = None
         self._stop = Stop()
+
+    def _check_alone(self) -> None:
+        """Refuse a folder with the model of another training."""
+        start = self.options.start_from
+        for path in sorted(self.folder.glob(f"*{MODEL_SUFFIX}")):
+            if path.name != self._model_path.name and not (start and path.resolve() == start.resolve()):
+                raise OutputError(
+                    f"the output folder '{self.folder}' holds '{path.name}', the model of another training; give "
+                    "another folder"
+                )
 
     def _steps_of(self, phase: Phase) -> int:
         """Return the steps of a phase; an epoch shows as many outputs as there are positions."""
@@ -155,6 +171,10 @@ class Trainer:
     def _run(self, resume: bool) -> Path:
         if resume and self.continues:
             self._load_checkpoint()
+        self._check_alone()
+        if not resume and self.processes.first:  # of an earlier training, which this one takes the place of
+            for file in (self._checkpoint_path, self.log.picture):
+                file.unlink(missing_ok=True)
         if self.processes.first:
             self.log.forget_after(self.step)
         with stopping_between_steps() as self._stop:
@@ -166,7 +186,7 @@ class Trainer:
         judged = self.learner.judged
         if find_norms(judged) and not self.config.phases[-1].frozen_statistics:
             self._calibrate(judged, self.config.phases[-1])
-        path = self.folder / f"{model_name(self.config)}.safetensors"
+        path = self._model_path
         if self.processes.first:
             save_model(judged, self._description(self.validate()), path)
             self.log.draw()
@@ -278,6 +298,10 @@ class Trainer:
         self.options.events.log.info(row.line())
 
     @property
+    def _model_path(self) -> Path:
+        return self.folder / f"{model_name(self.config)}{MODEL_SUFFIX}"
+
+    @property
     def _checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pt"
 
@@ -287,7 +311,7 @@ class Trainer:
             self.learner.checkpoint(random, self.step, self.seconds).write(self._checkpoint_path)
 
     def _load_checkpoint(self) -> None:
-        found = Checkpoint.read(self._checkpoint_path, self.config.network)
+        found = Checkpoint.read(self._checkpoint_path, self.config.network, describe_plan(self.config))
         self.learner.restore(found)
         self.random.restore(found.random[self.processes.rank % len(found.random)])
         self.step, self.seconds = found.step, found.seconds

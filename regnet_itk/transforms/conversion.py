@@ -7,6 +7,7 @@ field images (.mha, .mhd, .nrrd, .nii, .nii.gz). T maps points of the fixed to t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from regnet_itk.data.grid import Grid, Triple
 from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, set_nifti_intent
 from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES
 from regnet_itk.errors import TransformError
+from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.elastix_keys import check_nameable
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
 from regnet_itk.transforms.fitting import Deviation, fit_bspline, measure_deviation
@@ -113,8 +116,13 @@ def convert(
     chain = source if isinstance(source, TransformChain) else read_transform(source, vectors)
     grid = like or transform_grid(chain)
     _check_options(suffix, spacing, bspline_spacing)
+    own = converted_files(target)
+    given = [] if isinstance(source, TransformChain) else [source]
+    own.check(target.parent, [*given, *(link.parameters.source for link in chain.links)])
+    if suffix == ELASTIX_SUFFIX:
+        check_nameable(target.parent)
     wanted = chain if bspline_spacing is None else fit_bspline(chain, _needed(grid, target), bspline_spacing)
-    with staged_folder(target.parent) as stage:
+    with staged_folder(target.parent, own) as stage:
         if suffix == ELASTIX_SUFFIX:
             written, exact = _write_elastix(wanted, stage, target, _needed(grid, target), bool(like)), True
         elif suffix in ITK_SUFFIXES:
@@ -133,6 +141,17 @@ def convert(
     notes = _notes(wanted, suffix, exact, vectors)
     files = tuple(target.parent / name for name in names)
     return Conversion(files, _kind(suffix, written, bspline_spacing), exact, found, notes)
+
+
+def converted_files(target: Path) -> OutputFiles:
+    """Return what a conversion calls its files: the target, and what it is made of."""
+    stem, suffix = target.name[: -len(find_suffix(target))], find_suffix(target)
+    names = re.escape(target.name)
+    if suffix == ELASTIX_SUFFIX:
+        names += rf"|{re.escape(stem)}\.\d+(-part\d+)?\.(txt|mha)"
+    elif suffix in (".mhd", ".nhdr"):
+        names += rf"|{re.escape(stem)}\.(z?raw|raw\.gz)"
+    return OutputFiles(names, target.name, exclusive=suffix == ELASTIX_SUFFIX)
 
 
 def _check_options(suffix: str, spacing: Sequence[float] | None, bspline_spacing: float | None) -> None:

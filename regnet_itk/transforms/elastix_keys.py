@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from regnet_itk.errors import TransformError
+from regnet_itk.errors import OutputError, TransformError
+from regnet_itk.inputs import is_file
 from regnet_itk.parameters import ParameterMap
 
 INITIAL_KEYS = ("InitialTransformParameterFileName", "InitialTransformParametersFileName")
 NO_INITIAL = "NoInitialTransform"
+_LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_UNNAMEABLE = {'"': "a double quote", **dict.fromkeys(_LINE_BREAKS, "a line break")}
 
 
 def initial_file(values: ParameterMap) -> str | None:
@@ -24,9 +27,31 @@ def initial_file(values: ParameterMap) -> str | None:
 def locate_file(name: str, folder: Path) -> Path | None:
     """Find a file by its name in another: from the working directory, from that file's folder, or moved beside it."""
     for path in (Path(name), folder / name, folder / Path(name).name):
-        if path.is_file():
+        if is_file(path):
             return path
     return None
+
+
+def check_nameable(folder: str | Path) -> None:
+    """Refuse a folder whose path cannot stand in elastix's files, which name each other; they know no escapes.
+
+    Raises
+    ------
+    OutputError
+        If its absolute path has a double quote or a line break, or is not UTF-8.
+    """
+    path = str(Path(folder).resolve())
+    odd = next((name for mark, name in _UNNAMEABLE.items() if mark in path), None)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        odd = "what is not UTF-8"
+    if odd is not None:
+        shown = path.encode("unicode_escape").decode()
+        raise OutputError(
+            f"the output folder '{shown}' has {odd} in its path, which elastix's transform files cannot name; give "
+            "another folder"
+        )
 
 
 def read_parameters(values: ParameterMap, count: int) -> list[float]:

@@ -22,7 +22,7 @@ from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.base import Transform
 from regnet_itk.transforms.bspline import BSplineTransform
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL
+from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, check_nameable
 
 FIELD_TOLERANCE = 2e-3  # mm; a sampled field is made this fine, if that is possible
 MAX_FIELD_VOXELS = 40_000_000
@@ -56,10 +56,11 @@ def write_elastix(
     Raises
     ------
     OutputError
-        If a file cannot be written.
+        If a file cannot be written, or the path of the folder cannot stand in it.
     """
     folder = Path(folder)
     final = Path(final_folder if final_folder is not None else folder).resolve()
+    check_nameable(final)
     written: list[Path] = []
     for i, link in enumerate(chain.links):
         initial = str(final / written[-1].name) if written else NO_INITIAL

@@ -19,7 +19,7 @@ from training_cases import write_chests
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
-from regnet_itk.errors import ImageError, ModelError, ParameterError
+from regnet_itk.errors import ImageError, ModelError, OutputError, ParameterError
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import load_model
 from regnet_itk.networks.regnet import RegNet
@@ -569,6 +569,7 @@ def test_a_checkpoint_from_before_the_averages_is_continued(images: Path, tmp_pa
     Trainer(tiny("coarse_to_fine", phases=(phase,)), images, tmp_path, CPU).run()
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state.pop("averaged") == {}
+    del state["plan"]
     torch.save(state, tmp_path / "checkpoint.pt")
     more = dataclasses.replace(phase, steps=2)
     trainer = Trainer(tiny("coarse_to_fine", phases=(more,), averaging=0.9), images, tmp_path, CPU)
@@ -670,11 +671,24 @@ def test_a_checkpoint_that_does_not_fit_is_refused(images: Path, tmp_path: Path)
     Trainer(tiny("coarse_to_fine", phases=short), images, tmp_path, CPU).run()
     with pytest.raises(ModelError, match="is of the network 'coarse_to_fine', not 'regnet'"):
         Trainer(tiny("regnet"), images, tmp_path, CPU).run()
+    with pytest.raises(ModelError, match=r"of another training .its 'seed' was \d+, now 8.; .*`new`"):
+        Trainer(tiny("coarse_to_fine", phases=short, seed=8), images, tmp_path, CPU).run()
     path = tmp_path / "checkpoint.pt"
     for damage in (path.read_bytes()[:3000], b"", b"nonsense"):
         path.write_bytes(damage)
         with pytest.raises(ModelError, match=r"checkpoint.pt' is damaged"):
             Trainer(tiny("coarse_to_fine"), images, tmp_path, CPU).run()
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"coarse_to_fine.safetensors', the model of another training"):
+        Trainer(tiny("regnet"), images, tmp_path, CPU).run(resume=False)
+    assert path.read_bytes() == before
+    with pytest.raises(OutputError, match="is read, and lies in the output folder"):
+        Trainer(
+            tiny("coarse_to_fine"),
+            images,
+            tmp_path,
+            TrainingOptions("cpu", start_from=tmp_path / "coarse_to_fine.safetensors"),
+        )
 
 
 def test_images_that_are_not_there(images: Path, tmp_path: Path) -> None:

@@ -43,17 +43,19 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : itk.Image, SimpleITK.Image, Image, or path
-        Scalar 3D images with their spacing, origin and direction. For arrays: ``Image(array, Grid(..))``.
+    fixed, moving : itk.Image, SimpleITK.Image, Image, or path, or a list of such
+        Scalar 3D images with their spacing, origin and direction. For arrays: ``Image(array, Grid(..))``. Of several,
+        elastix's stages compare each pair in a metric of its own; all else is done with the first.
     stages : sequence of str, Path, ParameterMap or Stage
         Names of shipped parameter files ("affine", "regnet", "bspline_3r" ..), paths, parameter maps, or stages of your
         own, in the order in which they run. One alone may be given without a list.
     fixed_mask, moving_mask : like the images, optional
-        Voxels other than 0 count; on the grids of their images.
+        Voxels other than 0 count; on the grids of their images. Of several, the first is that of the first image.
     initial : path or TransformChain, optional
         Where to start: an elastix transform file (``-t0``), an ITK transform file, or a chain.
     fixed_landmarks, moving_landmarks : ndarray (n, 3), Landmarks or path, optional
-        Corresponding points in mm, LPS; their errors are reported, they do not guide the registration.
+        Corresponding points in mm, LPS. Their errors are reported, and they guide the stages of elastix that have the
+        metric "CorrespondingPointsEuclideanDistanceMetric".
     both_ways : bool
         Register `fixed` to `moving` as well, by the same stages, with masks and landmarks swapped, from the inverse of
         `initial` (exact for matrices; else on voxels of 2 mm or more, and refused if parts of it have none). The
@@ -89,6 +91,7 @@ def register(
     chain = initial_chain(initial)
     pair = image_pair(fixed, moving, fixed_mask, moving_mask)
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
+    pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
     inputs = input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
@@ -113,7 +116,7 @@ class _Task:
 
     def reversed(self) -> _Task:
         """Return the registration of the fixed to the moving image by the same stages."""
-        pair = ImagePair(self.pair.moving, self.pair.fixed, self.pair.moving_mask, self.pair.fixed_mask)
+        pair = self.pair.swapped()
         initial = _inverted(self.initial, self.pair)
         try:
             check_stages(self.stages, initial, pair)
@@ -134,8 +137,13 @@ class _Task:
             events.log.info(f"before: TRE {describe_error(first_error)}")
             events.landmarks_before(first_error)
         reports: list[StageReport] = []
+        several = bool(self.pair.more_fixed or self.pair.more_moving)
         for number, stage in enumerate(self.stages):
             events.log.debug("stage %d: %s (%s)", number, stage.name, stage.parameters.source)
+            if several and not stage.takes_several_images:
+                events.log.warning(
+                    f"stage {number} ({stage.name}) uses the first fixed and the first moving image only"
+                )
             found = stage.run(self.pair, chain, replace(options, events=StageEvents(events, number, stage.name)))
             chain = found.chain
             done = StageReport(
@@ -148,8 +156,8 @@ class _Task:
             events.stage_done(number, done)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
         return RegistrationResult(
-            self.pair, chain, tuple(reports), len(self.initial.links), first_error, self.landmarks.fixed, settings,
-            self.inputs,
+            self.pair, chain, tuple(reports), len(self.initial.links), first_error,
+            None if self.landmarks.fixed is None else self.landmarks.fixed.points, settings, self.inputs,
         )  # fmt: skip
 
 

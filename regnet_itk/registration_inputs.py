@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image import Image, as_image, check_mask, check_registrable
-from regnet_itk.data.image_files import read_image
+from regnet_itk.data.grid import Grid
+from regnet_itk.data.image import check_mask, check_registrable
+from regnet_itk.data.image_files import read_image_nd
+from regnet_itk.data.image_nd import ImageND, as_image_nd
 from regnet_itk.data.landmarks import Landmarks, check_landmarks, read_landmarks
 from regnet_itk.errors import ImageError
 from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
@@ -19,38 +20,104 @@ from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 
 
-def image_pair(fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any = None) -> ImagePair:
-    """Read or take two images and their masks, and check that they can be registered.
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images and masks of a registration, read; of two, three or four dimensions, all of the same.
 
     Parameters
     ----------
-    fixed, moving : itk.Image, SimpleITK.Image, Image, or path
-    fixed_mask, moving_mask : like the images, optional
-        On the grids of their images.
+    fixed, moving : tuple of ImageND
+        At least one of each.
+    fixed_masks, moving_masks : tuple of ImageND
+    """
+
+    fixed: tuple[ImageND, ...]
+    moving: tuple[ImageND, ...]
+    fixed_masks: tuple[ImageND, ...] = ()
+    moving_masks: tuple[ImageND, ...] = ()
+
+    @classmethod
+    def read(cls, fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any = None) -> Images:
+        """Read or take images and masks.
+
+        Parameters
+        ----------
+        fixed, moving, fixed_mask, moving_mask
+            Each an itk.Image, SimpleITK.Image, Image or path, or several of them in a list; masks may be None.
+
+        Raises
+        ------
+        ImageError
+            If one cannot be read, is not scalar, or has other dimensions than the first fixed image.
+        """
+        given = {"fixed": fixed, "moving": moving, "fixed_masks": fixed_mask, "moving_masks": moving_mask}
+        found: dict[str, tuple[ImageND, ...]] = {}
+        dimension = 0
+        for name, value in given.items():
+            role = name.replace("_masks", " mask") if "_" in name else f"{name} image"
+            each = as_several(value)
+            if not each and "_" not in name:
+                raise ImageError(f"no {role} was given")
+            roles = [role] if len(each) == 1 else [f"{role} {number}" for number in range(len(each))]
+            found[name] = tuple(map(_image, each, roles))
+            for image, said in zip(found[name], roles, strict=True):
+                dimension = dimension or image.array.ndim
+                if image.array.ndim != dimension:
+                    raise ImageError(
+                        f"the {said} has {image.array.ndim} dimensions and the fixed image {dimension}; "
+                        "give images of the same number of dimensions"
+                    )
+        return cls(**found)
+
+    @property
+    def dimension(self) -> int:
+        """Of the images: 2, 3 or 4."""
+        return self.fixed[0].array.ndim
+
+    def to_pair(self) -> ImagePair:
+        """Return them as what stages register, checked.
+
+        Raises
+        ------
+        ImageError
+            If an image is not 3D, has NaN, is constant, or a mask is empty or on another grid.
+        """
+        fixed, moving = (tuple(image.to_3d() for image in side) for side in (self.fixed, self.moving))
+        masks = [tuple(mask.to_3d() for mask in side) for side in (self.fixed_masks, self.moving_masks)]
+        for role, images, of_side in (("fixed", fixed, masks[0]), ("moving", moving, masks[1])):
+            for image in images:
+                check_registrable(image, f"{role} image")
+            for number, mask in enumerate(of_side):
+                check_mask(mask, images[min(number, len(images) - 1)], role)
+        fixed_mask, moving_mask = (side[0] if side else None for side in masks)
+        return ImagePair(
+            fixed[0], moving[0], fixed_mask, moving_mask, fixed[1:], moving[1:], masks[0][1:], masks[1][1:]
+        )  # fmt: skip
+
+
+def image_pair(fixed: Any, moving: Any, fixed_mask: Any = None, moving_mask: Any = None) -> ImagePair:
+    """Read or take two images and their masks, and check that they can be registered; see :class:`Images`.
 
     Raises
     ------
     ImageError
         If one cannot be read, is not 3D and scalar, has NaN, is constant, or a mask is empty or on another grid.
     """
-    images = {}
-    for role, given in (("fixed", fixed), ("moving", moving)):
-        images[role] = _image(given, f"{role} image")
-        check_registrable(images[role], f"{role} image")
-    masks: dict[str, Image | None] = {}
-    for role, given in (("fixed", fixed_mask), ("moving", moving_mask)):
-        masks[role] = None if given is None else _image(given, f"{role} mask")
-        mask = masks[role]
-        if mask is not None:
-            check_mask(mask, images[role], role)
-    return ImagePair(images["fixed"], images["moving"], masks["fixed"], masks["moving"])
+    return Images.read(fixed, moving, fixed_mask, moving_mask).to_pair()
 
 
-def _image(given: Any, role: str) -> Image:
+def as_several(given: Any) -> list[Any]:
+    """Return what was given as a list: itself if it is one, one alone, or nothing for None."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _image(given: Any, role: str) -> ImageND:
     if isinstance(given, str | Path):
-        return read_image(given, role)
+        return read_image_nd(given, role)
     try:
-        return as_image(given)
+        return as_image_nd(given)
     except ImageError as error:
         raise ImageError(f"{role}: {error}") from None
 
@@ -63,16 +130,21 @@ def initial_chain(initial: str | Path | TransformChain | None) -> TransformChain
 
 
 def input_paths(**given: Any) -> dict[str, str]:
-    """Return where those of the inputs lie that were given as files, by their names."""
-    return {name: str(Path(value).resolve()) for name, value in given.items() if isinstance(value, str | Path)}
+    """Return where those of the inputs lie that were given as files, by their names; of several, with a number."""
+    return {
+        f"{name}_{number}" if number else name: str(Path(value).resolve())
+        for name, values in given.items()
+        for number, value in enumerate(as_several(values))
+        if isinstance(value, str | Path)
+    }
 
 
 @dataclass(frozen=True)
 class LandmarkPair:
-    """Corresponding points of the fixed and the moving image, (n, 3) in mm, LPS; None without landmarks."""
+    """Corresponding points of the fixed and the moving image; None without landmarks."""
 
-    fixed: FloatArray | None
-    moving: FloatArray | None
+    fixed: Landmarks | None
+    moving: Landmarks | None
 
     @classmethod
     def read(cls, fixed: Any, moving: Any, pair: ImagePair) -> LandmarkPair:
@@ -95,7 +167,7 @@ class LandmarkPair:
         of_fixed = _landmarks(fixed, pair.fixed.grid)
         of_moving = _landmarks(moving, pair.moving.grid)
         check_landmarks(of_fixed, of_moving, pair.fixed.grid, pair.moving.grid)
-        return cls(of_fixed.points, of_moving.points)
+        return cls(of_fixed, of_moving)
 
     def swapped(self) -> LandmarkPair:
         """Return the landmarks of the way back."""
@@ -105,7 +177,7 @@ class LandmarkPair:
         """Return the error of the landmarks under a transform; None without landmarks."""
         if self.fixed is None or self.moving is None:
             return None
-        return summarise_errors(chain.map_points(self.fixed) - self.moving)
+        return summarise_errors(chain.map_points(self.fixed.points) - self.moving.points)
 
 
 def _landmarks(given: Any, grid: Grid) -> Landmarks:

@@ -266,7 +266,7 @@ class TestRefusals:
         thin = Image(phantom.fixed.array[:2], Grid((*grid.size[:2], 2), grid.spacing, grid.origin, grid.direction))
         refuse(ImageError, r"fixed image has too few voxels \(2 along z\)", phantom, fixed=thin)
         refuse(ImageError, "moving image: .*needs its grid", phantom, moving=phantom.moving.array)
-        refuse(ImageError, "moving image: .*not list", phantom, moving=[1])
+        refuse(ImageError, "moving image: .*not dict", phantom, moving={})
         refuse(ImageError, "2 dimensions", phantom, moving=sitk.Image([8, 8], sitk.sitkInt16))
         refuse(ImageError, "3 components", phantom, moving=sitk.Image([8, 8, 8], sitk.sitkVectorFloat32, 3))
         refuse(ImageError, "does not exist", phantom, moving=tmp_path / "none.mha")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 from regnet_itk.cli.options import bound_threads
 from regnet_itk.cli.screen import Screen
+from regnet_itk.elastix.numbered_flags import IMAGE_FLAGS, in_order, split_number
 
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
@@ -22,11 +23,36 @@ if TYPE_CHECKING:
     from regnet_itk.stage_report import StageReport
 
 
-@click.command("run", cls=StrictCommand, context_settings=options.HELP)
+class _SeveralImages(StrictCommand):
+    """Takes elastix's flags of several images: -f0 -f1 .."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the images of each flag in the order of their numbers, then parse as usual."""
+        given: dict[str, list[tuple[int, str]]] = {}
+        rest: list[str] = []
+        words = iter(args)
+        for word in words:
+            flag, number = split_number(word)
+            value = next(words, None) if flag in IMAGE_FLAGS else None
+            if value is None:
+                rest.append(word)
+            else:
+                given.setdefault(flag, []).append((number, value))
+        try:
+            ordered = {flag: in_order(flag, values) for flag, values in given.items()}
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from None
+        return super().parse_args(
+            ctx, [w for flag, values in ordered.items() for v in values for w in (flag, v)] + rest
+        )
+
+
+@click.command("run", cls=_SeveralImages, context_settings=options.HELP)
 @click.option(
-    "-f", "fixed", required=True, metavar="IMAGE", help="Fixed image: .mha .mhd .nii(.gz) .nrrd or DICOM folder."
-)
-@click.option("-m", "moving", required=True, metavar="IMAGE", help="Moving image.")
+    "-f", "fixed", required=True, multiple=True, metavar="IMAGE",
+    help="Fixed image: .mha .mhd .nii(.gz) .nrrd or DICOM folder. Several for elastix's stages: -f0 -f1 ..",
+)  # fmt: skip
+@click.option("-m", "moving", required=True, multiple=True, metavar="IMAGE", help="Moving image; several: -m0 -m1 ..")
 @options.out_folder
 @click.option(
     "-p", "stages", multiple=True, metavar="FILE|NAME",
@@ -34,13 +60,15 @@ if TYPE_CHECKING:
     "Default: affine, then regnet_multistage.",
 )  # fmt: skip
 @click.option(
-    "-fMask", "fixed_mask", metavar="IMAGE", help="Mask on the fixed image's grid; voxels other than 0 count."
-)
-@click.option("-mMask", "moving_mask", metavar="IMAGE", help="Mask on the moving image's grid.")
+    "-fMask", "fixed_mask", multiple=True, metavar="IMAGE",
+    help="Mask on the fixed image's grid; voxels other than 0 count. Several: -fMask0 -fMask1 ..",
+)  # fmt: skip
+@click.option("-mMask", "moving_mask", multiple=True, metavar="IMAGE", help="Mask on the moving image's grid.")
 @click.option("-t0", "initial", metavar="FILE", help="Transform file (elastix or ITK) to start from.")
 @click.option(
-    "-fp", "fixed_landmarks", metavar="FILE", help="Landmarks of the fixed image, to report the error with -mp."
-)
+    "-fp", "fixed_landmarks", metavar="FILE",
+    help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",
+)  # fmt: skip
 @click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
 @click.option(
     "--both-ways", "both_ways", is_flag=True,
@@ -62,13 +90,13 @@ def command(**given: Any) -> None:
 
 
 def run(
-    fixed: str,
-    moving: str,
+    fixed: str | Sequence[str],
+    moving: str | Sequence[str],
     out: Path,
     *,
     stages: tuple[str, ...] = (),
-    fixed_mask: str | None = None,
-    moving_mask: str | None = None,
+    fixed_mask: str | Sequence[str] | None = None,
+    moving_mask: str | Sequence[str] | None = None,
     initial: str | None = None,
     fixed_landmarks: str | None = None,
     moving_landmarks: str | None = None,
@@ -83,14 +111,15 @@ def run(
     from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import DEFAULT_STAGES, register
-    from regnet_itk.registration_inputs import initial_chain
+    from regnet_itk.registration_inputs import as_several, initial_chain
     from regnet_itk.result_files import RUN_FILES
     from regnet_itk.results import BACKWARD_FOLDER
     from regnet_itk.transforms.elastix_keys import check_nameable
 
     check_nameable(out)
     start = initial_chain(initial)
-    read = [fixed, moving, fixed_mask, moving_mask, initial, fixed_landmarks, moving_landmarks, *stages]
+    images = [path for given in (fixed, moving, fixed_mask, moving_mask) for path in as_several(given)]
+    read = [*images, initial, fixed_landmarks, moving_landmarks, *stages]
     for folder in (out, out / BACKWARD_FOLDER):
         RUN_FILES.check(folder, [*read, *(link.parameters.source for link in start.links)])
     check_writable(out)

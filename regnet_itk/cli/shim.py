@@ -69,8 +69,10 @@ Call elastix from the command line with mandatory arguments:
 Optional extra commands:
   -fMask    mask for fixed image
   -mMask    mask for moving image
-  -fp       landmarks of the fixed image, to report the error with -mp
-  -mp       landmarks of the moving image
+            several images and masks: -f0 -f1 .. -m0 -m1 .. -fMask0 ..
+  -fp       point set for fixed image, of metrics that are guided by points;
+            with -mp, the error of the points is reported as well
+  -mp       point set for moving image
   -t0       parameter file for initial transform
   -priority set the process priority to high, abovenormal, normal (default),
             belownormal, or idle

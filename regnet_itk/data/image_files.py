@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from regnet_itk.data.dicom_folders import last_line, read_dicom_folder, without_warnings
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image, array_of, grid_of, plain_array
+from regnet_itk.data.image_nd import DIMENSIONS, ImageND, from_3d, nd_from_reader
 from regnet_itk.data.meta_files import is_meta, read_meta_header, unpack_voxels
 from regnet_itk.data.nifti_files import check_nifti_geometry, is_nifti, read_nifti_floats, read_nifti_header
 from regnet_itk.errors import ImageError
@@ -61,16 +63,31 @@ def read_image(path: str | Path, role: str = "image") -> Image:
     >>> read_image("ones.mha").grid.spacing
     (1.0, 1.0, 2.5)
     """
-    path = Path(path)
+    return _read(Path(path), role, (3,)).to_3d()
+
+
+def read_image_nd(path: str | Path, role: str = "image") -> ImageND:
+    """Read a scalar image of two, three or four dimensions, as `read_image` reads one of three.
+
+    Raises
+    ------
+    ImageError
+        As `read_image`, or if it has other dimensions.
+    """
+    return _read(Path(path), role, DIMENSIONS)
+
+
+def _read(path: Path, role: str, dimensions: Sequence[int]) -> ImageND:
     if _kind(path, role) == "folder":
-        return read_dicom_folder(path, role)
+        return from_3d(read_dicom_folder(path, role))
     reader = open_image(path, role)
     dimension, components = reader.GetDimension(), reader.GetNumberOfComponents()
-    if dimension != 3:
-        raise ImageError(f"{role} '{path}' has {dimension} dimensions; regnet-itk registers 3D images only")
+    if dimension not in dimensions:
+        what = "regnet-itk registers 3D images only" if dimensions == (3,) else "elastix registers images of 2, 3 or 4"
+        raise ImageError(f"{role} '{path}' has {dimension} dimensions; {what}")
     if components != 1:
         raise ImageError(f"{role} '{path}' has {components} components a voxel; give a scalar image")
-    return Image(read_voxels(reader, path, role), grid_of(reader))
+    return nd_from_reader(reader, read_voxels(reader, path, role))
 
 
 def read_grid(path: str | Path, role: str = "image") -> Grid:
@@ -276,12 +293,12 @@ def _check_packed_nrrd(path: Path, role: str) -> None:
         raise ImageError(f"{role} '{path}' cannot be read: it is cut off; copy it again")
 
 
-def write_image(image: Image, path: str | Path, compress: bool = True) -> None:
+def write_image(image: Image | ImageND, path: str | Path, compress: bool = True) -> None:
     """Write an image; the suffix chooses the format. The file appears whole or not at all.
 
     Parameters
     ----------
-    image : Image
+    image : Image or ImageND
     path : str or Path
     compress : bool
         As far as the format can; a .nii.gz file always is.

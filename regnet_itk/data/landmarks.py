@@ -38,6 +38,8 @@ class Landmarks:
         One for each point, or none at all.
     left_out : tuple of int
         Numbers, in the file, of points that it lists but that were never placed; they are not among the points.
+    indices : ndarray, shape (n, 3), optional
+        The voxel indices of the points, if these are what their file holds.
 
     Raises
     ------
@@ -56,6 +58,7 @@ class Landmarks:
     points: FloatArray
     names: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
+    indices: FloatArray | None = None
 
     def __post_init__(self) -> None:
         points = np.array(self.points, dtype=float)
@@ -88,31 +91,35 @@ class _Rows:
     """Points as a file holds them: numbers with the line they came from."""
 
     source: str
-    rows: list[tuple[float, float, float]]
+    dimension: int
+    rows: list[tuple[float, ...]]
     lines: list[int]
     names: list[str]
 
     @classmethod
-    def of(cls, source: str) -> _Rows:
-        return cls(source, [], [], [])
+    def of(cls, source: str, dimension: int = 3) -> _Rows:
+        return cls(source, dimension, [], [], [])
 
     def add(self, texts: Sequence[Any], line: int, name: str = "") -> None:
         where = f"{self.source}, line {line}" if line else f"{self.source}, point {len(self.rows)}"
-        if len(texts) != 3:
-            raise PointsError(f"{where}: a point needs 3 coordinates, not {len(texts)}")
+        if len(texts) != self.dimension:
+            raise PointsError(f"{where}: a point needs {self.dimension} coordinates, not {len(texts)}")
         if not all(isinstance(text, int | float) or _is_number(text) for text in texts):
-            raise PointsError(f"{where}: expected 3 numbers, not '{' '.join(map(str, texts))}'")
-        x, y, z = (float(text) for text in texts)
-        if not np.isfinite((x, y, z)).all():
-            raise PointsError(f"{where}: the point {x} {y} {z} is not finite")
-        self.rows.append((x, y, z))
+            raise PointsError(f"{where}: expected {self.dimension} numbers, not '{' '.join(map(str, texts))}'")
+        point = tuple(float(text) for text in texts)
+        if not np.isfinite(point).all():
+            raise PointsError(f"{where}: the point {' '.join(map(str, point))} is not finite")
+        self.rows.append(point)
         self.lines.append(line)
         self.names.append(name)
 
-    def landmarks(self, convert: Callable[[FloatArray], FloatArray] | None = None) -> Landmarks:
+    def array(self) -> FloatArray:
         if not self.rows:
             raise PointsError(f"landmark file '{self.source}' holds no points")
-        points = np.array(self.rows)
+        return np.array(self.rows)
+
+    def landmarks(self, convert: Callable[[FloatArray], FloatArray] | None = None) -> Landmarks:
+        points = self.array()
         names = tuple(self.names) if any(self.names) else ()
         return Landmarks(convert(points) if convert else points, names)
 
@@ -141,6 +148,10 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
     [[10.0, -20.0, 30.0]]
     """
     path = Path(path)
+    return _reader(path)(_read_text(path), str(path), grid)
+
+
+def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -151,7 +162,7 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
         raise PointsError(f"landmark file '{path}' cannot be read: {error.strerror}") from None
     if not text.strip():
         raise PointsError(f"landmark file '{path}' is empty")
-    return _reader(path)(text, str(path), grid)
+    return text
 
 
 def _reader(path: Path) -> Callable[[str, str, Grid | None], Landmarks]:
@@ -177,7 +188,16 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
 
 
 def _read_elastix(text: str, source: str, grid: Grid | None) -> Landmarks:
-    lines = _lines(text)
+    kind, found = _parse_elastix(text, _Rows.of(source))
+    if kind == "point":
+        return found.landmarks()
+    landmarks = found.landmarks(_need_grid(source, grid).index_to_point)
+    return replace(landmarks, indices=found.array())
+
+
+def _parse_elastix(text: str, found: _Rows) -> tuple[str, _Rows]:
+    """Return what the coordinates of elastix's text are, "point" or "index", and fill the rows with them."""
+    lines, source = _lines(text), found.source
     kind = "index"  # elastix's choice when the first line is the count
     if lines[0][1][0].lower() in ("point", "index") and len(lines[0][1]) == 1:
         kind = lines.pop(0)[1][0].lower()
@@ -187,12 +207,39 @@ def _read_elastix(text: str, source: str, grid: Grid | None) -> Landmarks:
     count = _count(words[0]) if len(words) == 1 else None
     if count is None:
         raise PointsError(f"{source}, line {number}: expected 'point', 'index' or the count, not '{' '.join(words)}'")
-    found = _Rows.of(source)
     for line, coordinates in lines:
         found.add(coordinates, line)
     if len(found.rows) != count:
         raise PointsError(f"{source}, line {number}: {words[0]} points are announced and {len(found.rows)} follow")
-    return found.landmarks(_need_grid(source, grid).index_to_point if kind == "index" else None)
+    return kind, found
+
+
+def elastix_points_text(landmarks: Landmarks) -> str:
+    """Return landmarks as elastix reads them: as voxel indices if their file holds whole ones, else in mm."""
+    indices = landmarks.indices
+    if indices is None or not np.array_equal(indices, np.rint(indices)):
+        return _elastix_text(landmarks)
+    return _points_text("index", indices)
+
+
+def read_points_text(path: str | Path, dimension: int) -> str:
+    """Read elastix's text of points of any dimension, and return it in a form that elastix cannot take for another.
+
+    Raises
+    ------
+    PointsError
+        If it is missing or malformed, with file and line, or has another suffix than .txt or .pts.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".txt", ".pts"):
+        raise PointsError(f"landmark file '{path}' needs the suffix .txt for images of {dimension} dimensions")
+    kind, found = _parse_elastix(_read_text(path), _Rows.of(str(path), dimension))
+    return _points_text(kind, found.array())
+
+
+def points_text(points: FloatArray) -> str:
+    """Return points (n, d) in mm as elastix's text."""
+    return _points_text("point", points)
 
 
 _VTK_SECTIONS = ("VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS", "POINT_DATA", "CELL_DATA", "METADATA", "FIELD")
@@ -401,7 +448,11 @@ def _rows_text(points: FloatArray, separator: str = " ") -> list[str]:
 
 
 def _elastix_text(landmarks: Landmarks) -> str:
-    return "\n".join(["point", str(len(landmarks)), *_rows_text(landmarks.points)]) + "\n"
+    return _points_text("point", landmarks.points)
+
+
+def _points_text(kind: str, values: FloatArray) -> str:
+    return "\n".join([kind, str(len(values)), *_rows_text(values)]) + "\n"
 
 
 def _vtk_text(landmarks: Landmarks) -> str:

@@ -22,6 +22,7 @@ from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.registration import DEFAULT_STAGES, register
 from regnet_itk.registration_events import RegistrationEvents
+from regnet_itk.registration_inputs import as_several
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import RegistrationResult
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, check_nameable
@@ -36,6 +37,8 @@ def registration_method(
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform_parameter_file_name: str | Path | None = None,
+    fixed_point_set_file_name: str | Path | None = None,
+    moving_point_set_file_name: str | Path | None = None,
     output_directory: str | Path | None = None,
     log_to_console: bool = False,
     number_of_threads: int | None = None,
@@ -45,15 +48,19 @@ def registration_method(
 
     Parameters
     ----------
-    fixed_image, moving_image : itk.Image
-        Scalar 3D images.
+    fixed_image, moving_image : itk.Image, or a list of such
+        Scalar 3D images; of two or four dimensions too, if all stages are elastix's.
     parameter_object : itk.ParameterObject, optional
         Its maps are the stages; one with ``(Registration "RegNetRegistration")`` is a RegNet stage. By default the
         shipped affine and RegNet files.
-    fixed_mask, moving_mask : itk.Image, optional
+    fixed_mask, moving_mask : itk.Image, or a list of such, optional
         Voxels other than 0 count.
     initial_transform_parameter_file_name : path, optional
         An elastix transform file to start from.
+    fixed_point_set_file_name, moving_point_set_file_name : path, optional
+        Corresponding points, for the metrics of elastix that are guided by such.
+
+        .. versionadded:: 0.2
     output_directory : path, optional
         Where to write everything that the command line writes. The returned maps name their field and initial
         transform files there; without it those lie in a temporary folder for the rest of the process.
@@ -71,21 +78,24 @@ def registration_method(
     result_transform_parameters : itk.ParameterObject
         ``itk.transformix_filter`` takes it; see :meth:`RegNetRegistrationMethod.GetTransformParameterObject`.
     """
-    method = RegNetRegistrationMethod.New(fixed_image, moving_image)
-    if parameter_object is not None:
-        method.SetParameterObject(parameter_object)
-    if fixed_mask is not None:
-        method.SetFixedMask(fixed_mask)
-    if moving_mask is not None:
-        method.SetMovingMask(moving_mask)
-    if initial_transform_parameter_file_name is not None:
-        method.SetInitialTransformParameterFileName(str(initial_transform_parameter_file_name))
-    if output_directory is not None:
-        method.SetOutputDirectory(str(output_directory))
-    method.SetLogToConsole(log_to_console)
-    if number_of_threads is not None:
-        method.SetNumberOfThreads(number_of_threads)
-    method.SetDevice(device)
+    method = RegNetRegistrationMethod.New(
+        parameter_object=parameter_object,
+        initial_transform_parameter_file_name=initial_transform_parameter_file_name,
+        fixed_point_set_file_name=fixed_point_set_file_name,
+        moving_point_set_file_name=moving_point_set_file_name,
+        output_directory=output_directory,
+        log_to_console=log_to_console,
+        number_of_threads=number_of_threads,
+        device=device,
+    )
+    for images, add in (
+        (fixed_image, method.AddFixedImage),
+        (moving_image, method.AddMovingImage),
+        (fixed_mask, method.AddFixedMask),
+        (moving_mask, method.AddMovingMask),
+    ):
+        for image in as_several(images):
+            add(image)
     method.UpdateLargestPossibleRegion()
     return method.GetOutput(), method.GetTransformParameterObject()
 
@@ -101,7 +111,8 @@ class RegNetRegistrationMethod:
         import itk
 
         self._events = itk.Object.New()
-        self._images: dict[str, Any] = {}
+        self._images: dict[str, list[Any]] = {role: [] for role in ("fixed", "moving", "fixed_mask", "moving_mask")}
+        self._point_sets = {"fixed": "", "moving": ""}
         self._parameter_object: Any = None
         self._initial: str | None = None
         self._output_directory: str = ""
@@ -126,36 +137,86 @@ class RegNetRegistrationMethod:
         return method
 
     def SetFixedImage(self, image: Any) -> None:
-        """Set the fixed image (itk, SimpleITK, or regnet_itk.Image)."""
-        self._set_image("fixed", image)
+        """Set the fixed image (itk, SimpleITK, or regnet_itk.Image), in place of all that were set or added."""
+        self._set_images("fixed", [image])
 
-    def SetMovingImage(self, image: Any) -> None:
-        """Set the moving image."""
-        self._set_image("moving", image)
+    def AddFixedImage(self, image: Any) -> None:
+        """Add a fixed image, which elastix's stages compare besides those before it."""
+        self._set_images("fixed", [*self._images["fixed"], image])
+
+    def GetFixedImage(self, number: int = 0) -> Any:
+        """Return a fixed image, or None."""
+        return self._image("fixed", number)
+
+    def GetNumberOfFixedImages(self) -> int:
+        """Return how many fixed images there are."""
+        return len(self._images["fixed"])
 
     def SetFixedMask(self, image: Any) -> None:
-        """Set the mask of the fixed image; voxels other than 0 count."""
-        self._set_image("fixed_mask", image)
+        """Set the mask of the fixed image, in place of all that were set or added; voxels other than 0 count."""
+        self._set_images("fixed_mask", [image])
+
+    def AddFixedMask(self, image: Any) -> None:
+        """Add the mask of a further fixed image."""
+        self._set_images("fixed_mask", [*self._images["fixed_mask"], image])
+
+    def GetFixedMask(self, number: int = 0) -> Any:
+        """Return a mask of a fixed image, or None."""
+        return self._image("fixed_mask", number)
+
+    def GetNumberOfFixedMasks(self) -> int:
+        """Return how many masks of fixed images there are."""
+        return len(self._images["fixed_mask"])
+
+    def SetFixedPointSetFileName(self, name: str) -> None:
+        """Set the file of the fixed image's landmarks; an empty name is none."""
+        self._point_sets["fixed"] = str(name)
+        self._forget()
+
+    def GetFixedPointSetFileName(self) -> str:
+        """Return the file of the fixed image's landmarks, or an empty string."""
+        return self._point_sets["fixed"]
+
+    def SetMovingImage(self, image: Any) -> None:
+        """Set the moving image (itk, SimpleITK, or regnet_itk.Image), in place of all that were set or added."""
+        self._set_images("moving", [image])
+
+    def AddMovingImage(self, image: Any) -> None:
+        """Add a moving image, which elastix's stages compare besides those before it."""
+        self._set_images("moving", [*self._images["moving"], image])
+
+    def GetMovingImage(self, number: int = 0) -> Any:
+        """Return a moving image, or None."""
+        return self._image("moving", number)
+
+    def GetNumberOfMovingImages(self) -> int:
+        """Return how many moving images there are."""
+        return len(self._images["moving"])
 
     def SetMovingMask(self, image: Any) -> None:
-        """Set the mask of the moving image."""
-        self._set_image("moving_mask", image)
+        """Set the mask of the moving image, in place of all that were set or added; voxels other than 0 count."""
+        self._set_images("moving_mask", [image])
 
-    def GetFixedImage(self) -> Any:
-        """Return the fixed image."""
-        return self._images.get("fixed")
+    def AddMovingMask(self, image: Any) -> None:
+        """Add the mask of a further moving image."""
+        self._set_images("moving_mask", [*self._images["moving_mask"], image])
 
-    def GetMovingImage(self) -> Any:
-        """Return the moving image."""
-        return self._images.get("moving")
+    def GetMovingMask(self, number: int = 0) -> Any:
+        """Return a mask of a moving image, or None."""
+        return self._image("moving_mask", number)
 
-    def GetFixedMask(self) -> Any:
-        """Return the mask of the fixed image, or None."""
-        return self._images.get("fixed_mask")
+    def GetNumberOfMovingMasks(self) -> int:
+        """Return how many masks of moving images there are."""
+        return len(self._images["moving_mask"])
 
-    def GetMovingMask(self) -> Any:
-        """Return the mask of the moving image, or None."""
-        return self._images.get("moving_mask")
+    def SetMovingPointSetFileName(self, name: str) -> None:
+        """Set the file of the moving image's landmarks; an empty name is none."""
+        self._point_sets["moving"] = str(name)
+        self._forget()
+
+    def GetMovingPointSetFileName(self) -> str:
+        """Return the file of the moving image's landmarks, or an empty string."""
+        return self._point_sets["moving"]
 
     def SetParameterObject(self, parameter_object: Any) -> None:
         """Set the ``itk.ParameterObject`` whose maps are the stages."""
@@ -264,9 +325,12 @@ class RegNetRegistrationMethod:
             write_itk(result.chain, path, result.pair.fixed.grid)
             return itk.transformread(str(path))[0]
 
-    def _set_image(self, role: str, image: Any) -> None:
-        self._images[role] = image
+    def _set_images(self, role: str, images: list[Any]) -> None:
+        self._images[role] = images
         self._forget()
+
+    def _image(self, role: str, number: int) -> Any:
+        return self._images[role][number] if number < len(self._images[role]) else None
 
     def _forget(self) -> None:
         """Drop the result: it does not belong to the settings any more."""
@@ -289,7 +353,7 @@ class RegNetRegistrationMethod:
         import itk
 
         for role in ("fixed", "moving"):
-            if role not in self._images:
+            if not self._images[role]:
                 raise ParameterError(f"no {role} image was set: call Set{role.capitalize()}Image first")
         maps = [stage.with_(ResultImagePixelType="float") for stage in _maps_of(self.GetParameterObject())]  # as itk's
         if self._output_directory:
@@ -306,7 +370,8 @@ class RegNetRegistrationMethod:
         self._events.InvokeEvent(itk.StartEvent())
         result = register(
             self._images["fixed"], self._images["moving"], maps,
-            fixed_mask=self._images.get("fixed_mask"), moving_mask=self._images.get("moving_mask"),
+            fixed_mask=self._images["fixed_mask"], moving_mask=self._images["moving_mask"],
+            fixed_landmarks=self._point_sets["fixed"] or None, moving_landmarks=self._point_sets["moving"] or None,
             initial=self._initial, threads=self._threads, device=self._device,
             events=_Told(lines, show),
         )  # fmt: skip

@@ -7,7 +7,6 @@ its exit statuses, and know RegNet stages besides.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regnet_itk.elastix.numbered_flags import in_order, split_number
 from regnet_itk.errors import OutputError, ParameterError, RegNetItkError, did_you_mean
 from regnet_itk.events import LOGGER, Progress
 from regnet_itk.outputs import check_writable, staged_folder, write_whole
@@ -159,7 +159,7 @@ class Call:
     ----------
     program : {"elastix", "transformix"}
     values : mapping
-        Flag to values; only ``-p`` has several.
+        Flag to values; ``-p`` may have several, and so may the flags of images, in the order of their numbers.
     """
 
     program: str
@@ -185,18 +185,19 @@ def parse_call(program: str, words: Sequence[str]) -> Call:
         At a flag that does not exist or has no value, and without what is mandatory. elastix itself takes the first
         two without a word.
     """
-    known, values = _FLAGS[program], dict[str, tuple[str, ...]]()
+    known, given = _FLAGS[program], dict[str, list[tuple[int, str]]]()
     for position in range(0, len(words), 2):
-        flag = re.sub(r"^(-f|-m|-fMask|-mMask|-fp|-mp)0$", r"\1", words[position])
-        if re.fullmatch(r"(-f|-m|-fMask|-mMask)[1-9]\d*", flag):
-            raise WrongCall(f"{flag}: one fixed and one moving image are registered here, not several at once")
+        flag, number = split_number(words[position])
         if flag not in known:
-            raise WrongCall(f'there is no option "{flag}"{did_you_mean(flag, known)}')
+            raise WrongCall(f'there is no option "{words[position]}"{did_you_mean(words[position], known)}')
         if position + 1 == len(words):
-            raise WrongCall(f'the option "{flag}" needs a value')
-        if flag in values and flag != "-p":
-            raise WrongCall(f'the option "{flag}" is given twice')
-        values[flag] = (*values.get(flag, ()), words[position + 1])
+            raise WrongCall(f'the option "{words[position]}" needs a value')
+        before = given.setdefault(flag, [])
+        before.append((len(before) if flag == "-p" else number, words[position + 1]))
+    try:
+        values = {flag: in_order(flag, several) for flag, several in given.items()}
+    except ValueError as error:
+        raise WrongCall(str(error)) from None
     for flag, status in (("-p" if program == "elastix" else "-tp", MISSING), ("-out", NO_FOLDER)):
         if flag not in values:
             raise WrongCall(f'No CommandLine option "{flag}" given!', status)
@@ -229,8 +230,8 @@ def run_elastix(call: Call) -> None:
     threads = _threads(call)
     maps = [_as_elastix_would(name) for name in call.values["-p"]]
     result = register(
-        call.one("-f"), call.one("-m"), maps,
-        fixed_mask=call.one("-fMask"), moving_mask=call.one("-mMask"), initial=call.one("-t0"),
+        call.values["-f"], call.values["-m"], maps,
+        fixed_mask=call.values.get("-fMask"), moving_mask=call.values.get("-mMask"), initial=call.one("-t0"),
         fixed_landmarks=call.one("-fp"), moving_landmarks=call.one("-mp"),
         threads=threads, priority=call.one("-priority"), events=_NetworkToLog(),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from regnet_itk.digests import digest_text
 from regnet_itk.events import Events, Log, Progress
 
 if TYPE_CHECKING:
+    from regnet_itk.data.landmarks import Landmarks
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.transforms.chain import TransformChain
 
@@ -32,12 +33,50 @@ class ImagePair:
         The images; the result lies on the grid of the fixed one.
     fixed_mask, moving_mask : Image, optional
         Voxels other than 0 count; each on the grid of its image.
+    more_fixed, more_moving, more_fixed_masks, more_moving_masks : tuple of Image
+        Further images and masks, which elastix's stages compare as well, each in its metric.
+    fixed_landmarks, moving_landmarks : Landmarks, optional
+        Corresponding points, for the metrics of elastix that are guided by such.
     """
 
     fixed: Image
     moving: Image
     fixed_mask: Image | None = None
     moving_mask: Image | None = None
+    more_fixed: tuple[Image, ...] = ()
+    more_moving: tuple[Image, ...] = ()
+    more_fixed_masks: tuple[Image, ...] = ()
+    more_moving_masks: tuple[Image, ...] = ()
+    fixed_landmarks: Landmarks | None = None
+    moving_landmarks: Landmarks | None = None
+
+    @property
+    def fixed_images(self) -> tuple[Image, ...]:
+        """All fixed images."""
+        return (self.fixed, *self.more_fixed)
+
+    @property
+    def moving_images(self) -> tuple[Image, ...]:
+        """All moving images."""
+        return (self.moving, *self.more_moving)
+
+    @property
+    def fixed_masks(self) -> tuple[Image, ...]:
+        """All masks of fixed images."""
+        return (*((self.fixed_mask,) if self.fixed_mask is not None else ()), *self.more_fixed_masks)
+
+    @property
+    def moving_masks(self) -> tuple[Image, ...]:
+        """All masks of moving images."""
+        return (*((self.moving_mask,) if self.moving_mask is not None else ()), *self.more_moving_masks)
+
+    def swapped(self) -> ImagePair:
+        """Return the pair of the way back."""
+        return ImagePair(
+            self.moving, self.fixed, self.moving_mask, self.fixed_mask,
+            self.more_moving, self.more_fixed, self.more_moving_masks, self.more_fixed_masks,
+            self.moving_landmarks, self.fixed_landmarks,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,6 +163,9 @@ class Stage(ABC):
 
     adds_field: ClassVar[bool] = False
     """Whether a displacement field is what the stage finds: some elastix metrics cannot start from one."""
+
+    takes_several_images: ClassVar[bool] = False
+    """Whether the stage compares all images of a pair (`ImagePair.more_fixed` ..), and not the first two alone."""
 
     @property
     def name(self) -> str:

@@ -211,9 +211,15 @@ def test_every_flag_means_what_it_means_in_elastix(here, monkeypatch, capfd):
     words = "-fMask a -mMask b -t0 c -fp d -mp e -threads 1 -priority idle -p p.txt -p affine"
     assert registered(words.replace("-threads 1 ", "")) == 1
     images = given.pop("images")
-    assert images[:2] == ("f.mha", "m.mha")
+    assert images[:2] == (("f.mha",), ("m.mha",))
     assert [values.get_str("Transform") for values in images[2]] == ["TranslationTransform", "AffineTransform"]
-    expected = {"fixed_mask": "a", "moving_mask": "b", "initial": "c", "fixed_landmarks": "d", "moving_landmarks": "e"}
+    expected = {
+        "fixed_mask": ("a",),
+        "moving_mask": ("b",),
+        "initial": "c",
+        "fixed_landmarks": "d",
+        "moving_landmarks": "e",
+    }
     assert {name: given[name] for name in expected} == expected
     assert (given["threads"], given["priority"]) == (1, "idle")
     assert "ERROR: enough" in capfd.readouterr().out
@@ -340,7 +346,7 @@ def test_what_elastix_takes_without_a_word_is_refused(here, capfd):
         "-threads": 'the option "-threads" needs a value',
         "-threads two": "-threads needs a whole number above 0, not 'two'",
         "-f f.mha": 'the option "-f" is given twice',
-        "-f1 f.mha": "-f1: one fixed and one moving image are registered here",
+        "-f2 f.mha": 'the option "-f2" is given, and "-f1" is missing',
         "-loglevel debug": "-loglevel is one of info, warning, error, off, not 'debug'",
     }.items():
         assert stand_in(["elastix", *line.split(), *more.split()]) == 1

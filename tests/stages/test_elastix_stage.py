@@ -23,6 +23,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
+from regnet_itk.elastix import jobs as module
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import Events
 from regnet_itk.parameters import (
@@ -30,7 +31,6 @@ from regnet_itk.parameters import (
     read_parameter_map,
     shipped_parameter_files,
 )
-from regnet_itk.stages import elastix as module
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.registry import check_parameter_map

@@ -1,8 +1,10 @@
-"""How long a thread that waits for others keeps its core busy."""
+"""Torch's threads: how long one that waits for others keeps its core busy, and that they do not survive a fork."""
 
 from __future__ import annotations
 
 import os
+
+from regnet_itk.errors import RegistrationError
 
 _TURNS = "5000"
 _ALREADY_CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -22,3 +24,34 @@ def wait_briefly() -> None:
     """
     if not any(name in os.environ for name in _ALREADY_CHOSEN):
         os.environ["GOMP_SPINCOUNT"] = _TURNS
+
+
+class _Use:
+    """Where Torch has been used."""
+
+    process: int | None = None
+
+
+def use_torch(threads: int, *, works: bool = True) -> None:
+    """Note that Torch works in this process; refuse it in one that was forked from a process in which it had worked.
+
+    Its threads are not copied by a fork, but what waits for them is: it would wait for ever.
+
+    Parameters
+    ----------
+    threads : int
+        How many of Torch's threads are to work; one alone waits for nobody.
+    works : bool
+        Whether Torch's threads work now; else it is only asked whether they may.
+
+    Raises
+    ------
+    RegistrationError
+    """
+    if _Use.process not in (None, os.getpid()) and threads > 1:
+        raise RegistrationError(
+            "this process was forked from one in which Torch had worked already, whose threads are missing here; start "
+            "worker processes with the method 'spawn': multiprocessing.get_context(\"spawn\")"
+        )
+    if works:
+        _Use.process = os.getpid()

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from regnet_itk.errors import ParameterError
+from regnet_itk.threads import use_torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -20,7 +21,10 @@ def find_device(name: str) -> torch.device:
     ------
     ParameterError
         If the name is unknown, or the device is not there.
+    RegistrationError
+        In a process that was forked from one in which Torch had worked.
     """
+    use_torch(torch.get_num_threads(), works=False)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -54,8 +58,15 @@ def find_precision(name: Precision, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def limited_threads(count: int | None) -> Iterator[None]:
-    """Let Torch use `count` CPU threads inside of a block; None changes nothing."""
+    """Let Torch use `count` CPU threads inside of a block; None changes nothing.
+
+    Raises
+    ------
+    RegistrationError
+        In a process that was forked from one in which Torch had worked.
+    """
     before = torch.get_num_threads()
+    use_torch(count or before)
     if count:
         torch.set_num_threads(count)
     try:

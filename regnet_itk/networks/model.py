@@ -14,6 +14,7 @@ from regnet_itk.errors import ModelError, ParameterError, did_you_mean
 from regnet_itk.networks.architectures import Architecture, find_architecture
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import write_whole
+from regnet_itk.threads import use_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -167,6 +168,7 @@ def load_model(path: str | Path) -> Model:
     import torch
     from safetensors import SafetensorError, safe_open
 
+    use_torch(torch.get_num_threads())
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"model file '{path}' does not exist")

@@ -6,6 +6,9 @@ import os
 import stat
 from pathlib import Path
 
+MISSING = "does not exist"
+FOLDER = "is a folder; give a file"
+
 
 def why_no_file(path: str | Path, give: str = "give a file") -> str | None:
     """Say why a path cannot be read as a file; reading a pipe, for one, would wait for ever.
@@ -24,7 +27,7 @@ def why_no_file(path: str | Path, give: str = "give a file") -> str | None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "does not exist"
+        return MISSING
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if stat.S_ISDIR(mode):

@@ -30,10 +30,11 @@ from regnet_itk.data.suffixes import (
     PARAMETER_SUFFIXES,
 )
 from regnet_itk.errors import ImageError, ParameterError, PointsError, TransformError, did_you_mean
+from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.registry import check_parameter_map, find_stage
-from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
 from regnet_itk.transforms.elastix_reading import check_start_is_told, file_keys, read_chain, read_transform_map
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -100,11 +101,12 @@ def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
     'ITK transform'
     """
     path = Path(path)
-    if not path.exists():
-        raise TransformError(f"file '{path}' does not exist")
-    suffix = path.suffix.lower()
-    if path.is_dir():
+    why = why_no_file(path)
+    if why == FOLDER:
         return _image(path)
+    if why is not None:
+        raise TransformError(f"file '{path}' {why}")
+    suffix = path.suffix.lower()
     if suffix in PARAMETER_SUFFIXES:
         return _text(path, like)
     if suffix in _TRANSFORM_SUFFIXES:
@@ -274,6 +276,8 @@ class _Walk:
     def follow(self, path: Path) -> None:
         if path.resolve() in (file.resolve() for file, _ in self.files):
             raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
+        if len(self.files) >= MOST_LINKS:
+            raise TransformError(f"transform file '{self.files[0][0]}' begins with more than {MOST_LINKS} others")
         if path.suffix.lower() in _TRANSFORM_SUFFIXES:
             self.files.append((path, None))
             return

@@ -16,6 +16,7 @@ from typing import Any
 
 from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
 from regnet_itk.errors import ParameterError, did_you_mean
+from regnet_itk.inputs import FOLDER, MISSING, why_no_file
 
 ELASTIX_REGISTRATIONS = (
     "MultiResolutionRegistration",
@@ -272,6 +273,8 @@ def parse_parameter_toml(text: str, source: str = "<text>") -> ParameterMap:
     """
     try:
         content = tomllib.loads(text, parse_float=str)
+    except RecursionError:
+        raise ParameterError(f"{source} is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ParameterError(f"{source} is not valid TOML: {error}") from None
     values: dict[str, tuple[str, ...]] = {}
@@ -325,8 +328,10 @@ def read_parameter_map(path_or_name: str | Path) -> ParameterMap:
     ('regnet_multistage',)
     """
     path = Path(path_or_name)
-    if not path.is_file():
+    if why_no_file(path) in (MISSING, FOLDER):
         path = _shipped(str(path_or_name))
+    if (why := why_no_file(path)) is not None:
+        raise ParameterError(f"parameter file '{path}' {why}")
     try:
         text = decode_text(path.read_bytes())
     except UnicodeDecodeError:
@@ -345,7 +350,7 @@ def _shipped(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     if Path(name).is_dir():
-        raise ParameterError(f"parameter file '{name}' is a folder; give a file")
+        raise ParameterError(f"parameter file '{name}' {FOLDER}")
     near = did_you_mean(Path(name).stem, shipped)
     known = ", ".join(shipped) or "none found"
     raise ParameterError(

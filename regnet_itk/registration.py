@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
 from regnet_itk.metrics.registered_pair import choose_overview_grid
@@ -18,6 +20,7 @@ from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.matrix import MatrixTransform
 
 DEFAULT_STAGES = ("affine", "regnet_multistage")
 
@@ -138,6 +141,7 @@ class _Task:
             events.landmarks_before(first_error)
         reports: list[StageReport] = []
         several = bool(self.pair.more_fixed or self.pair.more_moving)
+        settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
         for number, stage in enumerate(self.stages):
             events.log.debug("stage %d: %s (%s)", number, stage.name, stage.parameters.source)
             if several and not stage.takes_several_images:
@@ -154,11 +158,25 @@ class _Task:
             events.log.info(f"stage {number}: {found.seconds:.1f} s{tre}")
             reports.append(done)
             events.stage_done(number, done)
-        settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
-        return RegistrationResult(
-            self.pair, chain, tuple(reports), len(self.initial.links), first_error,
-            None if self.landmarks.fixed is None else self.landmarks.fixed.points, settings, self.inputs,
-        )  # fmt: skip
+            result = RegistrationResult(
+                self.pair, chain, tuple(reports), len(self.initial.links), first_error,
+                None if self.landmarks.fixed is None else self.landmarks.fixed.points, settings, self.inputs,
+            )  # fmt: skip
+            _warn_of_folding(result, events)
+        return result
+
+
+def _warn_of_folding(result: RegistrationResult, events: RegistrationEvents) -> None:
+    """Say if the transform folds after the last stage that was run; a matrix on top of others adds none."""
+    last = result.chain.links[-1].transform if result.chain.links else None
+    if isinstance(last, MatrixTransform) and np.linalg.det(last.matrix) > 0:
+        return
+    if result.folding > 0:
+        number = len(result.stages) - 1
+        events.log.warning(
+            f"stage {number} {result.stages[-1].name}: the transform folds (det J <= 0) at "
+            f"{100 * result.folding:.2g} % of the voxels, where it has no inverse and cannot be trusted"
+        )
 
 
 def _with_way_back(

@@ -10,6 +10,7 @@ import re
 FLAGS = {
     "bspline_spacing": "--bspline-spacing",
     "chains": "--method",
+    "default": "--default",
     "device": "--device",
     "fixed": "-f",
     "fixed_landmarks": "-fp",

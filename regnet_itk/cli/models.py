@@ -21,15 +21,20 @@ _COLUMNS = ("name", "network", "voxels", "capture range", "region", "size", "val
 @click.command("models", cls=StrictCommand, context_settings=options.HELP)
 @click.argument("model", metavar="[NAME_OR_PATH]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print everything that the models say of themselves as JSON.")
-def command(model: str | None, as_json: bool) -> None:
+@click.option("--seal", is_flag=True, help="Add the hash of its description to a model of version 0.1 that you trust.")
+def command(model: str | None, as_json: bool, seal: bool) -> None:
     """List the models that ship, or explain one: what it was trained on and how, and how accurate it is.
 
     The errors are mean distances from the true displacement, inside the lungs, on images that were not trained on.
 
-    Weights are not read; a registration checks them against their hash.
+    Descriptions are checked against their hash. Weights are not read; a registration checks them.
     """
-    from regnet_itk.networks.model import find_model, read_model_header, shipped_models
+    from regnet_itk.networks.model import find_model, read_model_header, seal_model, shipped_models
 
+    if seal:
+        if model is None:
+            raise click.UsageError("--seal needs the model", click.get_current_context())
+        seal_model(find_model(model))
     paths = [find_model(model)] if model is not None else list(shipped_models().values())
     read = [(path, *read_model_header(path)) for path in paths]
     if as_json:

@@ -13,6 +13,7 @@ from pathlib import Path
 from regnet_itk.data.image_files import read_grid
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError, did_you_mean
+from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.outputs import write_whole
 
 FILE_COLUMNS = (
@@ -20,6 +21,7 @@ FILE_COLUMNS = (
     "fixed_labels", "moving_labels",
 )  # fmt: skip
 COLUMNS = ("name", "group", *FILE_COLUMNS)
+_NO_IMAGES = ("fixed_landmarks", "moving_landmarks", "displacement")
 _TOGETHER = (("fixed_landmarks", "moving_landmarks"), ("fixed_labels", "moving_labels"))
 
 
@@ -88,6 +90,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
         spreadsheet counts it (the header is row 1).
     """
     path = Path(path)
+    if (why := why_no_file(path)) is not None:
+        raise ParameterError(f"the list of pairs '{path}' {why}")
     rows = _rows(path)
     if not rows:
         raise ParameterError(f"{path}: holds no pair; give a row of column names, then a row a pair")
@@ -104,8 +108,6 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Return the rows that are not empty, with their numbers."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ParameterError(f"the list of pairs '{path}' does not exist") from None
     except UnicodeDecodeError:
         raise ParameterError(f"the list of pairs '{path}' is not a text file; save it as CSV") from None
     except OSError as error:
@@ -143,8 +145,9 @@ def _pair(path: Path, number: int, row: dict[str, str]) -> Pair:
     for column in FILE_COLUMNS:
         if row.get(column):
             files[column] = path.parent / row[column]
-            if not files[column].exists():
-                raise ParameterError(f"{where}: the {column.replace('_', ' ')} '{files[column]}' does not exist")
+            why = why_no_file(files[column])
+            if why is not None and not (why == FOLDER and column not in _NO_IMAGES):  # of a DICOM series
+                raise ParameterError(f"{where}: the {column.replace('_', ' ')} '{files[column]}' {why}")
         elif column in ("fixed", "moving"):
             raise ParameterError(f"{where}: the {column} image is not given")
     for first, second in _TOGETHER:

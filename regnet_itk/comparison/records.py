@@ -95,7 +95,7 @@ class StepRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**content, "measures": Measures.from_json(content["measures"])})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,14 @@ def read_dicom_folder(folder: Path, role: str) -> Image:
     import SimpleITK as sitk
 
     what = f"{role} '{folder}'"
+    try:
+        odd = [
+            entry.name for entry in os.scandir(folder) if not (entry.is_dir() or entry.is_file() or entry.is_symlink())
+        ]
+    except OSError as error:
+        raise ImageError(f"{what} cannot be read: {error.strerror}") from None
+    if odd:  # GDCM opens all that is there, and waits for ever at a pipe
+        raise ImageError(f"{what} holds '{odd[0]}', which is neither a file nor a folder; remove it")
     try:
         with without_warnings():
             series = list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))

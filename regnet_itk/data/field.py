@@ -22,6 +22,7 @@ from regnet_itk.data.grid import Box, FloatArray, Grid
 from regnet_itk.data.image import grid_of, place
 from regnet_itk.data.image_files import open_image, read_voxels
 from regnet_itk.errors import ImageError, TransformError
+from regnet_itk.inputs import why_no_file
 
 WriteBeside = Callable[[str, str, Callable[[Path], object]], str]
 """Writes a file beside another: is given what its name begins with, its suffix, and what writes it to a path; returns
@@ -173,8 +174,8 @@ def read_displacement_field(path: str | Path) -> DisplacementField:
     """
     path = Path(path)
     try:
-        if not path.is_file():
-            raise TransformError(f"displacement field '{path}' does not exist")
+        if (why := why_no_file(path)) is not None:
+            raise TransformError(f"displacement field '{path}' {why}")
         reader = open_image(path, "displacement field")
         if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 3:
             raise TransformError(

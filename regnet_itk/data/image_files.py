@@ -22,6 +22,7 @@ from regnet_itk.data.image_nd import DIMENSIONS, ImageND, from_3d, nd_from_reade
 from regnet_itk.data.meta_files import is_meta, read_meta_header, unpack_voxels
 from regnet_itk.data.nifti_files import check_nifti_geometry, is_nifti, read_nifti_floats, read_nifti_header
 from regnet_itk.errors import ImageError
+from regnet_itk.inputs import why_no_file
 
 _PIECE = 1 << 20  # bytes that are unpacked at once
 _BEGINNINGS = {  # what files of a kind begin with
@@ -245,7 +246,9 @@ def check_complete(path: Path, role: str, expected: int) -> None:
 def _meta_bytes(path: Path, role: str, expected: int) -> tuple[int, int]:
     """Return how many bytes of voxels a MetaImage has, and how many it should have."""
     header = read_meta_header(path, role)
-    if not header.data.is_file():
+    if (why := why_no_file(header.data)) is not None:
+        if header.data.exists() and not header.data.is_dir():
+            raise ImageError(f"{role} '{path}': the file of its voxels, '{header.data}', {why}")
         return 0, 0  # a list of files, or a missing one: its reader knows what to say
     if header.compressed:
         size = header.values.get("CompressedDataSize", "")

@@ -17,6 +17,7 @@ import numpy as np
 
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.errors import PointsError
+from regnet_itk.inputs import why_no_file
 
 _FLIP = np.array([-1.0, -1.0, 1.0])  # between LPS and RAS
 # Python's float and int also take digits of other scripts and 1_000; other readers of these files do not
@@ -152,10 +153,10 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
 
 
 def _read_text(path: Path) -> str:
+    if (why := why_no_file(path)) is not None:
+        raise PointsError(f"landmark file '{path}' {why}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise PointsError(f"landmark file '{path}' does not exist") from None
     except UnicodeDecodeError:
         raise PointsError(f"landmark file '{path}' is not a text file; write it in ASCII") from None
     except OSError as error:

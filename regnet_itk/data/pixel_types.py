@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,21 @@ def check_pixel_type(name: str, complaint: str = "there is no pixel type") -> st
 def pixel_type_of(array: npt.NDArray[Any]) -> str:
     """Return elastix's name of an array's type; "float" for types that it does not have."""
     return next((name for name, dtype in _ELASTIX_NAMES.items() if np.dtype(dtype) == array.dtype), "float")
+
+
+def check_default(value: float, pixel_type: str, source: str = "") -> float:
+    """Return the value outside of an image if voxels of a type can have it: whole numbers cannot be NaN or infinite.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if not math.isfinite(value) and np.dtype(PIXEL_TYPES[check_pixel_type(pixel_type)]).kind != "f":
+        raise ParameterError(
+            f"{source + ': ' if source else ''}outside of the image the result would be {value:g}, which voxels of the "
+            f"type '{pixel_type}' cannot hold; give another value (`default`, DefaultPixelValue), or the type float"
+        )
+    return value
 
 
 def cast_values(values: npt.NDArray[Any], pixel_type: str) -> npt.NDArray[Any]:

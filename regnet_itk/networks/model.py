@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regnet_itk.digests import digest_text
 from regnet_itk.errors import ModelError, ParameterError, did_you_mean
+from regnet_itk.inputs import MISSING, why_no_file
 from regnet_itk.networks.architectures import Architecture, find_architecture
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import write_whole
@@ -19,7 +22,12 @@ from regnet_itk.threads import use_torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_log = logging.getLogger(__name__)
+
 _FORMAT = "regnet-itk model 1"
+_SEAL = "description_sha256"
+"""Key of the hash of the description and of the weights' hash; files of version 0.1 lack it."""
+
 _LONGEST_HEADER = 100_000_000  # bytes, of the format
 
 
@@ -147,6 +155,7 @@ def save_model(network: nn.Module, description: ModelDescription, path: str | Pa
         "description": json.dumps(description.to_dict()),
         "sha256": _digest(tensors),
     }
+    metadata[_SEAL] = _seal(metadata)
     # not save_file: it makes a file that only its owner can read, whatever the umask says
     write_whole(path, lambda part: part.write_bytes(save(tensors, metadata=metadata)))
 
@@ -165,13 +174,23 @@ def load_model(path: str | Path) -> Model:
     >>> load_model(shipped_models()["regnet_multistage"]).description.voxel_size
     2.0
     """
+    model, sealed = _load(Path(path))
+    if not sealed:
+        _log.warning(
+            "model file '%s' is of version 0.1: whether its description was altered since cannot be told; if you trust "
+            "it, 'regnet-itk models FILE --seal' adds the hash", path,
+        )  # fmt: skip
+    return model
+
+
+def _load(path: Path) -> tuple[Model, bool]:
+    """Return a model, and whether its description has a hash."""
     import torch
     from safetensors import SafetensorError, safe_open
 
     use_torch(torch.get_num_threads())
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"model file '{path}' does not exist")
+    if (why := why_no_file(path)) is not None:
+        raise ModelError(f"model file '{path}' {why}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -183,7 +202,7 @@ def load_model(path: str | Path) -> Model:
     digest = _digest(tensors)
     if digest != metadata.get("sha256"):
         raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
-    description = _description(metadata.get("description", ""), path)
+    description = _description(metadata, path)
     try:
         network = find_architecture(description.architecture).make(description.voxel_size)
     except ModelError as error:
@@ -196,33 +215,70 @@ def load_model(path: str | Path) -> Model:
             f"model file '{path}' does not fit the network '{description.architecture}' that it names: {reason[:200]}"
         ) from None
     network.requires_grad_(False)
-    return Model(network.eval().to(memory_format=torch.channels_last_3d), description, digest)  # type: ignore[call-overload]
+    whole = network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return Model(whole, description, digest), _SEAL in metadata
 
 
 def read_model_header(path: str | Path) -> tuple[ModelDescription, str]:
     """Read what a model says of itself, and the hash of its weights, without reading the weights or loading torch.
 
-    :func:`load_model` checks the hash, this does not.
+    The hash of the description is checked; :func:`load_model` checks that of the weights too.
 
     Raises
     ------
     ModelError
-        If the file is missing, or does not begin as a model's file does.
+        If the file is missing, does not begin as a model's file does, or has an altered description.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"model file '{path}' does not exist")
+    if (why := why_no_file(path)) is not None:
+        raise ModelError(f"model file '{path}' {why}")
+    metadata, _ = _read_header(path)
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
+    return _description(metadata, path), str(metadata.get("sha256", ""))
+
+
+def seal_model(path: str | Path) -> None:
+    """Add the hash of its description to a model of version 0.1; the weights stay as they are, to the bit.
+
+    Raises
+    ------
+    ModelError
+        As :func:`load_model`.
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    _load(path)
+    metadata, header = _read_header(path)
+    sealed = {**metadata, _SEAL: _seal(metadata)}
+    text = json.dumps({**header, "__metadata__": sealed}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the weights to begin at a multiple of it
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        weights = file.read()
+    write_whole(path, lambda part: part.write_bytes(len(text).to_bytes(8, "little") + text + weights))
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the metadata of a safetensors file, and its whole header.
+
+    Raises
+    ------
+    ModelError
+        If it does not begin as such a file does.
+    """
     try:
-        with path.open("rb") as file:  # of a safetensors file: the length of its header, then the header as JSON
+        with path.open("rb") as file:  # the length of the header, then the header as JSON
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length < min(path.stat().st_size, _LONGEST_HEADER):
                 raise ValueError("its header is cut off")
-            metadata = dict(json.loads(file.read(length)).get("__metadata__") or {})
+            header = json.loads(file.read(length))
+            return dict(header.get("__metadata__") or {}), dict(header)
+    except RecursionError:
+        raise ModelError(f"model file '{path}' is damaged: its header is nested too deeply") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
-    if metadata.get("format") != _FORMAT:
-        raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
-    return _description(metadata.get("description", ""), path), str(metadata.get("sha256", ""))
 
 
 def shipped_models() -> dict[str, Path]:
@@ -249,21 +305,32 @@ def find_model(name_or_path: str, beside: Path | None = None) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     for candidate in (Path(name_or_path), (beside or Path()) / name_or_path):
-        if candidate.is_file():
+        if (why := why_no_file(candidate)) is None:
             return candidate
+        if why != MISSING:
+            raise ModelError(f"model file '{candidate}' {why}")
     raise ModelError(
         f"no model '{name_or_path}': neither a file nor one of the shipped models {sorted(shipped)}"
         + did_you_mean(name_or_path, shipped)
     )
 
 
-def _description(text: str, path: Path) -> ModelDescription:
+def _description(metadata: Mapping[str, str], path: Path) -> ModelDescription:
+    if _SEAL in metadata and metadata[_SEAL] != _seal(metadata):
+        raise ModelError(f"model file '{path}' was altered: its description does not match its hash")
     try:
-        return ModelDescription.from_dict(json.loads(text))
+        return ModelDescription.from_dict(json.loads(metadata.get("description", "")))
     except KeyError as error:
         raise ModelError(f"model file '{path}' has a description without {error}") from None
+    except RecursionError:
+        raise ModelError(f"model file '{path}' has a description that is nested too deeply") from None
     except (TypeError, ValueError, ParameterError) as error:
         raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    """Return the hash of a description and of the hash of the weights that it describes."""
+    return digest_text([str(metadata.get(name, "")) for name in ("format", "sha256", "description")])
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -20,6 +20,8 @@ _ENOUGH = 100_000  # voxels to judge an image by
 _SLACK = 1 / 6  # of the range's width, below it: air is -1024 HU in many files
 _LEAST_IN_RANGE = 0.5  # share of the region
 _COARSE = 3.0  # voxels of the network
+_FEWEST = 8  # voxels along an axis
+_SMALL = 0.5  # of the smallest image to train on
 _NEAR_CAPTURE_RANGE = 0.9
 
 BoolArray = npt.NDArray[np.bool_]
@@ -92,6 +94,27 @@ def coarse_voxels(grid: Grid, description: ModelDescription, role: str) -> str |
     return (
         f"the {role} has voxels of {longest:g} mm, the network works on {description.voxel_size:g} mm: it sees less "
         "detail than in training"
+    )
+
+
+def small_image(grid: Grid, description: ModelDescription, role: str) -> str | None:
+    """Say if an image is far smaller than any that the model was trained on, or has hardly a voxel along an axis.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the image as it was given.
+    description : ModelDescription
+    role : str
+        "fixed image" or "moving image".
+    """
+    extent = np.multiply(grid.size, grid.spacing)
+    smallest = _SMALL * description.world.smallest
+    if min(grid.size) >= _FEWEST and extent.min() >= smallest:
+        return None
+    return (
+        f"the {role} has {grid.describe()}, too little for a network that was trained on images of "
+        f"{description.world.smallest:g} mm or more along each axis: its result may fold; use a stage of elastix"
     )
 
 

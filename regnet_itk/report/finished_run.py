@@ -13,6 +13,7 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
 from regnet_itk.data.suffixes import without_suffix
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError
+from regnet_itk.inputs import is_file
 from regnet_itk.metrics.inverse_consistency import InverseConsistency
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric
@@ -109,7 +110,7 @@ def check_finished(folder: Path) -> None:
     ------
     RegistrationError
     """
-    if not (folder / RECORD).is_file():
+    if not is_file(folder / RECORD):
         state = "has no" if folder.is_dir() else "is no folder with a"
         raise RegistrationError(f"'{folder}' {state} {RECORD}: give the output folder of a finished registration")
 
@@ -122,7 +123,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         _check_record(record)
     except OSError as error:
         raise RegistrationError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RegistrationError(f"'{path}' is damaged, or was not written by regnet-itk run; register again") from None
     return record
 

@@ -10,12 +10,14 @@ import numpy as np
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS
+from regnet_itk.data.pixel_types import check_default
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.events import Log
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.registry import check_parameter_map, make_stage
 from regnet_itk.transforms.chain import TransformChain, link_field
+from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 StageLike = Stage | ParameterMap | str | Path
 """A stage, its parameter map, the path of its parameter file, or the name of a file that ships."""
@@ -87,7 +89,7 @@ def _check_output_keys(parameters: ParameterMap) -> None:
         near = did_you_mean(suffix, _RESULT_FORMATS) or f"; known are {', '.join(_RESULT_FORMATS)}"
         raise ParameterError(f"{parameters.source}: there is no ResultImageFormat '{suffix}'{near}")
     parameters.get_bool("WriteResultImage", True)
-    parameters.get_float("DefaultPixelValue", 0.0)
+    check_default(parameters.get_float("DefaultPixelValue", 0.0), result_pixel_type(parameters), parameters.source)
     order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
     if order not in INTERPOLATION_ORDERS:
         raise ParameterError(

@@ -15,7 +15,12 @@ import numpy.typing as npt
 
 from regnet_itk.data.image import Image
 from regnet_itk.digests import digest_file, digest_text
-from regnet_itk.networks.suitability import capture_range_reached, coarse_voxels, unlike_intensities
+from regnet_itk.networks.suitability import (
+    capture_range_reached,
+    coarse_voxels,
+    small_image,
+    unlike_intensities,
+)
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
@@ -190,6 +195,7 @@ def _unlike_training(
         yield from filter(None, (
             unlike_intensities(resampled, region.array.astype(bool), description, role),
             coarse_voxels(given.grid, description, role),
+            small_image(given.grid, description, role),
         ))  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from regnet_itk.errors import ModelError, ParameterError, did_you_mean
+from regnet_itk.inputs import MISSING, is_file, why_no_file
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
 
@@ -273,10 +274,10 @@ def find_recipe(path_or_name: str) -> TrainingConfig:
         As :func:`read_training_config`, and if there is neither a file nor a recipe of that name.
     """
     shipped = shipped_recipes()
-    if path_or_name in shipped and not Path(path_or_name).is_file():
+    if path_or_name in shipped and not is_file(path_or_name):
         config = read_training_config(shipped[path_or_name])
         return dataclasses.replace(config, train=(), validation=(), test=(), sources=())
-    if not Path(path_or_name).exists():
+    if why_no_file(path_or_name) == MISSING:
         raise ParameterError(
             f"training configuration '{path_or_name}' does not exist{did_you_mean(path_or_name, shipped)}; give the "
             f"path of a TOML file, or the name of a recipe that comes with the package ({', '.join(shipped)})"
@@ -293,9 +294,13 @@ def read_training_config(path: str | Path) -> TrainingConfig:
         If the file is missing or malformed, a key is unknown, missing or of the wrong type, or an image is in two sets.
     """
     path = Path(path)
+    if (why := why_no_file(path)) is not None:
+        raise ParameterError(f"training configuration '{path}' {why}")
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
+    except RecursionError:
+        raise ParameterError(f"training configuration '{path}' is nested too deeply") from None
     except OSError as error:
         raise ParameterError(f"training configuration '{path}' cannot be read: {error.strerror}") from None
     except ValueError as error:  # also text that is not UTF-8

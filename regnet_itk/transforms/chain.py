@@ -27,6 +27,9 @@ from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 if TYPE_CHECKING:
     from regnet_itk.transforms.sampler import ChainSampler
 
+MOST_LINKS = 100
+"""Of a chain that is read: no study has so many, and each is a step deeper for all that works on chains."""
+
 FEW_POINTS = 50_000
 """Up to so many points are mapped by NumPy, in 0.1 s, so that landmarks do not wait for Torch's import, which takes
 more than one; above, Torch is two to three times as fast on one core, and uses all."""

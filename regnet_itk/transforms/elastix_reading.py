@@ -9,9 +9,10 @@ import numpy as np
 
 from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
+from regnet_itk.inputs import why_no_file
 from regnet_itk.parameters import ParameterMap, decode_text, parse_parameter_text, parse_parameter_toml
 from regnet_itk.transforms.base import Transform
-from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, initial_file, locate_file
 from regnet_itk.transforms.itk_files import read_itk
 from regnet_itk.transforms.registry import find_elastix_type, known_names, known_types
@@ -102,7 +103,7 @@ def read_chain(path: str | Path) -> TransformChain:
     Raises
     ------
     TransformError
-        If a file is missing, cut off, not 3D, of an unknown type, or refers to itself.
+        If a file is missing, cut off, not 3D, of an unknown type, refers to itself, or begins with too many others.
 
     Examples
     --------
@@ -113,8 +114,8 @@ def read_chain(path: str | Path) -> TransformChain:
     [[2.0, 0.0, -1.0]]
     """
     path = Path(path)
-    if not path.is_file():
-        raise TransformError(f"transform file '{path}' does not exist")
+    if (why := why_no_file(path)) is not None:
+        raise TransformError(f"transform file '{path}' {why}")
     if path.suffix.lower() in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
         return read_itk(path)
     return _read_elastix(path, ())
@@ -124,6 +125,8 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     here = path.resolve()
     if here in seen:
         raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
+    if len(seen) >= MOST_LINKS:
+        raise TransformError(f"transform file '{seen[0]}' begins with more than {MOST_LINKS} others")
     values = read_transform_map(path)
     if "Transform" not in values:
         raise TransformError(f"'{path}' is not a transform file: it has no (Transform ..)")
@@ -165,6 +168,8 @@ def read_transform_map(path: Path) -> ParameterMap:
     TransformError
         If it cannot be read or is malformed.
     """
+    if (why := why_no_file(path)) is not None:
+        raise TransformError(f"transform file '{path}' {why}")
     parse = parse_parameter_toml if path.suffix.lower() == ".toml" else parse_parameter_text
     try:
         return parse(decode_text(path.read_bytes()), str(path))

@@ -12,7 +12,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.suffixes import ITK_SUFFIXES
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import write_whole
-from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
 from regnet_itk.transforms.itk_guard import try_itk_file
 from regnet_itk.transforms.matrix import matrix_of
 from regnet_itk.transforms.registry import find_itk_type
@@ -168,6 +168,8 @@ def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformC
     if not (np.isfinite(transform.GetParameters()).all() and np.isfinite(transform.GetFixedParameters()).all()):
         raise TransformError(f"{source}: its {name} holds a number that is not finite")
     if isinstance(transform, sitk.CompositeTransform):
+        if transform.GetNumberOfTransforms() > MOST_LINKS:
+            raise TransformError(f"{source} is made of more than {MOST_LINKS} transforms")
         chain = TransformChain()
         for i in reversed(range(transform.GetNumberOfTransforms())):
             for link in chain_from_sitk(transform.GetNthTransform(i), source).links:

@@ -16,6 +16,7 @@ from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, read_nifti_intent
 from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, known_suffix
 from regnet_itk.errors import TransformError, did_you_mean
+from regnet_itk.inputs import why_no_file
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.resampling_keys import read_resampling_grid
@@ -69,10 +70,8 @@ def read_transform(path: str | Path, vectors: Vectors | None = None) -> Transfor
     [[1.0, 1.0, 0.5]]
     """
     path = Path(path)
-    if not path.exists():
-        raise TransformError(f"transform file '{path}' does not exist")
-    if not path.is_file():
-        raise TransformError(f"'{path}' is a folder; give a transform file in it")
+    if (why := why_no_file(path, "give a transform file")) is not None:
+        raise TransformError(f"transform file '{path}' {why}")
     suffix = find_suffix(path)
     if suffix not in FIELD_SUFFIXES:
         return read_chain(path)

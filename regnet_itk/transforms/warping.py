@@ -10,7 +10,7 @@ import numpy as np
 
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS, Image
-from regnet_itk.data.pixel_types import cast_values
+from regnet_itk.data.pixel_types import cast_values, check_default
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
@@ -112,6 +112,8 @@ def warp_image(
     ------
     ImageError
         If the transform maps the whole grid outside of the image.
+    ParameterError
+        If `default` is no finite number and `pixel_type` one of whole numbers.
 
     Examples
     --------
@@ -126,6 +128,7 @@ def warp_image(
     """
     import SimpleITK as sitk
 
+    check_default(default, pixel_type)
     check_overlap(image.grid, chain, grid)
     resampler = _resampler(chain, grid, _interpolator(order))
     resampler.SetDefaultPixelValue(float(default))

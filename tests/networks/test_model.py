@@ -11,13 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import call
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from regnet_itk.errors import ModelError, OutputError
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
-from regnet_itk.networks.model import ModelDescription, find_model, load_model, save_model, shipped_models
+from regnet_itk.networks.model import (
+    ModelDescription,
+    find_model,
+    load_model,
+    read_model_header,
+    save_model,
+    shipped_models,
+)
 from regnet_itk.networks.regnet import RegNet
 from regnet_itk.networks.world import CHEST_CT
 
@@ -106,6 +114,7 @@ def rewritten(
     def damage(file: Path) -> None:
         tensors, metadata = parts_of(file)
         change(tensors, metadata)
+        metadata.pop("description_sha256", None)  # as files of version 0.1
         save_file(tensors, file, metadata=metadata)
 
     return damage
@@ -125,7 +134,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (lambda f: f.write_bytes(b""), "damaged"),
     "text": (lambda f: f.write_text("(Transform)\n" * 100), "not a safetensors file"),
     "missing": (lambda f: f.unlink(), "does not exist"),
-    "a folder": (lambda f: (f.unlink(), f.mkdir()), "does not exist"),
+    "a folder": (lambda f: (f.unlink(), f.mkdir()), "is a folder"),
     "one weight altered": (rewritten(lambda t, m: t["decoder.0.head.bias"].add_(1e-3)), "altered"),
     "one bit altered": (lambda f: f.write_bytes(f.read_bytes()[:-1] + bytes([f.read_bytes()[-1] ^ 1])), "altered"),
     "no hash": (rewritten(lambda t, m: m.pop("sha256")), "altered"),
@@ -203,3 +212,47 @@ def test_unknown_architectures() -> None:
 def test_intensities_are_clipped_and_mapped(file: Path) -> None:
     given = torch.tensor([-3000.0, -1000.0, -400.0, 200.0, 3000.0])
     assert load_model(file).normalise(given).tolist() == pytest.approx([-1, -1, 0, 1, 1])
+
+
+def test_an_altered_description_is_noticed(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = file.read_bytes()
+    for read in (load_model, read_model_header):
+        altered = whole.replace(b'\\"capture_range\\": ', b'\\"capture_range\\": 9', 1)
+        length = int.from_bytes(whole[:8], "little") + len(altered) - len(whole)
+        file.write_bytes(length.to_bytes(8, "little") + altered[8:])
+        with pytest.raises(ModelError, match="was altered: its description does not match its hash"):
+            read(file)
+    file.write_bytes(whole)
+    load_model(file)
+    assert not caplog.records
+
+
+def test_a_model_of_version_0_1_is_loaded_with_a_warning_until_it_is_sealed(
+    file: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = parts_of(file)[0]
+    rewritten(lambda tensors, metadata: None)(file)
+    before = load_model(file)
+    assert "of version 0.1" in caplog.text
+    caplog.clear()
+    assert call("models", file, "--seal") == 0
+    assert "voxels of 2 mm" in capsys.readouterr().out
+    after = load_model(file)
+    assert not caplog.records
+    assert (after.digest, after.description) == (before.digest, before.description)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in parts_of(file)[0].items())
+
+
+def test_the_shipped_models_are_sealed(caplog: pytest.LogCaptureFixture) -> None:
+    for path in shipped_models().values():
+        load_model(path)
+    assert not caplog.records
+
+
+def test_a_header_that_is_nested_too_deeply(file: Path) -> None:
+    nested = b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    file.write_bytes(len(nested).to_bytes(8, "little") + nested)
+    with pytest.raises(ModelError, match="nested too deeply"):
+        read_model_header(file)
+    with pytest.raises(ModelError, match="damaged"):
+        load_model(file)

@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 @click.command("train", cls=StrictCommand, context_settings=options.HELP)
-@click.argument("images", metavar="FOLDER", type=Path)
+@click.argument("images", metavar="[FOLDER]", type=Path, required=False)
 @click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Checkpoints, log and model go here.")
 @click.option(
     "-c", "config", default="regnet_multistage", show_default=True, metavar="FILE|NAME",
@@ -41,8 +41,10 @@ _SECONDS_BETWEEN_LINES = 60.0
 @options.threads
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the configuration's.")
-def command(images: Path, out: Path, config: str, start_from: str | None, new: bool, **given: Any) -> None:
+def command(images: Path | None, out: Path, config: str, start_from: str | None, new: bool, **given: Any) -> None:
     """Train a network on the 3D images in FOLDER, and on nothing else: the deformations are made.
+
+    A recipe for random scenes alone (regnet_general) makes the images as well, and takes no FOLDER.
 
     Run the same command again to continue after an interruption. Several processes or GPUs:
     torchrun --nproc-per-node N -m regnet_itk.cli.main train FOLDER -out DIR ...
@@ -63,7 +65,8 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
     recipe = find_recipe(config)
     if given["seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=given["seed"])
-    recipe = divide_images(recipe, images, given["validation"])
+    if images is not None:
+        recipe = divide_images(recipe, images, given["validation"])
     with TrainingScreen() as screen, heard_by(LogToScreen(screen)):
         chosen = TrainingOptions(
             given["device"],
@@ -72,7 +75,8 @@ def command(images: Path, out: Path, config: str, start_from: str | None, new: b
             start_from=find_model(start_from) if start_from else None,
             events=screen,
         )
-        screen.say(f"training on {len(recipe.train)} image(s), judged by {', '.join(recipe.validation)}")
+        on = f"{len(recipe.train)} image(s), judged by {', '.join(recipe.validation)}" if images else "random scenes"
+        screen.say(f"training on {on}")
         trainer = Trainer(recipe, images, out, chosen)
         if not new and trainer.continues:
             screen.say(f"continuing from the checkpoint in {out}")

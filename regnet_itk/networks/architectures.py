@@ -70,6 +70,9 @@ class Architecture:
     stages : callable
         Takes a network and returns the voxel sizes in mm of the stages that it runs, the coarsest first, if the last
         ones may be left out.
+    begin_with : callable
+        Takes a trained network of any kind and returns one of this kind that begins with what the other has learnt, or
+        None if it cannot. By default training begins with networks of the same kind only.
     block_multiple : int
         Of which a ``block_size`` must be a multiple.
     has_batch_statistics : bool
@@ -89,6 +92,7 @@ class Architecture:
     block_shape: Callable[[int], Shape] = _cube
     at_outputs: Callable[[Tensor], Tensor] = _everywhere
     stages: Callable[[nn.Module], tuple[float, ...]] = _none
+    begin_with: Callable[[nn.Module], nn.Module | None] | None = None
     block_multiple: int = 1
     has_batch_statistics: bool = False
     predicts_everywhere: bool = True
@@ -99,6 +103,7 @@ ARCHITECTURES: dict[str, str | Architecture] = {
     "regnet": "regnet_itk.networks.regnet_records:REGNET",
     "regnet_early": "regnet_itk.networks.regnet_records:REGNET_EARLY",
     "regnet_1scale": "regnet_itk.networks.regnet_records:REGNET_1SCALE",
+    "general": "regnet_itk.networks.general_record:GENERAL",
     "coarse_to_fine": "regnet_itk.networks.coarse_to_fine_record:COARSE_TO_FINE",
 }
 """The networks of this package, as ``module:name`` of their records: names can be told without loading torch."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet_itk.networks.layers import Offsets, correlate, demons_force, warp
+from regnet_itk.networks.correlation import Offsets, correlate
+from regnet_itk.networks.layers import demons_force, warp
 
 SLAB_VOXELS = 1_500_000
 """Voxels of the coarse-to-fine network's finest level that are worked on at once outside of training."""
@@ -18,11 +19,13 @@ SLAB_VOXELS = 1_500_000
 _SLAB_HALO = 4  # voxels: three convolutions of 3x3x3 and one difference reach so far; even, as the level below is half
 
 
-def _unit_length(features: Tensor) -> Tensor:
+def unit_length(features: Tensor) -> Tensor:
+    """Return features of unit length over the channels, in float32."""
     return functional.normalize(features.float(), dim=1)
 
 
-def _cube(radius: int) -> Offsets:
+def cube_of_offsets(radius: int) -> Offsets:
+    """Return the offsets to all voxels of a cube, the middle one included."""
     steps = range(-radius, radius + 1)
     return [(dz, dy, dx) for dz in steps for dy in steps for dx in steps]
 
@@ -81,6 +84,10 @@ class CoarseToFineRegNet(nn.Module):
         Feature maps of the decoder of each level, the finest first.
     voxel_size : float
         Voxels of the input images in mm.
+    seen : int
+        Channels that the encoder sees of an image; see :meth:`see`.
+    compared : int
+        Channels that :meth:`compare_finest` returns.
     """
 
     def __init__(
@@ -88,33 +95,43 @@ class CoarseToFineRegNet(nn.Module):
         channels: tuple[int, ...] = (8, 16, 32, 48),
         widths: tuple[int, ...] = (16, 32, 48, 64),
         voxel_size: float = 2.0,
+        seen: int = 1,
+        compared: int = 3,
     ) -> None:
         super().__init__()
         self.voxel_size = voxel_size
-        self.offsets = [[], _cube(1), _cube(2), _cube(2)]
+        self.offsets = [[], cube_of_offsets(1), cube_of_offsets(2), cube_of_offsets(2)]
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for level, after in enumerate(channels):
             before = channels[level - 1] if level else 1
             if level:
                 self.down.append(nn.Conv3d(before, after, 2, stride=2))
-            first = after if level else 1
+            first = after if level else seen
             self.encoder.append(nn.Sequential(_padded_convolution(first, after), _padded_convolution(after, after)))
         self.decoder, self.hand_down = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             context = channels[level] if level + 1 < len(widths) else 0
             if context:
                 self.hand_down.append(nn.Conv3d(widths[level + 1], context, 1))
-            compared = len(self.offsets[level]) if level else channels[0] + 3
-            self.decoder.append(_Decoder(compared + channels[level] + 3 + context, width))
+            known = len(self.offsets[level]) if level else channels[0] + compared
+            self.decoder.append(_Decoder(known + channels[level] + 3 + context, width))
 
     @property
     def levels(self) -> int:
         """Number of resolution levels; the input's size must be a multiple of 2 ** (levels - 1)."""
         return len(self.encoder)
 
+    def see(self, image: Tensor) -> Tensor:
+        """Return what the encoder sees of an image: itself."""
+        return image
+
+    def compare_finest(self, fixed: Tensor, moved: Tensor, of_fixed: Tensor, of_moved: Tensor) -> Tensor:
+        """Compare the fixed and the warped moving image, and their features, at the finest level."""
+        return demons_force(fixed, moved)
+
     def features(self, image: Tensor) -> list[Tensor]:
         """Return the features of an image at every level, the finest first."""
-        found = [_with_right_gradients(self.encoder[0], image)]
+        found = [_with_right_gradients(self.encoder[0], self.see(image))]
         for down, encoder in zip(self.down, self.encoder[1:], strict=True):
             found.append(_with_right_gradients(encoder, down(found[-1])))
         return found
@@ -167,14 +184,14 @@ class CoarseToFineRegNet(nn.Module):
             of_moving = warp(of_moving, displacement / size)
             inputs.append(_doubled(self.hand_down[level](context), "nearest"))
         inputs += [
-            correlate(_unit_length(of_fixed), _unit_length(of_moving), self.offsets[level]),
+            correlate(unit_length(of_fixed), unit_length(of_moving), self.offsets[level]),
             displacement / size,
         ]
         left, hidden = self.decoder[level](_joined(inputs))
         return left.float() * size + warp(displacement, left.detach()), hidden
 
     def _finest_level(self, fixed: Tensor, moving: Tensor, features: Tensor, before: Tensor, context: Tensor) -> Tensor:
-        """Improve the displacement by the demons' force, in slabs along z that bound the memory and leave no seams."""
+        """Improve the displacement by what is left of a voxel, in slabs along z that bound the memory; without seams."""
         of_fixed, of_moving = features.chunk(2)
         displacement = _doubled(before.detach(), "trilinear")
         handed = self.hand_down[0](context)
@@ -187,11 +204,12 @@ class CoarseToFineRegNet(nn.Module):
             low, high = max(0, start - _SLAB_HALO), min(nz, stop + _SLAB_HALO)
             here = displacement[:, :, low:high] / self.voxel_size
             moved = warp(to_warp, here, low)
+            features_here = of_fixed[:, :, low:high]
             inputs = [
-                of_fixed[:, :, low:high],
+                features_here,
                 _doubled(handed[:, :, low // 2 : high // 2], "nearest"),
                 moved[:, 1:],
-                demons_force(fixed[:, :, low:high], moved[:, :1]),
+                self.compare_finest(fixed[:, :, low:high], moved[:, :1], features_here, moved[:, 1:]),
                 here,
             ]
             left = self.decoder[0](_joined(inputs))[0][:, :, start - low : stop - low]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,11 +54,16 @@ def _make(voxel_size: float) -> CoarseToFineRegNet:
     return CoarseToFineRegNet(voxel_size=voxel_size)
 
 
+def run_whole_boxes(bytes_needed: Callable[[int, torch.dtype], float], words: str) -> WholeBox:
+    """Return the maker of runners of a network in stages; its memory is as `bytes_needed` says."""
+    return WholeBox(bytes_needed, _LARGEST_FACTOR, apply=_at_full_size, words=words)
+
+
 COARSE_TO_FINE = Architecture(
     name="coarse_to_fine",
     make=_make,
     voxel_size=2.0,
-    make_runner=WholeBox(_bytes_needed, _LARGEST_FACTOR, apply=_at_full_size, words="coarse-to-fine network"),
+    make_runner=run_whole_boxes(_bytes_needed, "coarse-to-fine network"),
     loss=coarse_to_fine_loss,
     stages=_stages,
     block_multiple=_LARGEST_FACTOR,

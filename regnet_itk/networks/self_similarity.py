@@ -7,6 +7,7 @@ pairs. Two scans can be compared by it although density, contrast agent or recon
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,33 +42,63 @@ def mind_features(image: Tensor) -> Tensor:
     """
     padded = functional.pad(image[None, None], [REACH] * 6, mode="replicate")[0, 0]
     found = torch.empty(*image.shape, CHANNELS, device=image.device)
+    kernels = _kernels() if image.device.type == "cpu" and image.dtype == torch.float32 else None
     for slab in cut_slabs(image.shape, _SLAB_VOXELS):
-        found[slab] = _slab(padded[slab.start : slab.stop + 2 * REACH])
+        part = padded[slab.start : slab.stop + 2 * REACH]
+        if kernels is None:
+            found[slab] = features_by_operations(part)
+        else:
+            kernels.run_distances(part, *_comparisons(), _LEAST_VARIANCE, found[slab])
+            found[slab].exp_()
     return found
 
 
-def _slab(padded: Tensor) -> Tensor:
-    """Return the features of the voxels at least `REACH` voxels inside an array."""
-    size = [n - 2 * REACH for n in padded.shape]
-    unlike = []
+def _kernels() -> Any:
+    """Return the module of the compiled loops, or None without numba."""
+    try:
+        from regnet_itk.networks import self_similarity_kernels
+    except ImportError:
+        return None
+    return self_similarity_kernels
+
+
+Step = tuple[int, int, int]
+
+
+def _comparisons() -> tuple[list[Step], list[tuple[int, int, int, int]]]:
+    """Return the steps between the patches that are compared, and of each channel the step and the first patch's place.
+
+    The neighbours +e_a, sign e_b differ by the same step as -sign e_b, -e_a, one step back.
+    """
+    steps, places = [], []
     for a, b in combinations(range(3), 2):
         for sign in (1, -1):
-            # the neighbours +e_a, sign e_b differ by the same step as -sign e_b, -e_a, one step back
             step = [0, 0, 0]
             step[a], step[b] = -_DILATION, sign * _DILATION
-            change = _patch_difference(padded, step)
             for axis, side in ((a, 1), (b, -sign)):
-                place = [_DILATION] * 3
-                place[axis] += side * _DILATION
-                low = [p + min(s, 0) for p, s in zip(place, step, strict=True)]
-                unlike.append(change[tuple(slice(at, at + n) for at, n in zip(low, size, strict=True))])
+                place = [0, 0, 0]
+                place[axis] = side * _DILATION
+                places.append((len(steps), place[0], place[1], place[2]))
+            steps.append((step[0], step[1], step[2]))
+    return steps, places
+
+
+def features_by_operations(padded: Tensor) -> Tensor:
+    """Return the features of the voxels at least `REACH` voxels inside an array, in Torch's operations."""
+    size = [n - 2 * REACH for n in padded.shape]
+    steps, places = _comparisons()
+    changes = [_patch_difference(padded, step) for step in steps]
+    unlike = []
+    for number, *place in places:
+        low = [_DILATION + p + min(s, 0) for p, s in zip(place, steps[number], strict=True)]
+        unlike.append(changes[number][tuple(slice(at, at + n) for at, n in zip(low, size, strict=True))])
     distances = torch.stack(unlike)
     distances -= distances.amin(dim=0)
     variance = distances.mean(dim=0).clamp_(min=_LEAST_VARIANCE)
     return distances.div_(-variance).exp_().movedim(0, -1)
 
 
-def _patch_difference(padded: Tensor, step: list[int]) -> Tensor:
+def _patch_difference(padded: Tensor, step: Step) -> Tensor:
     """Return the mean squared difference of the patches at x and at x + step, where both lie inside."""
     here, there = padded, padded
     for axis, s in enumerate(step):

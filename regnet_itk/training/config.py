@@ -79,6 +79,50 @@ class AppearanceRecipe:
 
 
 @dataclass(frozen=True)
+class SceneRecipe:
+    """How random scenes are drawn, for networks that know no anatomy; lengths in mm for voxels of 2 mm."""
+
+    share: float = 1.0
+    """Of the blocks that show scenes; the others are cut from images. With 1 a training run needs no image."""
+    size: int = 128
+    """Edge of a scene in voxels."""
+    same: float = 0.3
+    """Share of the pairs in which every structure is as bright in one image as in the other."""
+    monotone: float = 0.2
+    """Share of the pairs in which brightness is related by a rising function, almost."""
+    partly: float = 0.15
+    """Share of the pairs in which some structures have another brightness, as by a contrast agent; in the rest of all
+    pairs the brightness in one image says nothing of that in the other."""
+    tissues: tuple[int, int] = (4, 15)
+    """Least and largest number of tissues."""
+    tissue_sigma: Range = (5.0, 30.0)
+    """Smoothness of the borders between tissues; drawn log-uniformly."""
+    organs_share: float = 0.6
+    organs: tuple[int, int] = (2, 10)
+    organ_radius: Range = (6.0, 60.0)
+    walls_share: float = 0.5
+    tubes_share: float = 0.5
+    trees_share: float = 0.4
+    air_share: float = 0.5
+    """Share of the scenes with a body in air; the others have no outside."""
+    body_radius: Range = (60.0, 115.0)
+    lesions_share: float = 0.25
+    """Share of the images with blobs that the other image does not have."""
+    cut_share: float = 0.15
+    """Share of the images whose field of view ends inside of the scene."""
+    bias: float = 0.3
+    """Largest relative unevenness of brightness, in half of the images."""
+    noise: float = 0.08
+    """Largest standard deviation of the noise; 1 is the range of the tissues' brightness."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.same + self.monotone + self.partly <= 1.0:
+            raise ParameterError("the shares 'same', 'monotone' and 'partly' of scenes add up to 1 at most")
+        if not 0.0 < self.share <= 1.0:
+            raise ParameterError(f"the 'share' of scenes is above 0 and at most 1, not {self.share:g}")
+
+
+@dataclass(frozen=True)
 class PairRecipe:
     """Whole pairs made beforehand as in the paper, six for an image, from which blocks are cut."""
 
@@ -112,6 +156,10 @@ class Phase:
     frozen_statistics: bool = False
     """Measure the statistics of batch normalisation when the phase begins and keep them: what the network computes in
     training is then what it computes in use, although a step sees few blocks."""
+    scenes: SceneRecipe | None = None
+    """Random scenes in place of images, or among them."""
+    left_out: int = 0
+    """Of the network's stages, beginning with the finest, so many are not trained yet; of networks in stages."""
     recurrence: float = 0.0
     """Share of the steps in which the network sees what it has left itself: the moving image warped by its own result.
     Only of networks that predict at every voxel, as the coarse-to-fine network does."""
@@ -192,6 +240,21 @@ class TrainingConfig:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
         self._check_network()
         self._check_world()
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether some blocks are cut from images; else all show random scenes."""
+        return any(phase.scenes is None or phase.scenes.share < 1 for phase in self.phases)
+
+    def check_images(self) -> None:
+        """Refuse a configuration that names no images although it needs some.
+
+        Raises
+        ------
+        ParameterError
+        """
+        if self.needs_images and not self.train:
+            raise ParameterError("this training needs images: name them in 'train' and 'validation', or give a folder")
 
     @property
     def shown(self) -> World:

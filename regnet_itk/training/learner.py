@@ -21,7 +21,7 @@ from regnet_itk.training.checkpoints import Checkpoint, describe_plan
 from regnet_itk.training.config import Phase, TrainingConfig
 from regnet_itk.training.description import bare_description, describe_effort
 from regnet_itk.training.processes import Processes
-from regnet_itk.training.validation import predict_blocks, sample_truth
+from regnet_itk.training.validation import at_full_size, predict_blocks, sample_truth
 
 
 class Learner:
@@ -64,13 +64,17 @@ class Learner:
         if start_from is None:
             return self.architecture.make(self.architecture.voxel_size)
         model = load_model(start_from)
+        network: nn.Module | None = model.network
         if model.description.architecture != self.config.network:
+            begin_with = self.architecture.begin_with
+            network = begin_with(model.network) if begin_with else None
+        if network is None:
             raise ModelError(
                 f"model '{start_from}' is of the network '{model.description.architecture}', but the configuration "
                 f"trains '{self.config.network}'"
             )
         self.start = {"model": model.description.name, "sha256": model.digest, **describe_effort(model.description)}
-        return model.network.requires_grad_(True)
+        return network.requires_grad_(True)
 
     @property
     def judged(self) -> nn.Module:
@@ -104,14 +108,14 @@ class Learner:
             The loss, and the mean error against the mean displacement.
         """
         if recurrent:
-            blocks = [self._register_once(block) for block in blocks]
+            blocks = [self._register_once(block, phase.left_out) for block in blocks]
         self._parallel.train()
         if phase.frozen_statistics:
             for norm in find_norms(self.network):
                 norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        predicted = predict_blocks(self.as_model(self._parallel), blocks, self.precision)
+        predicted = predict_blocks(self.as_model(self._parallel), blocks, self.precision, phase.left_out)
         u, weight = sample_truth(self.architecture, blocks)
         loss = self.architecture.loss(predicted, u, weight)
         self.optimiser.zero_grad(set_to_none=True)
@@ -120,10 +124,11 @@ class Learner:
         self.optimiser.step()
         if self._averaged is not None:
             self._averaged.update_parameters(self.module)
-        error, magnitude = (v.norm(dim=1).mean() for v in (predicted[-1].detach().float() - u, u))
+        last = at_full_size(predicted[-1].detach().float(), u)
+        error, magnitude = (v.norm(dim=1).mean() for v in (last - u, u))
         return float(loss.detach()), float(error / magnitude.clamp(min=1e-3))
 
-    def _register_once(self, block: Block) -> Block:
+    def _register_once(self, block: Block, left_out: int) -> Block:
         """Return the pair that the network's own result leaves: the moving image warped by it, and what is left.
 
         With T(x) = x + u(x) the truth and P(x) = x + p(x) predicted, v is wanted with P(x + v(x)) = T(x).
@@ -131,7 +136,8 @@ class Learner:
         size = self.architecture.voxel_size
         with torch.no_grad():
             self.network.eval()
-            p = predict_blocks(self.as_model(self.network), [block], self.precision)[-1].float()
+            p = predict_blocks(self.as_model(self.network), [block], self.precision, left_out)[-1].float()
+            p = at_full_size(p, block.displacement)
             v = block.displacement - p
             for _ in range(4):  # p changes by far less than 1 mm a mm: this converges
                 v = block.displacement - warp(p, v / size)

@@ -20,23 +20,20 @@ from regnet_itk.networks.model import ModelDescription, save_model
 from regnet_itk.output_files import check_inputs_stay
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.batch_statistics import find_norms, own_statistics_kept
-from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.checkpoints import Checkpoint, describe_plan
 from regnet_itk.training.config import Judge, Phase, TrainingConfig
 from regnet_itk.training.description import describe_machine, describe_model, model_name
 from regnet_itk.training.events import TrainingEvents, TrainingStep
 from regnet_itk.training.learner import Learner
 from regnet_itk.training.log import LogRow, TrainingLog
-from regnet_itk.training.pairs import PairBlocks
-from regnet_itk.training.prepared import prepare
+from regnet_itk.training.phase_blocks import Blocks, PhaseBlocks
+from regnet_itk.training.prepared import Prepared, prepare
 from regnet_itk.training.processes import Processes, choose_own_device
 from regnet_itk.training.random_numbers import Random
-from regnet_itk.training.sources import Preparation, Source, find_images
+from regnet_itk.training.sources import Preparation, find_images
 from regnet_itk.training.stopping import Stop, stopping_between_steps
 from regnet_itk.training.validation import Validation, ValidationBlocks
 
-_TEXTURE_SIZE = 160
-_TEXTURE_STEPS = 50  # after so many steps comes another texture
 _VALIDATION_BLOCKS = 12
 _CALIBRATION_STEPS = 30
 _QUICK_CALIBRATION_STEPS = 6  # for a validation in between
@@ -75,8 +72,8 @@ class Trainer:
     Parameters
     ----------
     config : TrainingConfig
-    images : str or Path
-        Folder of the images that the configuration names.
+    images : str or Path, optional
+        Folder of the images that the configuration names; a configuration for scenes alone names none.
     folder : str or Path
         Where checkpoints, the log and the model go; created if needed.
     options : TrainingOptions
@@ -95,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainingConfig,
-        images: str | Path,
+        images: str | Path | None,
         folder: str | Path,
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
@@ -108,7 +105,8 @@ class Trainer:
         self.architecture = find_architecture(config.network)
         torch.manual_seed(config.seed)
         self.learner = Learner(config, self.device, self.processes, options.start_from)
-        paths = find_images(images, (*config.train, *config.validation))
+        config.check_images()
+        paths = find_images(images, (*config.train, *config.validation)) if images is not None else {}
         cache = options.cache or self.folder / "cache"
         how = Preparation(config.shown, config.source_smoothing, options.masks)
         self.train_images, self.validation_images = (
@@ -117,11 +115,12 @@ class Trainer:
             )
             for names in (config.train, config.validation)
         )
+        if not config.validation:
+            self.validation_images = Prepared([], [], config.shown, config.phases[-1].scenes)
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         self.log = TrainingLog(self.folder, config.shown.training_place)
         self.step, self.seconds = 0, 0.0
-        self.textures: list[Source] = []
         self._last_error: float | None = None
         self._stop = Stop()
 
@@ -195,20 +194,20 @@ class Trainer:
 
     def _run_phase(self, number: int, first: int) -> None:
         phase, steps = self.config.phases[number], self.phase_steps[number]
-        images = self._maker(phase, self.random)
-        shape, size = self.architecture.block_shape(phase.block_size), self.architecture.voxel_size
-        textures = BlockMaker(self.textures, shape, size, self.random, self.config.shown)
+        made = PhaseBlocks(
+            phase,
+            self.train_images,
+            self.architecture.block_shape(phase.block_size),
+            self.architecture.voxel_size,
+            self.random,
+            self.config.seed + _SEED_STEP * self.processes.rank,
+        )
         if phase.frozen_statistics and self.step == first:
             self._calibrate(self.learner.network, phase)
         started, losses = time.perf_counter(), []
         while self.step < first + steps:
-            if phase.texture_share and (not self.textures or self.step % _TEXTURE_STEPS == 0):
-                self._new_texture()
             rate = self._learning_rate(phase, (self.step - first) / steps)
-            blocks = [
-                (textures if self.random.happens(phase.texture_share) else images).make(phase.fields, phase.appearance)
-                for _ in range(phase.blocks)
-            ]
+            blocks = made.of_step(self.step)
             losses.append(self.learner.learn(blocks, rate, phase, recurrent=self.random.happens(phase.recurrence)))
             self.step += 1
             seconds = time.perf_counter() - started
@@ -227,11 +226,6 @@ class Trainer:
                     f"'{self.folder}'"
                 )
 
-    def _new_texture(self) -> None:
-        """Make the texture of this part of the run; the same in a run that was interrupted."""
-        seed = self.config.seed + self.step // _TEXTURE_STEPS + _SEED_STEP * self.processes.rank
-        self.textures[:] = [Source.texture(_TEXTURE_SIZE, Random(seed, self.device), self.config.shown)]
-
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
         steps = sum(self.phase_steps)
         mean = self.seconds / self.step if self.step else seconds
@@ -239,7 +233,7 @@ class Trainer:
             TrainingStep(self.step, steps, loss, self._last_error, blocks_per_second, mean * (steps - self.step))
         )
 
-    def _maker(self, phase: Phase, random: Random) -> BlockMaker | PairBlocks:
+    def _maker(self, phase: Phase, random: Random) -> Blocks:
         shape = self.architecture.block_shape(phase.block_size)
         return self.train_images.maker(shape, self.architecture.voxel_size, random, phase.pairs)
 
@@ -330,7 +324,7 @@ class Trainer:
             "mean_absolute_mm": [round(part, 3) for part in found.per_axis],
         }
         validation = {
-            "images": list(self.config.validation),
+            "images": list(self.config.validation) or "random scenes",
             "pairs": "blocks of the recipe's own pairs",
             f"inside the {self.config.shown.training_place}": {"all": measured},
         }

@@ -9,11 +9,15 @@ from regnet_itk.events import LOGGER, Log
 from regnet_itk.networks.architectures import Shape, find_architecture
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.training.blocks import BlockMaker
-from regnet_itk.training.config import PairRecipe, TrainingConfig
+from regnet_itk.training.config import PairRecipe, SceneRecipe, TrainingConfig
 from regnet_itk.training.pairs import PairBlocks, WholePair, load_pairs
 from regnet_itk.training.processes import Processes
 from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.scenes import SceneBlocks
 from regnet_itk.training.sources import Preparation, Source, load_source
+
+_SCENES_TO_JUDGE_BY = 1_000_000_000
+"""A seed far from those of the scenes that training sees."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,21 @@ class Prepared:
         For blocks of pairs that were made beforehand.
     world : World
         That they show.
+    scenes : SceneRecipe, optional
+        In place of images: what random scenes are drawn by.
     """
 
     sources: list[Source]
     pairs: list[WholePair]
     world: World = CHEST_CT
+    scenes: SceneRecipe | None = None
 
     def maker(
         self, shape: Shape, voxel_size: float, random: Random, recipe: PairRecipe | None = None
-    ) -> BlockMaker | PairBlocks:
+    ) -> BlockMaker | PairBlocks | SceneBlocks:
         """Return what makes blocks of `shape` (voxels z, y, x; mm): on the fly, or by the recipe of whole pairs."""
+        if self.scenes:
+            return SceneBlocks(self.scenes, shape, voxel_size, random, self.world, _SCENES_TO_JUDGE_BY)
         if recipe:
             return PairBlocks(self.pairs, shape, random, recipe, self.world.background)
         return BlockMaker(self.sources, shape, voxel_size, random, self.world)

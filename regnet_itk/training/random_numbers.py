@@ -71,3 +71,7 @@ class Random:
     def uniform_small(self, *shape: int) -> Tensor:
         """Draw a small tensor of numbers from -1 to 1, on the CPU."""
         return torch.rand(*shape, generator=self._numbers) * 2 - 1
+
+    def shares(self, count: int) -> Tensor:
+        """Draw numbers from 0 to 1, on the CPU."""
+        return torch.rand(count, generator=self._numbers)

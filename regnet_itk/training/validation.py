@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from regnet_itk.networks.architectures import Architecture, Shape
 from regnet_itk.networks.model import Model
@@ -73,7 +74,7 @@ class ValidationBlocks:
         return Validation(error, (x, y, z), displacement)
 
 
-def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) -> list[Tensor]:
+def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype, left_out: int = 0) -> list[Tensor]:
     """Return what the network says of blocks, all at once: all its outputs, the result last.
 
     Parameters
@@ -83,11 +84,21 @@ def predict_blocks(model: Model, blocks: list[Block], precision: torch.dtype) ->
         Of one shape, on the network's device.
     precision : torch.dtype
         Of the convolutions.
+    left_out : int
+        How many of the network's stages are not run, beginning with the finest.
     """
     fixed, moving = (torch.cat([getattr(b, name) for b in blocks]) for name in ("fixed", "moving"))
     with torch.autocast(fixed.device.type, precision, enabled=precision != torch.float32):
-        found = model.network(model.normalise(fixed), model.normalise(moving))
+        found = model.network(model.normalise(fixed), model.normalise(moving), *([left_out] if left_out else []))
     return [found] if isinstance(found, Tensor) else list(found)
+
+
+def at_full_size(displacement: Tensor, like: Tensor) -> Tensor:
+    """Return displacements of a coarser stage on the voxels of `like`, both (batch, 3, z, y, x)."""
+    size = like.shape[2:]
+    return (
+        displacement if displacement.shape[2:] == size else functional.interpolate(displacement, size, mode="trilinear")
+    )
 
 
 def sample_truth(architecture: Architecture, blocks: list[Block]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,68 @@
+"""The blocks of a phase: from images, from texture, from random scenes, in the shares that the phase says."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from regnet_itk.networks.architectures import Shape
+from regnet_itk.training.blocks import Block, BlockMaker
+from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, Phase
+from regnet_itk.training.prepared import Prepared
+from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.scenes import SceneBlocks
+from regnet_itk.training.sources import Source
+
+_TEXTURE_SIZE = 160
+_TEXTURE_STEPS = 50  # after so many steps comes another texture
+
+
+class Blocks(Protocol):
+    """What makes blocks."""
+
+    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
+        """Return one block."""
+
+
+class PhaseBlocks:
+    """Draws the blocks of every step of a phase; the same ones in a run that was interrupted.
+
+    Parameters
+    ----------
+    phase : Phase
+    images : Prepared
+    shape : tuple of int
+        Voxels z, y, x of a block.
+    voxel_size : float
+        mm.
+    random : Random
+        Of what is drawn in each step.
+    seed : int
+        Of textures and scenes, which several steps share.
+    """
+
+    def __init__(
+        self, phase: Phase, images: Prepared, shape: Shape, voxel_size: float, random: Random, seed: int
+    ) -> None:
+        self.phase, self.random, self._seed, self._world = phase, random, seed, images.world
+        self._textures: list[Source] = []
+        self._of_textures = BlockMaker(self._textures, shape, voxel_size, random, images.world)
+        self._of_scenes = (
+            SceneBlocks(phase.scenes, shape, voxel_size, random, images.world, seed) if phase.scenes else None
+        )
+        self._of_images = images.maker(shape, voxel_size, random, phase.pairs)
+
+    def of_step(self, step: int) -> list[Block]:
+        """Return the blocks of a step, counted from the beginning of the run."""
+        if self.phase.texture_share and (not self._textures or step % _TEXTURE_STEPS == 0):
+            own = Random(self._seed + step // _TEXTURE_STEPS, self.random.device)
+            self._textures[:] = [Source.texture(_TEXTURE_SIZE, own, self._world)]
+        if self._of_scenes:
+            self._of_scenes.go_on_from(step * self.phase.blocks)
+        return [self._draw().make(self.phase.fields, self.phase.appearance) for _ in range(self.phase.blocks)]
+
+    def _draw(self) -> Blocks:
+        if self.random.happens(self.phase.texture_share):
+            return self._of_textures
+        if self._of_scenes and self.phase.scenes and self.random.happens(self.phase.scenes.share):
+            return self._of_scenes
+        return self._of_images

@@ -76,14 +76,27 @@ def _find_body(scan: Scan, grid: Grid) -> Image:
     return scan.chest.body(grid)
 
 
+def _find_foreground(scan: Scan, grid: Grid) -> Image:
+    """Return the body of a CT, or what stands out from the dark surround of any other image."""
+    from regnet_itk.anatomy.foreground import foreground_mask
+    from regnet_itk.anatomy.hounsfield import is_hounsfield
+
+    return scan.chest.body(grid) if is_hounsfield(scan.image) else foreground_mask(scan.image, grid)
+
+
 def _find_all(scan: Scan, grid: Grid) -> Image:
     """Return where the image is."""
     everywhere = Image(np.ones(scan.image.grid.shape, dtype=np.uint8), scan.image.grid)
     return Image(everywhere.resampled(grid, order=0).array > 0, grid)
 
 
-REGION_FINDERS: dict[str, RegionFinder] = {"lungs": _find_lungs, "body": _find_body, "all": _find_all}
-"""The regions of this package: lungs and body of a CT in Hounsfield units; the whole image."""
+REGION_FINDERS: dict[str, RegionFinder] = {
+    "lungs": _find_lungs,
+    "body": _find_body,
+    "foreground": _find_foreground,
+    "all": _find_all,
+}
+"""The regions of this package: lungs and body of a CT in Hounsfield units; what stands out in any image; all of it."""
 
 ENTRY_POINTS = "regnet_itk.regions"
 """The group of entry points through which other packages add theirs."""

@@ -191,7 +191,7 @@ class CoarseToFineRegNet(nn.Module):
         return left.float() * size + warp(displacement, left.detach()), hidden
 
     def _finest_level(self, fixed: Tensor, moving: Tensor, features: Tensor, before: Tensor, context: Tensor) -> Tensor:
-        """Improve the displacement by what is left of a voxel, in slabs along z that bound the memory; without seams."""
+        """Improve the displacement by what is left of a voxel, in slabs along z that bound the memory; no seams."""
         of_fixed, of_moving = features.chunk(2)
         displacement = _doubled(before.detach(), "trilinear")
         handed = self.hand_down[0](context)

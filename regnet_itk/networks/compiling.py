@@ -25,5 +25,5 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
 def on_torch_threads() -> Iterator[None]:
     """Run compiled loops on as many threads as Torch has; not every threading layer bears two calls at once."""
     with _ONE_AT_A_TIME:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         yield

@@ -75,7 +75,7 @@ class _Compiled(torch.autograd.Function):
         gradient = gradient.float().contiguous()
         of_fixed, of_moving = torch.empty_like(fixed), torch.empty_like(moving)
         for g, f, m, df, dm in zip(gradient, fixed, moving, of_fixed, of_moving, strict=True):
-            _kernels().run_backward(g, f, m, ctx.offsets, df, dm)
+            _kernels().run_backward(g, f, m, ctx.offsets, (df, dm))
         return of_fixed, of_moving, None
 
 

@@ -27,12 +27,11 @@ def run_backward(
     fixed: Tensor,
     moving: Tensor,
     offsets: list[tuple[int, int, int]],
-    of_fixed: Tensor,
-    of_moving: Tensor,
+    found: tuple[Tensor, Tensor],
 ) -> None:
-    """Fill the gradients of both features from that of what :func:`run_forward` found."""
+    """Fill `found`, the gradients of both features, from that of what :func:`run_forward` found."""
     there = np.array(offsets, dtype=np.int64)
-    g, f, m, df, dm = (t.detach().numpy() for t in (gradient, fixed, moving, of_fixed, of_moving))
+    g, f, m, df, dm = (t.detach().numpy() for t in (gradient, fixed, moving, *found))
     with on_torch_threads():
         _gather(g, m, there, df)
         _scatter(g, f, there, dm)

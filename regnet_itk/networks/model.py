@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -84,9 +85,10 @@ class ModelDescription:
         left = dict(values)
         given = {f.name: left.pop(f.name) for f in dataclasses.fields(World) if f.name in left}
         low, high = (float(value) for value in given.pop("intensity_range"))
-        if given.get("percentiles") is not None:
-            below, above = (float(value) for value in given["percentiles"])
-            given["percentiles"] = (below, above)
+        for name in ("percentiles", "voxel_sizes"):
+            if given.get(name) is not None:
+                below, above = (float(value) for value in given[name])
+                given[name] = (below, above)
         for name in ("voxel_size", "capture_range"):
             left[name] = float(left[name])
         if not left["voxel_size"] > 0:
@@ -132,6 +134,33 @@ class Model:
                 f"'{given}', but (RegNetStages {fewer})"
             )
         return len(there) - len(wanted)
+
+    def at_voxel_size(self, voxel_size: float) -> Model:
+        """Return the model for voxels of another size, if it counts in voxels.
+
+        Parameters
+        ----------
+        voxel_size : float
+            mm.
+
+        Raises
+        ------
+        ParameterError
+            If the model knows voxels of one size only, or none of this size.
+        """
+        here, limits = self.description.voxel_size, self.description.world.voxel_sizes
+        if voxel_size == here:
+            return self
+        if limits is None or not limits[0] <= voxel_size <= limits[1]:
+            known = f"{here:g} mm" if limits is None else f"{limits[0]:g} to {limits[1]:g} mm"
+            raise ParameterError(
+                f"the model '{self.description.name}' works on voxels of {known}, not of {voxel_size:g} mm"
+            )
+        network = copy.deepcopy(self.network)
+        network.voxel_size = voxel_size  # type: ignore[assignment]
+        reach = self.description.capture_range * voxel_size / here
+        description = dataclasses.replace(self.description, voxel_size=voxel_size, capture_range=reach)
+        return Model(network, description, self.digest)
 
     def normalise(self, values: Tensor) -> Tensor:
         """Map the intensity range of the model's world to -1..1, clipped."""

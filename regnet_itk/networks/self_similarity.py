@@ -70,7 +70,8 @@ def _comparisons() -> tuple[list[Step], list[tuple[int, int, int, int]]]:
 
     The neighbours +e_a, sign e_b differ by the same step as -sign e_b, -e_a, one step back.
     """
-    steps, places = [], []
+    steps: list[Step] = []
+    places: list[tuple[int, int, int, int]] = []
     for a, b in combinations(range(3), 2):
         for sign in (1, -1):
             step = [0, 0, 0]

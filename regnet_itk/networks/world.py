@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from regnet_itk.anatomy.regions import check_region
+from regnet_itk.anatomy.regions import Scan, check_region
+from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.image import Image
-from regnet_itk.errors import ParameterError
+from regnet_itk.errors import ImageError, ParameterError
 
 Range = tuple[float, float]
+
+_DARKEST = 0.5  # percentile: what an image has where there is nothing
+_ENOUGH = 1_000_000  # values to take percentiles of
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class World:
     percentiles: Range | None = None
     """Images are first scaled so that these percentiles of their values become the ends of `intensity_range`: for
     scanners whose values have no unit. None takes the values as they are."""
+    percentiles_in: str = "all"
+    """The region whose values the percentiles are of; of the whole image where it is not found."""
+    voxel_sizes: Range | None = None
+    """mm. The model counts in voxels and works on any size between these, chosen for each pair; None keeps to the
+    voxels of its training."""
     dark: float | None = None
     """Every image has values below this inside of its region; one that has none is warned of. None expects nothing."""
     highest: float | None = None
@@ -57,7 +67,9 @@ class World:
             raise ParameterError(f"'percentiles' are two rising numbers from 0 to 100, not {given}")
         if self.long_axis not in (0, 1, 2):
             raise ParameterError(f"'long_axis' is 0, 1 or 2 for x, y or z, not {self.long_axis}")
-        for name in (self.region, self.trained_in, *([self.improved_in] if self.improved_in else [])):
+        if self.voxel_sizes is not None and not 0 < self.voxel_sizes[0] <= self.voxel_sizes[1]:
+            raise ParameterError("'voxel_sizes' are the smallest and the largest size in mm, above 0")
+        for name in filter(None, (self.region, self.trained_in, self.improved_in, self.percentiles_in)):
             check_region(name)
 
     @property
@@ -88,12 +100,11 @@ class World:
         """Return the value of an image, in its own unit, that stands for the background."""
         if self.percentiles is None:
             return self.background
-        factor, shift = self._scale(image)
-        return (self.background - shift) / factor
+        return float(np.percentile(_thinned(image.array), _DARKEST))
 
     def _scale(self, image: Image) -> tuple[float, float]:
         assert self.percentiles is not None
-        low, high = (float(value) for value in np.percentile(image.array, self.percentiles))
+        low, high = (float(value) for value in np.percentile(_thinned(self._looked_at(image)), self.percentiles))
         if not low < high:
             raise ParameterError(
                 f"the image's values are alike from the {self.percentiles[0]:g}th to the {self.percentiles[1]:g}th "
@@ -101,6 +112,21 @@ class World:
             )
         factor = (self.intensity_range[1] - self.intensity_range[0]) / (high - low)
         return factor, self.intensity_range[0] - factor * low
+
+    def _looked_at(self, image: Image) -> FloatArray:
+        """Return the values that the percentiles are of."""
+        if self.percentiles_in != "all":
+            with contextlib.suppress(ImageError):
+                inside = Scan(image).find(self.percentiles_in).array
+                if inside.any():
+                    return image.array[inside]
+        return image.array
+
+
+def _thinned(values: FloatArray) -> FloatArray:
+    """Return evenly chosen values, as many as percentiles need."""
+    flat = values.ravel()
+    return flat[:: max(1, flat.size // _ENOUGH)]
 
 
 CHEST_CT = World(

@@ -61,6 +61,8 @@ class InstanceOptions:
         "auto" (CUDA, else Apple's GPU, else CPU), or a torch device.
     threads : int, optional
         CPU threads; all by default.
+    scale : float
+        Of all lengths: `VOXEL_SIZE`, `CONTROL_SPACING`, the steps. Below 1 for small organs on fine voxels.
     """
 
     iterations: int = 30
@@ -68,6 +70,7 @@ class InstanceOptions:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -99,7 +102,7 @@ class InstancePair:
     intensity_range: tuple[float, float] = CHEST_CT.intensity_range
 
 
-def smoothness_factor(*images: Image) -> float:
+def smoothness_factor(*images: Image, scale: float = 1.0) -> float:
     """Tell how much more smoothness coarse images want.
 
     The fewer voxels lie within a B-spline's reach, the more of what it follows is noise.
@@ -108,6 +111,8 @@ def smoothness_factor(*images: Image) -> float:
     ----------
     *images : Image
         The images as they were given, before resampling to `VOXEL_SIZE`.
+    scale : float
+        Of all lengths, as :class:`InstanceOptions` has it.
 
     Returns
     -------
@@ -116,10 +121,10 @@ def smoothness_factor(*images: Image) -> float:
         else the sixth power of the larger ratio to these. Chosen by phantoms and deformed CTs on coarser voxels.
     """
     spacings = [image.grid.spacing for image in images]
-    return max(1.0, *(max(min(s) / VOXEL_SIZE, max(s) / SLICE_DISTANCE) for s in spacings)) ** 6
+    return max(1.0, *(max(min(s) / VOXEL_SIZE, max(s) / SLICE_DISTANCE) / scale for s in spacings)) ** 6
 
 
-def voxel_size_within(memory: float, voxels: int) -> float:
+def voxel_size_within(memory: float, voxels: int, voxel_size: float = VOXEL_SIZE) -> float:
     """Return the size in mm of the voxels that a memory budget is enough for.
 
     Parameters
@@ -127,7 +132,9 @@ def voxel_size_within(memory: float, voxels: int) -> float:
     memory : float
         GB.
     voxels : int
-        How many voxels of `VOXEL_SIZE` there would be.
+        How many voxels of `voxel_size` there would be.
+    voxel_size : float
+        The smallest that is wanted.
 
     Raises
     ------
@@ -140,7 +147,7 @@ def voxel_size_within(memory: float, voxels: int) -> float:
             f"a memory budget of {memory} GB is too small for instance optimisation; "
             f"(RegNetMemoryBudget {_BYTES / 1e9 + 0.1:g}) is the least"
         )
-    return VOXEL_SIZE * max(1.0, (voxels * _BYTES_PER_VOXEL / left) ** (1 / 3))
+    return voxel_size * max(1.0, (voxels * _BYTES_PER_VOXEL / left) ** (1 / 3))
 
 
 def optimise_field(
@@ -182,7 +189,7 @@ def optimise_field(
     axes = start.grid.direction_matrix.astype(np.float32)
     along = np.ascontiguousarray(np.moveaxis(start.vectors @ axes, -1, 0), dtype=np.float32)
     with limited_threads(options.threads), torch.enable_grad():
-        fit = _Fit(pair, start.grid, torch.from_numpy(along), find_device(options.device))
+        fit = _Fit(pair, start.grid, torch.from_numpy(along), options)
         progress(0.2)
         generator = np.random.default_rng(options.seed)
         for step in range(options.iterations):
@@ -231,7 +238,8 @@ class _Adam:
 class _Fit:
     """B-splines that are added to a field; lengths in mm along the axes of the grids."""
 
-    def __init__(self, pair: InstancePair, start: Grid, before: Tensor, device: torch.device) -> None:
+    def __init__(self, pair: InstancePair, start: Grid, before: Tensor, options: InstanceOptions) -> None:
+        device, self._scale = find_device(options.device), options.scale
         self.grid, self.start, self.before = pair.fixed.grid, start, before[None].to(device)
         self.fixed, self.moving = (
             mind_features(_scaled(image, pair.intensity_range).to(device)) for image in (pair.fixed, pair.moving)
@@ -242,7 +250,7 @@ class _Fit:
         self._start_at = [  # mm from the first voxel of `grid`, for z, y, x
             first[axis] + start.spacing[axis] * np.arange(start.size[axis]) for axis in (2, 1, 0)
         ]
-        self._counts = [int(np.ceil((n - 1) * self._spacing / CONTROL_SPACING)) + 4 for n in self.grid.shape]
+        self._counts = [int(np.ceil((n - 1) * self._spacing / self._between)) + 4 for n in self.grid.shape]
         self.control = torch.zeros(1, 3, *self._counts, device=device, requires_grad=True)
         self._adam = _Adam(self.control)
         self._stride = max(1, round((float(self.inside.sum()) / _SAMPLES) ** (1 / 3)))
@@ -250,6 +258,11 @@ class _Fit:
     @property
     def _spacing(self) -> float:
         return self.grid.spacing[0]
+
+    @property
+    def _between(self) -> float:
+        """Mm between control points."""
+        return CONTROL_SPACING * self._scale
 
     def improve(self, generator: np.random.Generator, done: float, smoothness: float) -> None:
         """Take one step, looking at a lattice of voxels that begins somewhere else each time."""
@@ -266,9 +279,10 @@ class _Fit:
         if not counts.any():
             return
         unlike = _interpolated(self.moving, there[counts]) - self.fixed[at].flatten(0, 2)[chosen[counts]]
-        cost = unlike.square().mean() + smoothness * (_bending(self.control) + _LEASH * self.control.square().mean())
+        rough = _bending(self.control) + _LEASH * self.control.square().mean()
+        cost = unlike.square().mean() + smoothness / self._scale**2 * rough
         (gradient,) = torch.autograd.grad(cost, self.control)
-        self._adam.step(gradient, _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * done))
+        self._adam.step(gradient, self._scale * _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * done))
 
     def _known_at(self, index: Tensor) -> Tensor:
         """Say at which indices (n, 3) z, y, x the moving image is known."""
@@ -286,7 +300,7 @@ class _Fit:
     def _splines(self, millimetres: list[FloatArray]) -> list[Tensor]:
         matrices = []
         for at, count in zip(millimetres, self._counts, strict=True):
-            distance = at[:, None] / CONTROL_SPACING - (np.arange(count) - 1.5)
+            distance = at[:, None] / self._between - (np.arange(count) - 1.5)
             matrices.append(centred_bspline(torch.from_numpy(distance).float(), 3).to(self.control.device))
         return matrices
 

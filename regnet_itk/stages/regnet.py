@@ -24,7 +24,7 @@ from regnet_itk.networks.suitability import (
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
-from regnet_itk.stages.regnet_inputs import check_overlap, resample_pair, standardise_pair
+from regnet_itk.stages.regnet_inputs import check_overlap, fit_to_pair, resample_pair, standardise_pair
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
 from regnet_itk.transforms.resampling_keys import result_pixel_type
@@ -80,7 +80,8 @@ class RegNetStage(Stage):
         from regnet_itk.networks.devices import find_device
 
         result_pixel_type(self.parameters)
-        self._model().stages_left_out(self.settings.stages)
+        model = self._model() if pair is None else self._model_for(pair)
+        model.stages_left_out(self.settings.stages)
         find_device(options.device)
         if pair is not None:
             check_masks_given(pair, self.settings, self.parameters.source)
@@ -96,15 +97,17 @@ class RegNetStage(Stage):
             If the region is to be a mask and there is none, or the memory budget is too small.
         """
         from regnet_itk.networks.regions import covering, fade
+        from regnet_itk.refinement.instance_optimisation import VOXEL_SIZE
 
         started = time.perf_counter()
-        settings, model = self.settings, self._model()
-        world = model.description.world
+        settings, model = self.settings, self._model_for(pair)
+        world, voxel_size = model.description.world, model.description.voxel_size
         seen = standardise_pair(pair, world)
         options.progress(0.0, "resampling")
-        grid = pair.fixed.grid.isotropic(model.description.voxel_size)
+        grid = pair.fixed.grid.isotropic(voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
-        regions = Regions(seen, initial, settings, world, self.parameters.source)
+        scale = voxel_size / model.architecture.voxel_size
+        regions = Regions(pair, initial, settings, world, self.parameters.source, scale * VOXEL_SIZE)
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
             fixed, moving = resample_pair(seen, grid, composite, world.background, threads=options.threads)
@@ -117,8 +120,9 @@ class RegNetStage(Stage):
             u = predictor.predict(fixed, moving, inside, margin=settings.fade)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
-                u, seen, composite, improved_in, world=world, settings=settings, options=options, name=self.name
-            )
+                u, seen, composite, improved_in,
+                world=world, settings=settings, options=options, name=self.name, scale=scale,
+            )  # fmt: skip
         covered = Image(covering(inside, u.grid), u.grid)
         u = fade(u, covered, settings.fade)
         options.progress(0.87, "warping")
@@ -156,6 +160,11 @@ class RegNetStage(Stage):
         )  # fmt: skip
         return Predictor(model, inference, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
 
+    def _model_for(self, pair: ImagePair) -> Model:
+        """Return the model on the voxels that are asked for, or else fit the pair."""
+        wanted = self.settings.voxel_size
+        return fit_to_pair(self._model(), pair) if wanted is None else self._model().at_voxel_size(wanted)
+
     def _model_file(self) -> Path:
         from regnet_itk.networks.model import find_model
 
@@ -180,6 +189,7 @@ def _details(model: Model, predictor: Predictor, lengths: FloatArray) -> dict[st
         "model": model.description.name,
         "model_sha256": model.digest,
         "architecture": model.description.architecture,
+        "voxel_size_mm": model.description.voxel_size,
         "device": str(predictor.device),
         "precision": str(predictor.precision).removeprefix("torch."),
         "mean_displacement_mm": float(lengths[lengths > 0].mean()) if lengths.any() else 0.0,

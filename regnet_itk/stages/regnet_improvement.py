@@ -28,6 +28,7 @@ def improve_prediction(
     settings: RegNetSettings,
     options: RunOptions,
     name: str,
+    scale: float,
 ) -> DisplacementField:
     """Improve a predicted field by instance optimisation, on the voxels of a region and around it.
 
@@ -46,6 +47,8 @@ def improve_prediction(
     options : RunOptions
     name : str
         Of the stage, for the log.
+    scale : float
+        Of all lengths, as instance optimisation has it.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def improve_prediction(
     )
 
     voxel_size = region.grid.spacing[0]
-    if voxel_size > VOXEL_SIZE:
+    if voxel_size > VOXEL_SIZE * scale:
         options.log.debug(f"{name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough")
     box = bounding_box(region.array, round(MARGIN / voxel_size))
     grid = region.grid.part(box)
@@ -73,11 +76,11 @@ def improve_prediction(
         everywhere.resampled(grid, composite, order=0),
         world.intensity_range,
     )
-    factor = smoothness_factor(pair.fixed, pair.moving)
+    factor = smoothness_factor(pair.fixed, pair.moving, scale=scale)
     if factor > 1:
         options.log.debug(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
     chosen = InstanceOptions(
         settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
-        options.threads,
+        options.threads, scale,
     )  # fmt: skip
     return optimise_field(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))

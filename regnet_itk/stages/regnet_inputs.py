@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regnet_itk.data.image import Image
+import numpy as np
+
+from regnet_itk.anatomy.regions import Scan
+from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.errors import ImageError, ParameterError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
     from regnet_itk.data.grid import Grid
+    from regnet_itk.networks.model import Model
     from regnet_itk.networks.world import World
     from regnet_itk.stages.base import ImagePair
+
+_VOXELS_WANTED = 3_500_000  # of the region, for the network
+_COARSE = 4.0  # mm; of the voxels that the region's size is taken on
+
+
+def fit_to_pair(model: Model, pair: ImagePair) -> Model:
+    """Return a model on the voxels that fit a pair, if it works on voxels of several sizes.
+
+    They are no finer than both images' own, and so large that the fixed image's mask, or its foreground, has a number
+    of voxels that two processor cores and the memory budget bear: about 1 mm for a head, 2 mm for a chest.
+    """
+    limits = model.description.world.voxel_sizes
+    if limits is None:
+        return model
+    extent = _extent_of_interest(pair)
+    finest = max(math.prod(image.grid.spacing) ** (1 / 3) for image in (pair.fixed, pair.moving))
+    wanted = max(finest, (math.prod(extent) / _VOXELS_WANTED) ** (1 / 3))
+    return model.at_voxel_size(min(max(round(wanted, 2), limits[0]), limits[1]))
+
+
+def _extent_of_interest(pair: ImagePair) -> list[float]:
+    """Return how many mm the fixed image's mask reaches along each axis, or else its foreground, or all of it."""
+    grid = pair.fixed.grid
+    coarse = grid.isotropic(max(_COARSE, *grid.spacing))
+    region: Image | None = None
+    if pair.fixed_mask is not None:
+        mask = Image((pair.fixed_mask.array != 0).astype(np.uint8), grid)
+        region = mask.resampled(coarse, order=0)
+    else:
+        with contextlib.suppress(ImageError):
+            region = Scan(pair.fixed).find("foreground", coarse)
+    if region is None or not region.array.any():
+        return [n * s for n, s in zip(grid.size, grid.spacing, strict=True)]
+    return [(s.stop - s.start) * coarse.spacing[0] for s in bounding_box(region.array > 0, 0)]
 
 
 def standardise_pair(pair: ImagePair, world: World) -> ImagePair:

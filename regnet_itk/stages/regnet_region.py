@@ -50,6 +50,8 @@ class Regions:
         The model's; says which regions are its own, if nobody asked for another and there are no masks.
     source : str
         The parameter file, for the messages.
+    finest : float
+        mm; of the voxels that the field is improved on, if the memory allows it.
     """
 
     pair: ImagePair
@@ -57,6 +59,7 @@ class Regions:
     settings: RegNetSettings
     world: World
     source: str
+    finest: float
 
     @cached_property
     def _scan(self) -> Scan:
@@ -106,14 +109,14 @@ class Regions:
         Image or None
             On voxels of the size that the memory budget allows; None if the field is not to be improved at all.
         """
-        from regnet_itk.refinement.instance_optimisation import MARGIN, VOXEL_SIZE, voxel_size_within
+        from regnet_itk.refinement.instance_optimisation import MARGIN, voxel_size_within
 
         if not self.settings.instance_iterations:
             return None
-        found = self._to_improve_on(predicted, VOXEL_SIZE)
-        voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / VOXEL_SIZE)))
-        allowed = voxel_size_within(self.settings.memory, voxels)
-        return found if allowed == VOXEL_SIZE else self._to_improve_on(predicted, allowed)
+        found = self._to_improve_on(predicted, self.finest)
+        voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / self.finest)))
+        allowed = voxel_size_within(self.settings.memory, voxels, self.finest)
+        return found if allowed == self.finest else self._to_improve_on(predicted, allowed)
 
     def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:
         grid = self.pair.fixed.grid.isotropic(voxel_size)

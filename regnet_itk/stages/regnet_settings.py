@@ -23,6 +23,15 @@ def _to_region(given: str) -> str:
     return given
 
 
+def _to_voxel_size(given: str) -> float | None:
+    if given == "auto":
+        return None
+    size = float(given)
+    if not 0 < size < float("inf"):
+        raise ValueError(given)
+    return size
+
+
 @dataclass(frozen=True)
 class RegNetSettings:
     """The ``RegNet`` keys of a parameter map; what each means stands beside it."""
@@ -32,13 +41,18 @@ class RegNetSettings:
         "name of a shipped model, or the path of a model file", headline=True,
     )  # fmt: skip
     region: str = key(
-        "RegNetRegion", "auto", Kind("auto, mask, lungs, body or all", _to_region),
-        "where to predict: `mask`, `lungs`, `body`, `all`; `auto` is the masks if given, else the body "
-        "(`regnet`: the lungs)", headline=True,
+        "RegNetRegion", "auto", Kind("auto, mask, lungs, body, foreground or all", _to_region),
+        "where to predict: `mask`, `lungs`, `body`, `foreground`, `all`; `auto` is the masks if given, else the body "
+        "(`regnet`: the lungs; `regnet_general`: the foreground)", headline=True,
     )  # fmt: skip
     fade: float = key(
         "RegNetFadeWidth", 20.0, number("a width in mm, 0 or more"),
         "mm over which the field falls to zero outside that region",
+    )  # fmt: skip
+    voxel_size: float | None = key(
+        "RegNetVoxelSize", None, Kind("a size in mm above 0, or auto", _to_voxel_size),
+        "`regnet_general` only: mm of the voxels that it works on, 1 to 4; `auto` fits them to the pair",
+        default_words="auto",
     )  # fmt: skip
     precision: Precision = key(
         "RegNetPrecision", "auto", choice("auto", "float32", "bfloat16"),

@@ -199,8 +199,8 @@ class Trainer:
             self.train_images,
             self.architecture.block_shape(phase.block_size),
             self.architecture.voxel_size,
-            self.random,
-            self.config.seed + _SEED_STEP * self.processes.rank,
+            random=self.random,
+            seed=self.config.seed + _SEED_STEP * self.processes.rank,
         )
         if phase.frozen_statistics and self.step == first:
             self._calibrate(self.learner.network, phase)

@@ -41,13 +41,15 @@ class PhaseBlocks:
     """
 
     def __init__(
-        self, phase: Phase, images: Prepared, shape: Shape, voxel_size: float, random: Random, seed: int
+        self, phase: Phase, images: Prepared, shape: Shape, voxel_size: float, *, random: Random, seed: int
     ) -> None:
         self.phase, self.random, self._seed, self._world = phase, random, seed, images.world
         self._textures: list[Source] = []
         self._of_textures = BlockMaker(self._textures, shape, voxel_size, random, images.world)
         self._of_scenes = (
-            SceneBlocks(phase.scenes, shape, voxel_size, random, images.world, seed) if phase.scenes else None
+            SceneBlocks(phase.scenes, shape, voxel_size, random, world=images.world, seed=seed)
+            if phase.scenes
+            else None
         )
         self._of_images = images.maker(shape, voxel_size, random, phase.pairs)
 

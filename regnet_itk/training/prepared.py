@@ -46,7 +46,7 @@ class Prepared:
     ) -> BlockMaker | PairBlocks | SceneBlocks:
         """Return what makes blocks of `shape` (voxels z, y, x; mm): on the fly, or by the recipe of whole pairs."""
         if self.scenes:
-            return SceneBlocks(self.scenes, shape, voxel_size, random, self.world, _SCENES_TO_JUDGE_BY)
+            return SceneBlocks(self.scenes, shape, voxel_size, random, world=self.world, seed=_SCENES_TO_JUDGE_BY)
         if recipe:
             return PairBlocks(self.pairs, shape, random, recipe, self.world.background)
         return BlockMaker(self.sources, shape, voxel_size, random, self.world)

@@ -245,7 +245,7 @@ class SceneBlocks:
     """
 
     def __init__(
-        self, recipe: SceneRecipe, shape: Shape, voxel_size: float, random: Random, world: World, seed: int
+        self, recipe: SceneRecipe, shape: Shape, voxel_size: float, random: Random, *, world: World, seed: int
     ) -> None:
         self.recipe, self.voxel_size, self.random, self.world, self.seed = recipe, voxel_size, random, world, seed
         self._fields = FieldMaker(shape, voxel_size, random)

@@ -46,11 +46,9 @@ class PhaseBlocks:
         self.phase, self.random, self._seed, self._world = phase, random, seed, images.world
         self._textures: list[Source] = []
         self._of_textures = BlockMaker(self._textures, shape, voxel_size, random, images.world)
-        self._of_scenes = (
-            SceneBlocks(phase.scenes, shape, voxel_size, random, world=images.world, seed=seed)
-            if phase.scenes
-            else None
-        )
+        self._of_scenes: SceneBlocks | None = None
+        if phase.scenes:
+            self._of_scenes = SceneBlocks(phase.scenes, shape, voxel_size, random, world=images.world, seed=seed)
         self._of_images = images.maker(shape, voxel_size, random, phase.pairs)
 
     def of_step(self, step: int) -> list[Block]:

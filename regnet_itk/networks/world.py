@@ -100,7 +100,10 @@ class World:
         """Return the value of an image, in its own unit, that stands for the background."""
         if self.percentiles is None:
             return self.background
-        return float(np.percentile(_thinned(image.array), _DARKEST))
+        if self.percentiles_in != "all":  # the surround is darker than what the percentiles are of
+            return float(np.percentile(_thinned(image.array), _DARKEST))
+        factor, shift = self._scale(image)
+        return (self.background - shift) / factor
 
     def _scale(self, image: Image) -> tuple[float, float]:
         assert self.percentiles is not None

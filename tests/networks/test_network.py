@@ -14,7 +14,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
-from regnet_itk.networks.layers import correlate, demons_force, warp
+from regnet_itk.networks.correlation import correlate
+from regnet_itk.networks.layers import demons_force, warp
 from regnet_itk.networks.regnet import RegNet
 
 
@@ -96,7 +97,12 @@ def naive_correlation(fixed: Tensor, moving: Tensor, offsets: list[tuple[int, in
     return torch.stack(found, dim=1)
 
 
-def test_correlation_and_its_gradient_are_those_of_the_plain_sum() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_correlation_and_its_gradient_are_those_of_the_plain_sum(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr("regnet_itk.networks.correlation._kernels", lambda: None)
     offsets = [(0, 0, 0), (1, 0, 0), (0, -1, 0), (0, 0, 2), (-1, 1, -2)]
     leaves = [noise(2, 3, 3, 4, 5, seed=s).requires_grad_() for s in (0, 1, 2, 3)]
     weight = noise(2, len(offsets), 3, 4, 5, seed=9)

@@ -58,7 +58,7 @@ def test_an_image_of_one_value_cannot_be_scaled() -> None:
         ({"percentiles": (90.0, 10.0)}, "two rising numbers from 0 to 100, not 90 to 10"),
         ({"long_axis": 3}, "0, 1 or 2 for x, y or z, not 3"),
         ({"region": "lung"}, "'lung' is no region that can be found in an image; did you mean 'lungs'"),
-        ({"trained_in": "heart"}, "known are lungs, body, all"),
+        ({"trained_in": "heart"}, "known are lungs, body, foreground, all"),
         ({"improved_in": "heart"}, "'heart' is no region"),
     ],
 )

@@ -17,7 +17,7 @@ from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.networks.model import load_model
 from regnet_itk.networks.world import CHEST_CT, World
-from regnet_itk.training import loop
+from regnet_itk.training import loop, phase_blocks
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import (
     AppearanceRecipe,
@@ -46,7 +46,7 @@ def magnetic(gain: float = 1.0) -> Image:
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("_VALIDATION_BLOCKS", "_CALIBRATION_STEPS", "_QUICK_CALIBRATION_STEPS"):
         monkeypatch.setattr(loop, name, 1)
-    monkeypatch.setattr(loop, "_TEXTURE_SIZE", 32)
+    monkeypatch.setattr(phase_blocks, "_TEXTURE_SIZE", 32)
     monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
     (tmp_path / "images").mkdir()
     write_image(magnetic(), tmp_path / "images" / "one.mha")

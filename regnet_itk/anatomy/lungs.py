@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage import measure, morphology
 
+from regnet_itk.anatomy.hounsfield import is_hounsfield
 from regnet_itk.data.distances import distance_to
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
@@ -17,6 +18,9 @@ from regnet_itk.errors import ImageError
 _WORKING_SPACING = 2.5  # mm; masks need no more, and it keeps a chest under two seconds
 _AIR = -1000.0  # HU
 _AIR_OR_LUNG = -350.0
+_GLANCE_SPACING = 5.0  # mm
+_LEAST_LUNG = 0.02  # of a section of the body: less may be bowel
+_LUNG_AT_MOST = -600.0  # HU
 _TABLE_OPENING = 5.0  # mm; a couch or a sheet is thinner than this
 _LONGEST_GAP = 30.0  # mm along z; a chest wall thinner than the opening may be open there
 _LARGEST_HOLE = 160  # pixels (10 cm2) of an axial section; a larger one is the mediastinum between touching lungs
@@ -70,6 +74,24 @@ def lung_mask(image: Image, grid: Grid | None = None) -> Image:
         If no lung is found.
     """
     return ChestMasks(image).lungs(grid)
+
+
+def shows_lungs(image: Image) -> bool:
+    """Say whether an image looks like a CT of the chest: lung in at least half of its axial sections.
+
+    A glance at every few voxels, for the choice of a model; :func:`lung_mask` looks closely.
+    """
+    if not is_hounsfield(image):
+        return False
+    along = int(np.abs(image.grid.direction_matrix[2]).argmax())  # the axis of the image that is nearest to the body's
+    steps = tuple(slice(None, None, max(1, round(_GLANCE_SPACING / s))) for s in reversed(image.grid.spacing))
+    values = ndimage.median_filter(np.moveaxis(image.array[steps].astype(np.float32), 2 - along, 0), 3)
+    tissue = ndimage.binary_opening(values > _AIR_OR_LUNG)
+    body = np.stack([ndimage.binary_fill_holes(section) for section in tissue])
+    body |= np.stack([ndimage.binary_fill_holes(section) for section in np.moveaxis(tissue, 1, 0)], axis=1)
+    lung = ndimage.binary_opening(body & (values < _LUNG_AT_MOST))
+    share = lung.sum(axis=(1, 2)) / np.maximum(body.sum(axis=(1, 2)), 1)
+    return bool(np.mean(share > _LEAST_LUNG) >= 0.5)
 
 
 class ChestMasks:

@@ -60,7 +60,7 @@ def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_pac
 
 
 def test_another_package_s_finder_is_used(another_package: None) -> None:
-    assert known_regions() == ("lungs", "body", "all", "bright", "dim")
+    assert known_regions() == ("lungs", "body", "foreground", "all", "bright", "dim")
     image = chest()
     assert (Scan(image).find("bright").array == (image.array > 0)).mean() > 0.99  # resampling rounds a little
     with pytest.raises(ParameterError, match="'dim' of 'their_regions:dim' cannot be loaded: AttributeError"):

@@ -93,6 +93,8 @@ class InstancePair:
         Boolean: where the moving image is known. What would be compared with anything else is left out.
     intensity_range : tuple of float
         These values are scaled to 0 .. 1; what lies outside is clipped.
+    further : tuple of (Image, Image)
+        More fixed and moving images, on the same grid, that have to agree as well.
     """
 
     fixed: Image
@@ -100,6 +102,12 @@ class InstancePair:
     region: Image
     known: Image
     intensity_range: tuple[float, float] = CHEST_CT.intensity_range
+    further: tuple[tuple[Image, Image], ...] = ()
+
+    @property
+    def images(self) -> tuple[tuple[Image, Image], ...]:
+        """All fixed images with their moving ones."""
+        return ((self.fixed, self.moving), *self.further)
 
 
 def smoothness_factor(*images: Image, scale: float = 1.0) -> float:
@@ -242,7 +250,8 @@ class _Fit:
         device, self._scale = find_device(options.device), options.scale
         self.grid, self.start, self.before = pair.fixed.grid, start, before[None].to(device)
         self.fixed, self.moving = (
-            mind_features(_scaled(image, pair.intensity_range).to(device)) for image in (pair.fixed, pair.moving)
+            torch.cat([mind_features(_scaled(i, pair.intensity_range).to(device)) for i in images], dim=-1)
+            for images in zip(*pair.images, strict=True)
         )
         self.inside = torch.from_numpy(np.ascontiguousarray(pair.region.array, dtype=bool)).to(device)
         self.known = _dependable(pair.known).to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +24,10 @@ from regnet_itk.networks.suitability import (
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
-from regnet_itk.stages.regnet_inputs import check_overlap, fit_to_pair, resample_pair, standardise_pair
+from regnet_itk.stages.regnet_inputs import check_overlap, fit_to_pair, resample_pair, standardised_pairs
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
+from regnet_itk.stages.regnet_several import weigh_fields
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class RegNetStage(Stage):
     """One stage that a network computes.
 
     With T0 the transform so far, the network sees the fixed image and the moving image resampled through T0, both on
-    cubic voxels along the fixed image's axes, and predicts u with F(x) = M(T0(x + u(x))).
+    cubic voxels along the fixed image's axes, and predicts u with F(x) = M(T0(x + u(x))). Of several images of each
+    side it sees one pair after the other.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ class RegNetStage(Stage):
 
     settings_type: ClassVar[type] = RegNetSettings
     adds_field: ClassVar[bool] = True
+    takes_several_images: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -102,22 +105,25 @@ class RegNetStage(Stage):
         started = time.perf_counter()
         settings, model = self.settings, self._model_for(pair)
         world, voxel_size = model.description.world, model.description.voxel_size
-        seen = standardise_pair(pair, world)
+        seen = standardised_pairs(pair, world)
         options.progress(0.0, "resampling")
         grid = pair.fixed.grid.isotropic(voxel_size)
         composite = initial.to_sitk(pair.fixed.grid)
         scale = voxel_size / model.architecture.voxel_size
-        regions = Regions(pair, initial, settings, world, self.parameters.source, scale * VOXEL_SIZE)
+        regions = Regions(
+            pair, initial, settings, world, self.parameters.source, finest=scale * VOXEL_SIZE, images=len(seen)
+        )
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
-            fixed, moving = resample_pair(seen, grid, composite, world.background, threads=options.threads)
+            resampled = [resample_pair(one, grid, composite, world.background, threads=options.threads) for one in seen]
             region = region_found.result()
             to_improve = aside.submit(regions.to_improve, region)
             inside = Image(covering(region, grid), grid)
-            check_overlap(fixed, moving, inside, world.background)
+            check_overlap(*resampled[0], inside, world.background)
             predictor = self._predictor(model, options)
             options.log.debug(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-            u = predictor.predict(fixed, moving, inside, margin=settings.fade)
+            fields = [predictor.predict(*images, inside, margin=settings.fade) for images in resampled]
+            u = weigh_fields(fields, resampled, world.intensity_range)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
                 u, seen, composite, improved_in,
@@ -131,7 +137,7 @@ class RegNetStage(Stage):
         lengths = np.linalg.norm(u.vectors, axis=-1)
         details = _details(model, predictor, lengths)
         warnings = [
-            *_unlike_training(model.description, pair, (fixed, moving), inside),
+            *_unlike_training(model.description, pair, resampled, inside),
             *_too_far(model.description, lengths, lengths[covered.array]),
         ]
         for warning in warnings:
@@ -198,15 +204,18 @@ def _details(model: Model, predictor: Predictor, lengths: FloatArray) -> dict[st
 
 
 def _unlike_training(
-    description: ModelDescription, pair: ImagePair, seen: tuple[Image, Image], region: Image
+    description: ModelDescription, pair: ImagePair, seen: Sequence[tuple[Image, Image]], region: Image
 ) -> Iterator[str]:
     """Say how the images, as given and as the network saw them, are unlike those that it was trained on."""
-    for role, given, resampled in zip(("fixed image", "moving image"), (pair.fixed, pair.moving), seen, strict=True):
-        yield from filter(None, (
-            unlike_intensities(resampled, region.array.astype(bool), description, role),
-            coarse_voxels(given.grid, description, role),
-            small_image(given.grid, description, role),
-        ))  # fmt: skip
+    inside = region.array.astype(bool)
+    for side, (role, given) in enumerate((("fixed", pair.fixed_images), ("moving", pair.moving_images))):
+        for number, image in enumerate(given):
+            name = f"{role} image {number}" if number else f"{role} image"
+            yield from filter(None, (
+                unlike_intensities(seen[number][side], inside, description, name),
+                coarse_voxels(image.grid, description, name),
+                small_image(image.grid, description, name),
+            ))  # fmt: skip
 
 
 def _too_far(description: ModelDescription, lengths: FloatArray, lengths_inside: FloatArray) -> Iterator[str]:

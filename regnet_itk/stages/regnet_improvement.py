@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.stages.regnet_inputs import resample_pair
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
     from regnet_itk.data.field import DisplacementField
+    from regnet_itk.data.grid import Grid
     from regnet_itk.networks.world import World
     from regnet_itk.stages.base import ImagePair, RunOptions
     from regnet_itk.stages.regnet_settings import RegNetSettings
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 def improve_prediction(
     u: DisplacementField,
-    pair: ImagePair,
+    pairs: Sequence[ImagePair],
     composite: sitk.Transform,
     region: Image,
     *,
@@ -36,7 +39,8 @@ def improve_prediction(
     ----------
     u : DisplacementField
         What the network predicted, mm, LPS.
-    pair : ImagePair
+    pairs : sequence of ImagePair
+        Whose sum of differences is improved.
     composite : SimpleITK.Transform
         The transform so far, fixed to moving; u lies within it.
     region : Image
@@ -69,14 +73,14 @@ def improve_prediction(
         options.log.debug(f"{name}: improving on voxels of {voxel_size:.2f} mm, for which the memory budget is enough")
     box = bounding_box(region.array, round(MARGIN / voxel_size))
     grid = region.grid.part(box)
-    everywhere = Image(np.ones(pair.moving.grid.shape, dtype=np.uint8), pair.moving.grid)
+    seen = [
+        resample_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True) for pair in pairs
+    ]
+    known = np.logical_and.reduce([_known(pair.moving, grid, composite) for pair in pairs])
     instance = InstancePair(
-        *resample_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True),
-        Image(region.array[box], grid),
-        everywhere.resampled(grid, composite, order=0),
-        world.intensity_range,
+        *seen[0], Image(region.array[box], grid), Image(known, grid), world.intensity_range, tuple(seen[1:])
     )
-    factor = smoothness_factor(pair.fixed, pair.moving, scale=scale)
+    factor = smoothness_factor(*(image for pair in pairs for image in (pair.fixed, pair.moving)), scale=scale)
     if factor > 1:
         options.log.debug(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
     chosen = InstanceOptions(
@@ -84,3 +88,9 @@ def improve_prediction(
         options.threads, scale,
     )  # fmt: skip
     return optimise_field(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
+
+
+def _known(moving: Image, grid: Grid, composite: sitk.Transform) -> npt.NDArray[np.bool_]:
+    """Return where a moving image is known, on the grid of the fixed side."""
+    everywhere = Image(np.ones(moving.grid.shape, dtype=np.uint8), moving.grid)
+    return np.asarray(everywhere.resampled(grid, composite, order=0).array > 0)

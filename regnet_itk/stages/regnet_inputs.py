@@ -56,18 +56,28 @@ def _extent_of_interest(pair: ImagePair) -> list[float]:
     return [(s.stop - s.start) * coarse.spacing[0] for s in bounding_box(region.array > 0, 0)]
 
 
-def standardise_pair(pair: ImagePair, world: World) -> ImagePair:
-    """Return the pair with its images in the unit of a model's world.
+def standardised_pairs(pair: ImagePair, world: World) -> list[ImagePair]:
+    """Return each fixed image with its moving one, in the unit of a model's world; the first ones first.
+
+    A single image of one side belongs to all of the other.
 
     Raises
     ------
     ImageError
-        If an image cannot be brought to it.
+        If an image cannot be brought to that unit, or it is not clear which images belong together.
     """
+    counts = len(pair.fixed_images), len(pair.moving_images)
+    if min(counts) > 1 and counts[0] != counts[1]:
+        raise ImageError(
+            f"a network compares images in pairs: give as many moving as fixed images, or one, not {counts[1]} to "
+            f"{counts[0]}"
+        )
     try:
-        return replace(pair, fixed=world.standardise(pair.fixed), moving=world.standardise(pair.moving))
+        fixed, moving = ([world.standardise(i) for i in images] for images in (pair.fixed_images, pair.moving_images))
     except ParameterError as error:
         raise ImageError(str(error)) from None
+    pairs = zip(fixed * (max(counts) // counts[0]), moving * (max(counts) // counts[1]), strict=True)
+    return [replace(pair, fixed=f, moving=m, more_fixed=(), more_moving=()) for f, m in pairs]
 
 
 def resample_pair(

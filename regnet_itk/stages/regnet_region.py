@@ -52,6 +52,8 @@ class Regions:
         The parameter file, for the messages.
     finest : float
         mm; of the voxels that the field is improved on, if the memory allows it.
+    images : int
+        Of each side.
     """
 
     pair: ImagePair
@@ -60,6 +62,7 @@ class Regions:
     world: World
     source: str
     finest: float
+    images: int = 1
 
     @cached_property
     def _scan(self) -> Scan:
@@ -115,7 +118,7 @@ class Regions:
             return None
         found = self._to_improve_on(predicted, self.finest)
         voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / self.finest)))
-        allowed = voxel_size_within(self.settings.memory, voxels, self.finest)
+        allowed = voxel_size_within(self.settings.memory, voxels * self.images, self.finest)
         return found if allowed == self.finest else self._to_improve_on(predicted, allowed)
 
     def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:

@@ -524,3 +524,58 @@ def test_on_coarse_images_instance_optimisation_does_not_follow_the_noise(spacin
 def test_repetitions_add_up(folder: Path) -> None:
     length = reached(folder, plain_pair(), "all", RegNetRepetitions=2)
     np.testing.assert_allclose(length, 2 * np.linalg.norm(SHIFT), atol=1e-3)
+
+
+def halved(image: Image, axis: int, end: int) -> Image:
+    """Return an image without anything to see in one half of the array."""
+    array = image.array.copy()
+    half = [slice(None)] * 3
+    half[axis] = slice(array.shape[axis] // 2, None) if end else slice(None, array.shape[axis] // 2)
+    array[tuple(half)] = -1000.0
+    return Image(array, image.grid)
+
+
+def test_several_images_tell_more_than_one() -> None:
+    """Each pair of images shows one half of what there is, the second one on a grid of its own."""
+    case = known(MATRIX)
+    one, other = (halved(case.pair.fixed, 2, end) for end in (0, 1))
+    elsewhere = case.pair.moving.grid.pad((3, 2, 1), (1, 2, 3))
+    moving = case.pair.moving.resampled(elsewhere, default=-1000.0)
+    network = stage(RegNetModel="regnet_multistage", RegNetRegion="mask", RegNetInstanceIterations=10)
+    errors = []
+    for more in (
+        {"fixed": one},
+        {"fixed": other},
+        {"fixed": one, "more_fixed": (other,), "more_moving": (moving,)},
+        {"fixed": one, "more_fixed": (other,)},
+    ):
+        pair = dataclasses.replace(case.pair, **more)
+        errors.append(case.error(network.run(pair, case.initial, OPTIONS).chain))
+    assert max(errors[2:]) < 0.75 * min(errors[:2])
+
+
+def test_it_must_be_clear_which_images_belong_together() -> None:
+    case = known(None)
+    fixed, moving = case.pair.fixed, case.pair.moving
+    pair = dataclasses.replace(case.pair, more_fixed=(fixed,), more_moving=(moving, moving))
+    with pytest.raises(ImageError, match="as many moving as fixed images, or one, not 3 to 2"):
+        stage(RegNetModel="regnet_multistage").run(pair, case.initial, OPTIONS)
+
+
+def test_a_model_that_counts_in_voxels_takes_those_that_fit(folder: Path) -> None:
+    world = dataclasses.replace(CHEST_CT, region="all", improved_in="", voxel_sizes=(1.0, 4.0))
+    network = CoarseToFineRegNet()
+    path = folder / "any.safetensors"
+    save_model(network, ModelDescription("any", "coarse_to_fine", 2.0, world, 30.0), path)
+    case = known(None)
+    found = stage(RegNetModel=path).run(case.pair, case.initial, OPTIONS)
+    # no finer than the images: (2 x 2.2 x 2.4)^(1/3) and (2.6 x 2.1 x 3.1)^(1/3) mm
+    assert found.details["voxel_size_mm"] == pytest.approx(2.57, abs=0.01)
+    found = stage(RegNetModel=path, RegNetVoxelSize=3.5).run(case.pair, case.initial, OPTIONS)
+    assert found.details["voxel_size_mm"] == 3.5
+    with pytest.raises(ParameterError, match="1 to 4 mm, not of 5 mm"):
+        stage(RegNetModel=path, RegNetVoxelSize=5).check(case.initial, case.pair, OPTIONS)
+    with pytest.raises(ParameterError, match="a size in mm above 0, or auto"):
+        stage(RegNetModel=path, RegNetVoxelSize=-1).check(case.initial, case.pair, OPTIONS)
+    with pytest.raises(ParameterError, match=r"2 mm, not of 1\.5 mm"):
+        stage(RegNetModel="regnet_multistage", RegNetVoxelSize=1.5).check(case.initial, case.pair, OPTIONS)

@@ -18,6 +18,7 @@ from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_cha
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
+from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -139,6 +140,7 @@ class _Task:
         if first_error is not None:
             events.log.info(f"before: TRE {describe_error(first_error)}")
             events.landmarks_before(first_error)
+        any_contrast = any(stage.compares_any_contrast for stage in self.stages)
         reports: list[StageReport] = []
         several = bool(self.pair.more_fixed or self.pair.more_moving)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
@@ -148,14 +150,16 @@ class _Task:
                 events.log.warning(
                     f"stage {number} ({stage.name}) uses the first fixed and the first moving image only"
                 )
-            found = stage.run(self.pair, chain, replace(options, events=StageEvents(events, number, stage.name)))
+            of_stage = replace(options, events=StageEvents(events, number, stage.name))
+            found = run_judged(stage, self.pair, chain, of_stage, any_contrast)
             chain = found.chain
             done = StageReport(
                 stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,
                 self.landmarks.error_under(chain), found.details, found.iteration_info,
             )  # fmt: skip
             tre = f", TRE {describe_error(done.tre)}" if done.tre else ""
-            events.log.info(f"stage {number}: {found.seconds:.1f} s{tre}")
+            judgement = f", {found.judgement.describe()}" if found.judgement else ""
+            events.log.info(f"stage {number}: {found.seconds:.1f} s{tre}{judgement}")
             reports.append(done)
             events.stage_done(number, done)
             result = RegistrationResult(

@@ -19,6 +19,7 @@ from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.outputs import staged_folder
 from regnet_itk.registration_inputs import image_pair
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
+from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.threads import wait_briefly
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
@@ -150,7 +151,7 @@ def _register(step: Step, images: ImagePair, events: Events) -> _Done:
     settings = step.settings
     guided = images if settings.masks_guide else ImagePair(images.fixed, images.moving)
     options = RunOptions(settings.threads, settings.seed, settings.device, events=events)
-    result = step.stage.run(guided, chain, options)
+    result = run_judged(step.stage, guided, chain, options)
     return _Done(result.chain, result.seconds, peak_memory(), dict(result.details))
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from regnet_itk.data.image import Image
 from regnet_itk.digests import digest_text
 from regnet_itk.events import Events, Log, Progress
+from regnet_itk.stages.coarse_pair import CoarsePair
 
 if TYPE_CHECKING:
     from regnet_itk.data.landmarks import Landmarks
     from regnet_itk.parameters import ParameterMap
+    from regnet_itk.stages.judgement import Judgement
     from regnet_itk.transforms.chain import TransformChain
 
 Detail = str | float | int | bool
@@ -78,6 +81,11 @@ class ImagePair:
             self.moving_landmarks, self.fixed_landmarks,
         )  # fmt: skip
 
+    @cached_property
+    def coarse(self) -> CoarsePair:
+        """The pair on a few thousand voxels, where transforms are looked at."""
+        return CoarsePair.of(self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -137,6 +145,8 @@ class StageResult:
         What else is worth recording, for ``registration.json``.
     iteration_info : mapping
         elastix's tables of the iterations: the text for each resolution, by the name "R0", "R1" ..
+    judgement : Judgement, optional
+        Whether the stage made the pair better, if the stage itself has found out.
     """
 
     chain: TransformChain
@@ -144,6 +154,7 @@ class StageResult:
     warped: Image | None
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,11 @@ class Stage(ABC):
 
     takes_several_images: ClassVar[bool] = False
     """Whether the stage compares all images of a pair (`ImagePair.more_fixed` ..), and not the first two alone."""
+
+    @property
+    def compares_any_contrast(self) -> bool:
+        """Whether the stage is for images in which the same may be bright and dark, as those of two modalities."""
+        return False
 
     @property
     def name(self) -> str:

@@ -19,6 +19,9 @@ from regnet_itk.elastix.registration_log import RegistrationLog
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.parameters import parse_parameter_text
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage, StageResult
+from regnet_itk.stages.elastix_settings import ElastixSettings
+from regnet_itk.stages.guarded_run import run_guarded
+from regnet_itk.stages.keys import declared_keys
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS
 from regnet_itk.transforms.elastix_reading import chain_from_maps
@@ -50,15 +53,22 @@ class ElastixStage(Stage):
     Parameters
     ----------
     parameters : ParameterMap
-        Any map that elastix takes, in three dimensions, whose transform this package can read.
+        Any map that elastix takes, in three dimensions, whose transform this package can read. With keys of
+        `ElastixSettings` more is done around elastix; without, the result is elastix's own.
     """
 
+    settings_type: ClassVar[type] = ElastixSettings
     takes_several_images: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         """The transform that the stage finds, for messages and reports: "AffineTransform" .."""
         return self.parameters.get_str("Transform", "elastix")
+
+    @property
+    def compares_any_contrast(self) -> bool:
+        """Whether a metric is mutual information."""
+        return any("MutualInformation" in metric for metric in self.parameters.values.get("Metric", ()))
 
     def check(self, initial: TransformChain, pair: ImagePair | None, options: RunOptions) -> None:
         """Refuse what elastix would stumble over after minutes, or not at all.
@@ -75,8 +85,9 @@ class ElastixStage(Stage):
         Raises
         ------
         ParameterError
-            If the transform cannot be carried on, the pixel type does not exist, the bending energy is to be
-            computed on top of a displacement field, or a metric needs landmarks and there are none.
+            If the transform cannot be carried on, the pixel type does not exist, a key of `ElastixSettings` does not
+            fit, the bending energy is to be computed on top of a displacement field, or a metric needs landmarks and
+            there are none.
         """
         source = self.parameters.source
         transform = self.parameters.get_str("Transform")
@@ -85,6 +96,7 @@ class ElastixStage(Stage):
             usable = ", ".join(stage_names())
             raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {usable}")
         result_pixel_type(self.parameters)
+        ElastixSettings.from_parameters(self.parameters)
         metrics = self.parameters.values.get("Metric", ())
         if POINTS_METRIC in metrics and pair is not None and pair.fixed_landmarks is None:
             raise ParameterError(
@@ -111,7 +123,8 @@ class ElastixStage(Stage):
         Returns
         -------
         StageResult
-            `warped` is elastix's own result, unless the map says ``(WriteResultImage "false")``.
+            `warped` is elastix's own result, unless the map says ``(WriteResultImage "false")`` or has keys of
+            `ElastixSettings`.
 
         Raises
         ------
@@ -121,6 +134,9 @@ class ElastixStage(Stage):
             If elastix fails; one line with its reason.
         """
         self.check(initial, pair, options)
+        around = ElastixSettings.from_parameters(self.parameters)
+        if around != ElastixSettings():
+            return run_guarded(self, around, pair, initial, options)
         began = time.perf_counter()
         options.progress(0.0, "starting elastix")
         with job_folder() as job:
@@ -188,7 +204,7 @@ def _for_elastix(parameters: ParameterMap, seed: int | None) -> ParameterMap:
     changes: dict[str, Any] = {"ResultImageFormat": "mha", "CompressResultImage": False}
     if seed is not None:
         changes["RandomSeed"] = seed
-    return parameters.without(*_FILES_OF_ITS_OWN).with_(changes)
+    return parameters.without(*_FILES_OF_ITS_OWN, *declared_keys(ElastixSettings)).with_(changes)
 
 
 def _write_points(landmarks: Landmarks | None, path: Path) -> str | None:

@@ -50,6 +50,11 @@ def choice(*known: str) -> Kind:
     return Kind(f"{', '.join(known[:-1])} or {known[-1]}", lambda given: given if given in known else _refuse(given))
 
 
+def truth() -> Kind:
+    """Return the kind of elastix's truth values."""
+    return Kind("true or false", lambda given: given == "true" if given in ("true", "false") else _refuse(given))
+
+
 def whole_number(words: str, least: int = 0, most: float = math.inf) -> Kind:
     """Return the kind of a whole number from `least` to `most`."""
 
@@ -161,4 +166,6 @@ def key_table(settings: type) -> list[str]:
 
 
 def _in_words(default: Any) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default}`" if isinstance(default, str) else f"{default:g}"

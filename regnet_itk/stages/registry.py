@@ -113,17 +113,20 @@ def _check_other_key(parameters: ParameterMap, key: str) -> str | None:
     """Refuse a key of another stage, and a misspelt one; return a warning if nothing is known about it."""
     if is_elastix_key(key):
         return None
+    known: list[str] = []
     for registration in known_registrations():
-        begins = registration.removesuffix("Registration").lower()
-        if registration in ELASTIX_REGISTRATIONS or not begins or not key.lower().startswith(begins):
+        begins = "regnet" if registration in ELASTIX_REGISTRATIONS else registration.removesuffix("Registration")
+        if not begins or not key.lower().startswith(begins.lower()):
             continue
         settings = find_stage(registration, parameters.source).settings_type
         own = {} if settings is None else declared_keys(settings)
-        if key not in own:
-            near = did_you_mean(key, own) or f"; known are {', '.join(own) or 'none'}"
-            raise ParameterError(f"{parameters.source}: there is no key '{key}'{near}")
-        raise ParameterError(
-            f"{parameters.source}: the key '{key}' needs (Registration \"{registration}\"), "
-            f"but the Registration is '{parameters.registration}'"
-        )
+        if key in own:
+            raise ParameterError(
+                f"{parameters.source}: the key '{key}' needs (Registration \"{registration}\"), "
+                f"but the Registration is '{parameters.registration}'"
+            )
+        known += own
+    if known:
+        near = did_you_mean(key, known) or f"; known are {', '.join(dict.fromkeys(known))}"
+        raise ParameterError(f"{parameters.source}: there is no key '{key}'{near}")
     return check_elastix_key(key, parameters.source)

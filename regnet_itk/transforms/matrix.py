@@ -22,6 +22,9 @@ from regnet_itk.parameters import ParameterMap, as_values
 from regnet_itk.transforms.base import PointSampler, TransformType
 from regnet_itk.transforms.elastix_keys import read_floats, read_parameters
 
+EULER = "EulerTransform"
+"""What elastix calls a rotation with a shift."""
+
 
 @dataclass(frozen=True, eq=False)
 class MatrixTransform:
@@ -54,6 +57,11 @@ class MatrixTransform:
             object.__setattr__(self, name, array)
         if not self.values and self.name != "AffineTransform":
             raise TransformError(f"a {self.name} needs its parameters; call it AffineTransform to write its matrix")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it moves no point at all."""
+        return np.array_equal(self.matrix, np.eye(3)) and not self.translation.any()
 
     @property
     def offset(self) -> FloatArray:
@@ -106,11 +114,32 @@ def matrix_of(mapping: Callable[[FloatArray], FloatArray]) -> MatrixTransform:
     return MatrixTransform(np.stack([end - offset for end in ends], axis=1), translation=offset)
 
 
+def as_euler(rotation: MatrixTransform) -> MatrixTransform:
+    """Return a rotation with a shift as elastix's Euler transform.
+
+    Parameters
+    ----------
+    rotation : MatrixTransform
+        Its matrix is a rotation.
+    """
+    from scipy.spatial.transform import Rotation
+
+    z, x, y = Rotation.from_matrix(rotation.matrix).as_euler("ZXY")
+    values = {
+        "Transform": EULER,
+        "NumberOfParameters": 6,
+        "TransformParameters": [x, y, z, *rotation.translation],
+        "CenterOfRotationPoint": rotation.centre,
+        "ComputeZYX": False,
+    }
+    return read_matrix(ParameterMap({}).with_(values), Path())
+
+
 # How elastix and ITK write it
 
 _PARAMETERS = {
     "TranslationTransform": 3,
-    "EulerTransform": 6,
+    EULER: 6,
     "SimilarityTransform": 7,
     "AffineTransform": 12,
     "AffineLogTransform": 12,
@@ -132,7 +161,7 @@ def read_matrix(values: ParameterMap, folder: Path) -> MatrixTransform:
         return MatrixTransform(np.eye(3), np.zeros(3), p, name, kept)
     centre = np.array(read_floats(values, "CenterOfRotationPoint", 3))
     kept["CenterOfRotationPoint"] = values["CenterOfRotationPoint"]
-    if name == "EulerTransform":
+    if name == EULER:
         kept["ComputeZYX"] = (values.get_str("ComputeZYX", "false"),)
         matrix, translation = _euler_matrix(p[:3], values.get_bool("ComputeZYX", False)), p[3:]
     elif name == "SimilarityTransform":

@@ -65,7 +65,8 @@ BSPLINE = replace(
     AFFINE.with_(Transform="BSplineTransform", FinalGridSpacingInPhysicalUnits=15).without("AutomaticScalesEstimation"),
     source="bspline.txt",
 )
-SHIPPED = ("affine", "bspline_1r", "bspline_3r", "bspline_refine")
+FROM_NOTHING = ("affine", "affine_paper", "affine_mi", "rigid")
+SHIPPED = (*FROM_NOTHING, "bspline_1r", "bspline_3r", "bspline_refine", "bspline_mi")
 START = TransformChain()
 
 
@@ -154,7 +155,7 @@ def test_shipped_files_run_without_complaint(name, pair, affine):
     everywhere = Image(np.ones(pair.fixed.grid.shape, np.uint8), pair.fixed.grid)
     heard = Heard()
     ElastixStage(parameters.with_(MaximumNumberOfIterations=2)).run(
-        replace(pair, fixed_mask=everywhere), START if name == "affine" else affine.chain, RunOptions(events=heard)
+        replace(pair, fixed_mask=everywhere), START if name in FROM_NOTHING else affine.chain, RunOptions(events=heard)
     )
     assert [line for line in heard.lines if "unused parameter" in line.lower()] == []
     assert shipped_parameter_files()[name].read_text(encoding="utf-8").startswith("//")
@@ -167,15 +168,15 @@ def test_shipped_files_run_in_the_program(name, pair, tmp_path):
         sitk.WriteImage(image.to_sitk(), str(tmp_path / f"{file}.mha"))
     sitk.WriteImage(Image(np.ones(pair.fixed.grid.shape, np.uint8), pair.fixed.grid).to_sitk(), f"{tmp_path}/mask.mha")
     text = shipped_parameter_files()[name].read_text(encoding="utf-8")
-    iterations = read_parameter_map(name)["MaximumNumberOfIterations"][0]
+    iterations, types = (read_parameter_map(name)[key] for key in ("MaximumNumberOfIterations", "ResultImagePixelType"))
     (tmp_path / "p.txt").write_text(
-        text.replace(f"(MaximumNumberOfIterations {iterations})", "(MaximumNumberOfIterations 2)")
+        text.replace(f"(MaximumNumberOfIterations {iterations[0]})", "(MaximumNumberOfIterations 2)")
     )
     command = ["elastix", "-f", "fixed.mha", "-m", "moving.mha", "-fMask", "mask.mha", "-p", "p.txt", "-out", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "unused parameter" not in done.stdout.lower()
-    assert read_image(tmp_path / "result.0.mha").array.dtype == np.int16
+    assert read_image(tmp_path / "result.0.mha").array.dtype == (np.float32 if "float" in types else np.int16)
 
 
 # Chains

@@ -18,6 +18,7 @@ from regnet_itk.registration import register
 from regnet_itk.stages import registry
 from regnet_itk.stages.base import RunOptions, Stage, StageResult
 from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.elastix_settings import ElastixSettings
 from regnet_itk.stages.keys import choice, declared_keys, key, key_table, number, read_settings
 from regnet_itk.stages.planning import check_stages, read_stages
 from regnet_itk.stages.regnet import RegNetStage
@@ -167,9 +168,10 @@ def test_a_fingerprint_is_of_all_that_is_computed(tmp_path):
 def test_the_table_of_keys_in_the_documentation_is_what_is_declared():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     lines = {line.strip() for page in pages for line in page.read_text(encoding="utf-8").splitlines()}
-    assert [line for line in key_table(RegNetSettings) if line not in lines] == []
+    for settings in (RegNetSettings, ElastixSettings):
+        assert [line for line in key_table(settings) if line not in lines] == []
     told = {found for line in lines for found in re.findall(r"^\| `(RegNet\w+)` \| ", line)}
-    assert told == set(declared_keys(RegNetSettings))
+    assert told == {*declared_keys(RegNetSettings), *declared_keys(ElastixSettings)}
     assert key_table(ShiftSettings)[2:] == [
         "| `ShiftAlongX` | 0 | `x`, mm |",
         "| `ShiftUnit` | `mm` | of the shift |",

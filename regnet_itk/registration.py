@@ -155,7 +155,7 @@ class _Task:
             chain = found.chain
             done = StageReport(
                 stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,
-                self.landmarks.error_under(chain), found.details, found.iteration_info,
+                self.landmarks.error_under(chain), found.details, found.iteration_info, found.judgement,
             )  # fmt: skip
             tre = f", TRE {describe_error(done.tre)}" if done.tre else ""
             judgement = f", {found.judgement.describe()}" if found.judgement else ""

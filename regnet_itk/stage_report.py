@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.stages.base import Detail
+    from regnet_itk.stages.judgement import Judgement
 
 
 def describe_error(error: ErrorSummary) -> str:
@@ -38,6 +39,8 @@ class StageReport:
         Model, device ..
     iteration_info : mapping
         elastix's tables of the iterations, by resolution.
+    judgement : Judgement or None
+        Whether the stage made the pair better.
     """
 
     name: str
@@ -48,6 +51,7 @@ class StageReport:
     tre: ErrorSummary | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
+    judgement: Judgement | None = None
 
     def __repr__(self) -> str:
         error = f", landmarks {describe_error(self.tre)}" if self.tre else ""

@@ -162,7 +162,8 @@ class _RunScreen(Screen):
 
         way = "backward " if number >= self._stages else ""
         tre = f", TRE {describe_error(report.tre)}" if report.tre else ""
-        self.say(f"stage {number} {way}{report.name}: {report.seconds:.1f} s{tre}")
+        judgement = f", {report.judgement.describe()}" if report.judgement else ""
+        self.say(f"stage {number} {way}{report.name}: {report.seconds:.1f} s{tre}{judgement}")
 
     def both_ways(self, consistency: InverseConsistency) -> None:
         self.say(f"both ways: {consistency.describe()}")

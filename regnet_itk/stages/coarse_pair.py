@@ -7,9 +7,11 @@ the size of what is shown, and only the limits of the values on their unit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +60,16 @@ def intensity_limits(image: Image) -> tuple[float, float]:
 
 def clip_image(image: Image) -> Image:
     """Return an image without the values below and above what anatomy has (`intensity_limits`)."""
-    return Image(np.clip(image.array, *intensity_limits(image)), image.grid)
+    return Image(_clip(image.array, *intensity_limits(image)), image.grid)
+
+
+def _clip(array: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[Any]:
+    """Return values within limits, in the type that they have."""
+    if array.dtype.kind not in "iu":
+        return np.clip(array, low, high)
+    known = np.iinfo(array.dtype)
+    ends = array.dtype.type(max(math.floor(low), known.min)), array.dtype.type(min(math.ceil(high), known.max))
+    return np.clip(array, *ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +99,7 @@ class CoarseImage:
         edge = (np.prod(image.grid.spacing) * image.array.size / _VOXELS) ** (1 / 3)
         factor = np.maximum(1, np.rint(edge / np.asarray(image.grid.spacing))).astype(int)
         factor = np.minimum(factor, image.grid.size)
-        array, grid = _shrink(image.array, image.grid, factor, lambda block: np.clip(block, low, high))
+        array, grid = _shrink(image.array, image.grid, factor, lambda block: _clip(block, low, high))
         array = (array - np.float32(low)) / np.float32(high - low)
         if mask is None:
             return cls(array, np.ones_like(array), _find_body(array), grid)

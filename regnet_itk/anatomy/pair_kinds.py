@@ -233,7 +233,7 @@ PAIR_KINDS: dict[str, Callable[[KnownPair], KnownPair]] = {
     "one lung in the fixed image": _without_left_lung,
     "fixed image without apices": lambda pair: pair._crop("fixed", z=(0, 0.6)),
     "moving image without bases": lambda pair: pair._crop("moving", z=(0.4, 1)),
-    "without apices, without bases": lambda pair: pair._crop("fixed", z=(0, 0.7))._crop("moving", z=(0.3, 1)),
+    "without apices and without bases": lambda pair: pair._crop("fixed", z=(0, 0.7))._crop("moving", z=(0.3, 1)),
     "padding of -3024": lambda pair: pair._of(fixed=_disc(pair.fixed, _PADDING), moving=_disc(pair.moving, _PADDING)),
     "padding of the fixed image only": lambda pair: pair._of(fixed=_disc(pair.fixed, _PADDING)),
     "arms up and down": _with_arms,

@@ -165,7 +165,7 @@ def test_limits_are_those_of_the_anatomy():
 # The stage
 
 
-@pytest.mark.parametrize("kind", ["half of the fixed chest", "without apices, without bases", "padding of -3024"])
+@pytest.mark.parametrize("kind", ["half of the fixed chest", "without apices and without bases", "padding of -3024"])
 def test_kinds_that_threw_the_papers_stage_off(kind, whole):
     pair = change_pair(whole, kind)
     result = register(pair.fixed, pair.moving, ElastixStage(AFFINE))

@@ -20,6 +20,7 @@ from .data.image_files import write_image as write_image
 from .data.landmarks import Landmarks as Landmarks
 from .data.landmarks import read_landmarks as read_landmarks
 from .data.landmarks import write_landmarks as write_landmarks
+from .elastix_results import ElastixResult as ElastixResult
 from .errors import RegNetItkError as RegNetItkError
 from .events import Progress as Progress
 from .inspection import inspect_file as inspect_file

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from regnet_itk.elastix_results import ElastixResult, register_whole, why_whole
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.registration_events import RegistrationEvents, StageEvents, WayBackEvents
-from regnet_itk.registration_inputs import LandmarkPair, image_pair, initial_chain, input_paths
+from regnet_itk.registration_inputs import Images, LandmarkPair, initial_chain, input_paths
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
@@ -42,8 +43,11 @@ def register(
     device: str = "auto",
     priority: str | None = None,
     events: RegistrationEvents | None = None,
-) -> RegistrationResult:
+) -> RegistrationResult | ElastixResult:
     """Register `moving` to `fixed` by a chain of elastix and RegNet stages.
+
+    A chain of elastix's stages alone may have images of two or four dimensions, and any transform that elastix knows:
+    elastix then computes it as a whole, and an :class:`regnet_itk.ElastixResult` is returned.
 
     Parameters
     ----------
@@ -77,8 +81,9 @@ def register(
 
     Returns
     -------
-    RegistrationResult
-        With the transform, the warped image, the displacement field, and a report for each stage.
+    RegistrationResult or ElastixResult
+        With the transform, the warped image, the displacement field, and a report for each stage; or with what elastix
+        wrote.
 
     Raises
     ------
@@ -92,15 +97,25 @@ def register(
     events = events or RegistrationEvents()
     options = RunOptions(threads, seed, device, priority, events)
     planned = read_stages(stages, events.log)
-    chain = initial_chain(initial)
-    pair = image_pair(fixed, moving, fixed_mask, moving_mask)
-    landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
-    pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
+    _check_device_name(device)
     inputs = input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
     )  # fmt: skip
-    _check_device_name(device)
+    images = Images.read(fixed, moving, fixed_mask, moving_mask)
+    whole = why_whole(planned, images, initial)
+    if whole is not None:
+        left_out = "displacement field, det J, picture" + ", landmark error" * (fixed_landmarks is not None)
+        left_out += ", way back" * both_ways
+        events.log.warning(f"elastix computes {whole} as a whole, without what needs 3D transforms here: {left_out}")
+        return register_whole(
+            planned, images, initial, landmarks=(fixed_landmarks, moving_landmarks), inputs=inputs, options=options,
+            events=events,
+        )  # fmt: skip
+    chain = initial_chain(initial)
+    pair = images.to_pair()
+    landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
+    pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
     check_stages(planned, chain, pair, options)
     task = _Task(pair, chain, planned, landmarks, inputs)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse

@@ -13,11 +13,12 @@ from regnet_itk.data.image import check_mask, check_registrable
 from regnet_itk.data.image_files import read_image_nd
 from regnet_itk.data.image_nd import ImageND, as_image_nd
 from regnet_itk.data.landmarks import Landmarks, check_landmarks, read_landmarks
+from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
 from regnet_itk.errors import ImageError
 from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
 from regnet_itk.stages.base import ImagePair
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_reading import list_transform_maps, read_chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,21 @@ def initial_chain(initial: str | Path | TransformChain | None) -> TransformChain
     if initial is None:
         return TransformChain()
     return initial if isinstance(initial, TransformChain) else read_chain(initial)
+
+
+def initial_files(initial: str | Path | None) -> list[str]:
+    """Return the files of the transform to start from: that which is given, and those from which it starts.
+
+    Raises
+    ------
+    TransformError
+        If one is missing or malformed.
+    """
+    if initial is None:
+        return []
+    if Path(initial).suffix.lower() not in PARAMETER_SUFFIXES:
+        return [str(initial)]
+    return [values.source for values in list_transform_maps(initial)]
 
 
 def input_paths(**given: Any) -> dict[str, str]:

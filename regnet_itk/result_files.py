@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regnet_itk.data.image_files import write_image
+from regnet_itk.data.suffixes import RESULT_FORMATS
+from regnet_itk.errors import OutputError
+from regnet_itk.events import LOGGER
 from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import TransformChain
@@ -16,14 +20,19 @@ from regnet_itk.transforms.resampling_keys import make_resampling_parameters
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
+    from regnet_itk.data.image import Image
+    from regnet_itk.data.image_nd import ImageND
     from regnet_itk.stage_report import StageReport
+
+FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
+"""The suffixes of result images, for regular expressions."""
 
 RECORD = "registration.json"
 
 RUN_FILES = OutputFiles(
-    r"(TransformParameters|InitialTransform)\.\d+(-part\d+|-Composite)?\.(txt|toml|h5|tfm)"
+    r"(TransformParameters|InitialTransform)\.\d+(\.R\d+|\.It\d+)*(-part\d+|-Composite)?(\.txt)?\.(txt|toml|h5|tfm|dat)"
     r"|(d|initialD)eformationField\.\d+(-part\d+)?\.\w+"
-    r"|result\.\d+\.(mha|mhd|raw|zraw|nii|nii\.gz|nrrd|nhdr|raw\.gz)"
+    rf"|result\.\d+(\.R\d+|\.It\d+)*\.({FORMATS})|(Fixed|Moving)ImagePyramid\d+(\.\d+)?\.R\d+\.mha"
     r"|IterationInfo\.\d+\.R\d+\.txt"
     r"|registration\.(json|png)|regnet-itk\.log",
     RECORD,
@@ -52,9 +61,22 @@ def write_stage_files(reports: Sequence[StageReport], folder: Path) -> None:
             usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
             suffix = report.parameters.get_str("ResultImageFormat", usual)
             compress = report.parameters.get_bool("CompressResultImage", True)
-            write_image(report.warped, folder / f"result.{number}.{suffix}", compress)
+            _write_result(report.warped, folder / f"result.{number}.{suffix}", compress)
         for resolution, text in report.iteration_info.items():
             (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
+
+
+def _write_result(image: Image | ImageND, path: Path, compress: bool) -> None:
+    """Write a result image; as .mha if the format that is asked for cannot hold it, so that the work is not lost."""
+    try:
+        write_image(image, path, compress)
+    except OutputError as error:
+        other = path.with_name(".".join(path.name.split(".")[:2]) + ".mha")
+        if other == path:
+            raise
+        write_image(image, other, compress)  # which fails if the disk is full
+        reason = str(error).rpartition("ITK ERROR: ")[2]
+        LOGGER.warning("%s cannot hold this image (%s); it is written as %s", path.name, reason, other.name)
 
 
 def write_chain_files(

@@ -77,7 +77,7 @@ class RegistrationResult:
     def warped(self) -> Image:
         """The moving image on the fixed grid, I_M(T(x))."""
         last = self.stages[-1]
-        if last.warped is not None:
+        if isinstance(last.warped, Image):
             return last.warped
         order = last.parameters.get_int("FinalBSplineInterpolationOrder", 3)
         default = last.parameters.get_float("DefaultPixelValue", 0.0 if last.parameters.is_elastix else -1000.0)
@@ -116,18 +116,6 @@ class RegistrationResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the contents of ``registration.json``."""
-        stages = [
-            {
-                "stage": number,
-                "name": report.name,
-                "source": report.parameters.source,
-                "seconds": round(report.seconds, 3),
-                "parameters": {key: list(values) for key, values in report.parameters.values.items()},
-                **({"landmarks": asdict(report.tre)} if report.tre else {}),
-                **report.details,
-            }
-            for number, report in enumerate(self.stages)
-        ]
         return {
             "versions": {"python": platform.python_version(), **package_versions()},
             "settings": dict(self.settings),
@@ -137,7 +125,7 @@ class RegistrationResult:
             "moving": _describe(self.pair.moving),
             "initial_transforms": self.initial_links,
             **({"landmarks_before": asdict(self.initial_tre)} if self.initial_tre else {}),
-            "stages": stages,
+            "stages": [report.summary(number) for number, report in enumerate(self.stages)],
             "folding": {
                 "share_det_jacobian_not_positive": self.folding,
                 "spacing_mm": list(choose_overview_grid(self.pair.fixed.grid).spacing),

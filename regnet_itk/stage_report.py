@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regnet_itk.data.image import Image
+    from regnet_itk.data.image_nd import ImageND
     from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.parameters import ParameterMap
     from regnet_itk.stages.base import Detail
@@ -31,7 +32,7 @@ class StageReport:
         Wall-clock time.
     links : int
         How many links of the chain there are after this stage.
-    warped : Image or None
+    warped : Image, ImageND or None
         The moving image after this stage, if the stage was told to make it.
     tre : ErrorSummary or None
         Landmark error after this stage.
@@ -47,11 +48,23 @@ class StageReport:
     parameters: ParameterMap
     seconds: float
     links: int
-    warped: Image | None
+    warped: Image | ImageND | None
     tre: ErrorSummary | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
     judgement: Judgement | None = None
+
+    def summary(self, number: int) -> dict[str, Any]:
+        """Return what ``registration.json`` tells of the stage, which has this number."""
+        return {
+            "stage": number,
+            "name": self.name,
+            "source": self.parameters.source,
+            "seconds": round(self.seconds, 3),
+            "parameters": {key: list(values) for key, values in self.parameters.values.items()},
+            **({"landmarks": asdict(self.tre)} if self.tre else {}),
+            **self.details,
+        }
 
     def __repr__(self) -> str:
         error = f", landmarks {describe_error(self.tre)}" if self.tre else ""

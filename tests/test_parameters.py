@@ -231,11 +231,9 @@ def test_a_regnet_map_may_hold_its_keys_and_those_of_elastix():
         ({"Registration": "RegNetRegistration", "RegNetFadeWidth": "inf"}, "0 or more, not 'inf'"),
         ({"Registration": "RegNetRegistration", "RegNetRegion": "lung"}, "must be auto, mask, lungs, body or all, not"),
         ({"Registration": "RegNetRegistration", "RegNetRegion": ["all", "body"]}, "takes one value, not 2"),
-        ({"FixedImageDimension": 2}, "'FixedImageDimension' is 2; regnet-itk registers 3D images only"),
-        ({"MovingImageDimension": 4}, "'MovingImageDimension' is 4"),
-        ({"NumberOfResolution": 3}, "no key 'NumberOfResolution'; did you mean 'NumberOfResolutions'?"),
-        ({"numberofresolutions": 3}, "did you mean 'NumberOfResolutions'?"),
-        ({"MaximumNumberOfIteration": 3}, "did you mean 'MaximumNumberOfIterations'?"),
+        ({"Registration": "RegNetRegistration", "FixedImageDimension": 2}, "is 2; this stage needs 3D images"),
+        ({"FixedImageDimension": 5}, "'FixedImageDimension' is 5; elastix registers images of 2, 3 or 4"),
+        ({"MovingImageDimension": 1}, "'MovingImageDimension' is 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_refused_with_the_nearest_that_does(values, message):
@@ -243,6 +241,21 @@ def test_what_does_not_exist_is_refused_with_the_nearest_that_does(values, messa
         _check(**values)
     assert message in str(error.value)
     assert str(error.value).startswith("p.txt: ")
+
+
+@pytest.mark.parametrize("registration", ["MultiResolutionRegistration", "RegNetRegistration"])
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("NumberOfResolution", "NumberOfResolutions"),
+        ("numberofresolutions", "NumberOfResolutions"),
+        ("FixedImageBSplineInterpolatorOrder", "FixedImageBSplineInterpolationOrder"),
+        ("ShowExactMetricValues", "ShowExactMetricValue"),
+    ],
+)
+def test_a_key_that_elastix_does_not_know_is_a_warning_with_the_nearest(registration, key, nearest):
+    ignored = f"p.txt: elastix does not know the key '{key}', and ignores it; did you mean '{nearest}'?"
+    assert _check(Registration=registration, **{key: 3}) == [ignored]
 
 
 def test_an_unknown_key_that_resembles_nothing_is_a_warning():

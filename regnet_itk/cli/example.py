@@ -24,6 +24,7 @@ def command(folder: Path, device: str, seed: int) -> None:
     from regnet_itk.anatomy.phantom import make_phantom, write_phantom
     from regnet_itk.cli.run import run
     from regnet_itk.outputs import check_writable
+    from regnet_itk.results import RegistrationResult
 
     check_writable(folder)
     tell("making the phantom ..")
@@ -39,6 +40,7 @@ def command(folder: Path, device: str, seed: int) -> None:
         device=device,
         loglevel="warning",
     )
+    assert isinstance(result, RegistrationResult)  # the phantom is 3D
     assert result.initial_tre is not None
     rows = [("before", result.initial_tre, 0.0)]
     rows += [(f"after {s.name}", s.tre, s.seconds) for s in result.stages if s.tre is not None]

@@ -17,6 +17,7 @@ from regnet_itk.cli.screen import Screen
 from regnet_itk.elastix.numbered_flags import IMAGE_FLAGS, in_order, split_number
 
 if TYPE_CHECKING:
+    from regnet_itk.elastix_results import ElastixResult
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.results import RegistrationResult
@@ -106,22 +107,21 @@ def run(
     loglevel: str = "info",
     device: str = "auto",
     seed: int | None = None,
-) -> RegistrationResult:
+) -> RegistrationResult | ElastixResult:
     """Do what the command says; the parameters are its options."""
     from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import DEFAULT_STAGES, register
-    from regnet_itk.registration_inputs import as_several, initial_chain
+    from regnet_itk.registration_inputs import as_several, initial_files
     from regnet_itk.result_files import RUN_FILES
-    from regnet_itk.results import BACKWARD_FOLDER
+    from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
     from regnet_itk.transforms.elastix_keys import check_nameable
 
     check_nameable(out)
-    start = initial_chain(initial)
     images = [path for given in (fixed, moving, fixed_mask, moving_mask) for path in as_several(given)]
     read = [*images, initial, fixed_landmarks, moving_landmarks, *stages]
     for folder in (out, out / BACKWARD_FOLDER):
-        RUN_FILES.check(folder, [*read, *(link.parameters.source for link in start.links)])
+        RUN_FILES.check(folder, [*read, *initial_files(initial)])
     check_writable(out)
     if both_ways:
         check_writable(out / BACKWARD_FOLDER)
@@ -132,16 +132,16 @@ def run(
     with shown, heard_by(log), _python_warnings(loglevel):
         result = register(
             fixed, moving, planned,
-            fixed_mask=fixed_mask, moving_mask=moving_mask, initial=start,
+            fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial,
             fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks, both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority, events=shown,
         )  # fmt: skip
         log.note(f"total {log.seconds():.1f} s")
         result.write(out, log.lines)
-        shown.say(
-            f"written to {out} in {log.seconds():.1f} s; det J <= 0 at {result.folding:.3%} of the "
-            f"voxels; see {out / 'registration.png'}"
-        )
+        folding = ""
+        if isinstance(result, RegistrationResult):
+            folding = f"; det J <= 0 at {result.folding:.3%} of the voxels; see {out / 'registration.png'}"
+        shown.say(f"written to {out} in {log.seconds():.1f} s{folding}")
     return result
 
 

@@ -17,6 +17,8 @@ from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
 from regnet_itk.cli.options import bound_threads
 from regnet_itk.cli.run_log import RunLog, heard_by
 from regnet_itk.cli.screen import Screen
+from regnet_itk.cli.transform_request import Request
+from regnet_itk.data.suffixes import RESULT_FORMATS
 from regnet_itk.output_files import OutputFiles
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _NAMED = 10  # points that a message lists
 _LOG = "transformix.log"
-_FORMATS = r"(mha|mhd|raw|zraw|nii|nii\.gz|nrrd|nhdr|raw\.gz)"
+_FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 
 
 @click.command("transform", cls=StrictCommand, context_settings=options.HELP)
@@ -72,40 +74,6 @@ def command(**given: Any) -> int:
     return transform(Request(**given))
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for; the fields are its options."""
-
-    transform: str
-    out: Path
-    images: tuple[str, ...] = ()
-    points: str | None = None
-    determinant: str | None = None
-    matrices: str | None = None
-    label: str | None = None
-    like: str | None = None
-    back: bool = False
-    mask: str | None = None
-    order: int | None = None
-    default: float | None = None
-    threads: int | None = None
-    loglevel: str = "info"
-
-    def __post_init__(self) -> None:
-        if not (self.images or self.points or self.determinant or self.matrices):
-            raise click.UsageError("give at least one of -in, -def, -jac and -jacmat")
-        if self.back and self.points in (None, "all"):
-            raise click.UsageError(
-                "--moving-to-fixed needs -def with a file of points; for a whole inverse use regnet-itk invert"
-            )
-        if self.mask and not self.determinant:
-            raise click.UsageError("--mask is for the summary of the Jacobian; add -jac all")
-        if self.label and not self.images:
-            raise click.UsageError("--label is for segmentations; give them with -in")
-        if self.label and (self.order is not None or self.default is not None):
-            raise click.UsageError("--label knows its interpolation; leave --order and --default away")
-
-
 def transform(asked: Request) -> int:
     """Do what the command says, and return its exit status."""
     from regnet_itk.outputs import check_writable
@@ -123,9 +91,19 @@ def _transform(asked: Request, log: RunLog) -> int:
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.outputs import staged_folder
     from regnet_itk.parameters import ParameterMap
-    from regnet_itk.transforms.elastix_reading import read_chain
+    from regnet_itk.transforms.elastix_reading import find_beyond_reading, list_transform_maps, read_chain
     from regnet_itk.transforms.warping import WarpSettings
 
+    why = find_beyond_reading(asked.transform)
+    if why is not None:
+        from regnet_itk.cli.handed_on import hand_on
+
+        _files(asked).check(asked.out, [values.source for values in list_transform_maps(asked.transform)])
+        with staged_folder(asked.out, _files(asked)) as stage:
+            hand_on(asked, why, _result_names(asked.images), stage, log)
+            (stage / _LOG).write_text(log.text(), encoding="utf-8")
+        log.say(f"written to {asked.out} in {log.seconds():.1f} s, by transformix")
+        return 0
     chain = read_chain(asked.transform)
     _files(asked).check(asked.out, [link.parameters.source for link in chain.links])
     settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
@@ -297,7 +275,7 @@ class _Work:
 
 def _files(asked: Request) -> OutputFiles:
     """Return what a call writes; of an earlier one only what it writes anew, in another format perhaps, is removed."""
-    names = [f"{re.escape(name)}\\.{_FORMATS}" for name in _result_names(asked.images)]
+    names = [f"{re.escape(name)}\\.({_FORMATS})" for name in _result_names(asked.images)]
     kinds = {"deformationField": asked.points == "all", "spatialJacobian": asked.determinant,
              "fullSpatialJacobian": asked.matrices}  # fmt: skip
     names += [f"{name}\\.({_FORMATS}|json)" for name, wanted in kinds.items() if wanted]

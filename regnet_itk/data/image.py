@@ -240,14 +240,31 @@ def check_registrable(image: Image, role: str) -> None:
     ImageError
         If it has fewer voxels along an axis than cubic splines need, a value is NaN or infinite, or all are equal.
     """
-    array = image.array
-    if array.dtype.kind not in "biuf":
-        raise ImageError(f"the {role} has values of the type {array.dtype}; give an image of plain numbers")
     thin = [f"{n} along {axis}" for n, axis in zip(image.grid.size, "xyz", strict=True) if n < SMALLEST_SIZE]
     if thin:
         raise ImageError(
             f"the {role} has too few voxels ({', '.join(thin)}); 3D registration needs {SMALLEST_SIZE} along every axis"
         )
+    check_values(image.array, role)
+
+
+def check_values(array: npt.NDArray[Any], role: str) -> None:
+    """Refuse voxels that no registration can use.
+
+    Parameters
+    ----------
+    array : ndarray
+        Of any shape.
+    role : str
+        What the image is, for the messages.
+
+    Raises
+    ------
+    ImageError
+        If the values are no plain numbers, one is NaN or infinite, or all are equal.
+    """
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"the {role} has values of the type {array.dtype}; give an image of plain numbers")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = int(np.size(array) - np.isfinite(array).sum())
         raise ImageError(f"the {role} has {bad} voxels that are NaN or infinite; replace them (air is -1000 HU)")

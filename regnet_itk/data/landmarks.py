@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.errors import PointsError
@@ -238,9 +239,18 @@ def read_points_text(path: str | Path, dimension: int) -> str:
     return _points_text(kind, found.array())
 
 
-def points_text(points: FloatArray) -> str:
-    """Return points (n, d) in mm as elastix's text."""
-    return _points_text("point", points)
+def points_text(points: npt.ArrayLike, dimension: int) -> str:
+    """Return points (n, d) in mm as elastix's text.
+
+    Raises
+    ------
+    PointsError
+        If the shape is another, or a value is not finite.
+    """
+    found = np.array(points, dtype=float)
+    if found.ndim != 2 or found.shape[1] != dimension or not np.isfinite(found).all():
+        raise PointsError(f"points need an array of finite numbers of shape (n, {dimension}), not {found.shape}")
+    return _points_text("point", found)
 
 
 _VTK_SECTIONS = ("VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS", "POINT_DATA", "CELL_DATA", "METADATA", "FIELD")

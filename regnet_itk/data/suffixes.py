@@ -7,6 +7,11 @@ from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+RESULT_FORMATS = (
+    "mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr", "hdr", "img", "img.gz", "gipl", "gipl.gz", "vtk", "dcm", "tif",
+    "tiff", "png", "jpg", "jpeg", "bmp", "mnc", "h5", "hdf5", "mrc",
+)  # fmt: skip
+"""The formats of result images: those that ITK, and elastix with it, can write."""
 FIELD_SUFFIXES = (".mha", ".mhd", ".nrrd", *NIFTI_SUFFIXES)
 ITK_SUFFIXES = (".h5", ".hdf5", ".tfm")
 FOREIGN_TRANSFORM_SUFFIXES = (".mat", ".xfm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class RegistrationLog:
         self._planned = [_iterations(values) for values in maps]
         self._tell, self._log = tell, log
         self._stage = -1
+        self._began: list[float] = []
         self._resolution = self._iterations = 0
 
     def take(self, line: str) -> None:
@@ -60,8 +62,14 @@ class RegistrationLog:
     def _learn(self, name: str, value: Fact) -> None:
         if name == "elastix":
             self._stage = min(self._stage + 1, len(self.facts) - 1)
+            self._began.append(time.perf_counter())
             self._resolution = self._iterations = 0
         self.facts[max(0, self._stage)][name] = value
+
+    def seconds(self) -> list[float]:
+        """Return how long each stage took, when all have ended, as exactly as the log was looked at."""
+        ends = [*self._began[1:], time.perf_counter()]
+        return [end - began for began, end in zip(self._began, ends, strict=False)]
 
     def report(self) -> None:
         """Tell how far elastix is."""

@@ -159,6 +159,8 @@ def run_job(folder: Path) -> None:
     _follow_parent(job["parent"])
     _set_priority(job["priority"])
     task = job["task"]
+    if task == TRANSFORM and job["threads"]:
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(job["threads"])  # before ITK is loaded
     run = run_registration if task == REGISTRATION else run_transform
     run(job, _Modules(task, job["dimension"]))
 

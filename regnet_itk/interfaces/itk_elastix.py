@@ -10,11 +10,15 @@ import atexit
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regnet_itk.data.image import Image
+from regnet_itk.data.image_nd import ImageND
+from regnet_itk.elastix_results import ElastixResult
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import LOGGER, Progress
 from regnet_itk.held_folders import HeldFolder
@@ -120,7 +124,7 @@ class RegNetRegistrationMethod:
         self._threads: int | None = None
         self._device = "auto"
         self._progress = 0.0
-        self._result: RegistrationResult | None = None
+        self._result: RegistrationResult | ElastixResult | None = None
         self._transforms: Any = None
 
     @classmethod
@@ -297,10 +301,10 @@ class RegNetRegistrationMethod:
 
     def GetOutput(self) -> Any:
         """Return the moving image on the fixed grid as itk image of float32."""
-        image = self._done().warped
-        return type(image)(image.array.astype(np.float32), image.grid).to_itk()
+        image: Image | ImageND = self._done().warped
+        return replace(image, array=image.array.astype(np.float32)).to_itk()
 
-    def GetResult(self) -> RegistrationResult:
+    def GetResult(self) -> RegistrationResult | ElastixResult:
         """Return the whole result: transforms, displacement field, a report for each stage."""
         return self._done()
 
@@ -311,6 +315,11 @@ class RegNetRegistrationMethod:
         parts, whose number may differ.
         """
         result = self._done()
+        if isinstance(result, ElastixResult):
+            folder = self._transform_folder()
+            if not self._output_directory:
+                result.write_transforms(folder)
+            self._transforms = self._transforms or _parameter_object(result.transform_maps(folder))
         if self._transforms is None:
             self._transforms = _parameter_object(_whole(result.write_transforms(self._transform_folder())[-1]))
         return self._transforms
@@ -320,6 +329,11 @@ class RegNetRegistrationMethod:
         import itk
 
         result = self._done()
+        if isinstance(result, ElastixResult):
+            raise RegistrationError(
+                "only elastix can evaluate this transform: use GetTransformParameterObject, or have elastix write it "
+                'with (ITKTransformOutputFileNameExtension "h5")'
+            )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "transform.h5"
             write_itk(result.chain, path, result.pair.fixed.grid)
@@ -336,7 +350,7 @@ class RegNetRegistrationMethod:
         """Drop the result: it does not belong to the settings any more."""
         self._result = self._transforms = None
 
-    def _done(self) -> RegistrationResult:
+    def _done(self) -> RegistrationResult | ElastixResult:
         if self._result is None:
             raise RegistrationError("there is no result yet: call Update() first")
         return self._result

@@ -225,6 +225,7 @@ def run_elastix(call: Call) -> None:
         As `regnet_itk.register` and `RegistrationResult.write`.
     """
     from regnet_itk.registration import register
+    from regnet_itk.results import RegistrationResult
 
     began = time.perf_counter()
     threads = _threads(call)
@@ -240,7 +241,7 @@ def run_elastix(call: Call) -> None:
         result.write_stages(stage, out.resolve())
         for number, report in enumerate(result.stages):
             suffix = _composite_suffix(report.parameters)
-            if suffix:
+            if suffix and isinstance(result, RegistrationResult):  # else elastix has written it
                 file = stage / f"TransformParameters.{number}-Composite.{suffix}"
                 write_itk(type(result.chain)(result.chain.links[: report.links]), file, result.pair.fixed.grid)
     LOGGER.info(f"\nTotal time elapsed: {time.perf_counter() - began:.1f}s.")

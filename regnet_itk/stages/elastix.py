@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import Landmarks, elastix_points_text
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
 
 BENDING_ENERGY = "TransformBendingEnergyPenalty"
+DIMENSION_KEYS = ("FixedImageDimension", "MovingImageDimension")
 POINTS_METRIC = "CorrespondingPointsEuclideanDistanceMetric"
 _FILES_OF_ITS_OWN = (
     "WriteTransformParametersEachIteration",
@@ -94,10 +98,20 @@ class ElastixStage(Stage):
         kind = find_elastix_type(transform)
         if transform in COMPONENTS and not (kind and kind.in_stages):
             usable = ", ".join(stage_names())
-            raise ParameterError(f"{source}: a stage cannot find a {transform} here; use one of {usable}")
+            raise ParameterError(
+                f"{source}: a stage can find a {transform} only among elastix's stages alone; use one of {usable}"
+            )
+        for key in DIMENSION_KEYS:
+            if self.parameters.get_int(key, 3) != 3:
+                raise ParameterError(f"{source}: '{key}' is {self.parameters.get_str(key)}, and the images are 3D")
         result_pixel_type(self.parameters)
         ElastixSettings.from_parameters(self.parameters)
         metrics = self.parameters.values.get("Metric", ())
+        if pair is not None and ignores_direction(self.parameters, pair.fixed.grid.direction_matrix):
+            raise ParameterError(
+                f'{source}: (UseDirectionCosines "false") would find a transform that does not hold in the space of '
+                'the image, whose axes are turned; write "true"'
+            )
         if POINTS_METRIC in metrics and pair is not None and pair.fixed_landmarks is None:
             raise ParameterError(
                 f"{source}: its metric {POINTS_METRIC} needs landmarks; give `fixed_landmarks` and `moving_landmarks`"
@@ -205,6 +219,12 @@ def _for_elastix(parameters: ParameterMap, seed: int | None) -> ParameterMap:
     if seed is not None:
         changes["RandomSeed"] = seed
     return parameters.without(*_FILES_OF_ITS_OWN, *declared_keys(ElastixSettings)).with_(changes)
+
+
+def ignores_direction(parameters: ParameterMap, direction: FloatArray) -> bool:
+    """Say whether a map asks for the axes of an image to be taken for those of space, and they are not."""
+    asks = not parameters.get_bool("UseDirectionCosines", True)
+    return asks and not np.allclose(direction, np.eye(len(direction)), atol=1e-6)
 
 
 def _write_points(landmarks: Landmarks | None, path: Path) -> str | None:

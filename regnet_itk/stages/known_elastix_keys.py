@@ -7,35 +7,25 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from regnet_itk.errors import ParameterError
-
 _COMPONENT = re.compile(
     r"(Registration|FixedImagePyramid|MovingImagePyramid|ImageSampler|Interpolator|Metric|Optimizer|"
     r"ResampleInterpolator|Resampler|Transform)\d*"
 )
 
 
-def check_elastix_key(key: str, source: str) -> str | None:
-    """Return a warning if nothing is known about a key of an elastix map, or None.
+def describe_unknown_key(key: str, source: str) -> str:
+    """Return the warning for a key that elastix does not know; it names the nearest one.
 
     Parameters
     ----------
     key : str
     source : str
-        The parameter file, for the messages.
-
-    Raises
-    ------
-    ParameterError
-        If it is a misspelt one.
+        The parameter file.
     """
-    if is_elastix_key(key):
-        return None
     by_lower = {plain.lower(): name for plain, name in _elastix_keys().items()}
-    near = difflib.get_close_matches(_plain(key).lower(), by_lower, n=1, cutoff=0.85)
-    if near:
-        raise ParameterError(f"{source}: elastix has no key '{key}'; did you mean '{by_lower[near[0]]}'?")
-    return f"{source}: elastix does not know the key '{key}', and ignores it"
+    near = difflib.get_close_matches(_plain(key).lower(), by_lower, n=1, cutoff=0.7)
+    hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+    return f"{source}: elastix does not know the key '{key}', and ignores it{hint}"
 
 
 @lru_cache(maxsize=1)

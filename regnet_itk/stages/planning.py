@@ -11,6 +11,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import INTERPOLATION_ORDERS
 from regnet_itk.data.pixel_types import check_default
+from regnet_itk.data.suffixes import RESULT_FORMATS
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.events import Log
 from regnet_itk.parameters import ParameterMap, read_parameter_map
@@ -21,8 +22,6 @@ from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 StageLike = Stage | ParameterMap | str | Path
 """A stage, its parameter map, the path of its parameter file, or the name of a file that ships."""
-
-_RESULT_FORMATS = ("mha", "mhd", "nii", "nii.gz", "nrrd", "nhdr")
 
 
 def read_stages(given: StageLike | Sequence[StageLike], log: Log | None = None) -> list[Stage]:
@@ -76,17 +75,22 @@ def check_stages(
     """
     expected = initial
     for stage in stages:
-        _check_output_keys(stage.parameters)
+        check_output_keys(stage.parameters)
         stage.check(expected, pair, options or RunOptions())
         if stage.adds_field:
             expected = expected.then(link_field(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
 
 
-def _check_output_keys(parameters: ParameterMap) -> None:
-    """Refuse what would fail when a stage has run and its result is made or written."""
+def check_output_keys(parameters: ParameterMap) -> None:
+    """Refuse what would fail when a stage has run and its result is made or written.
+
+    Raises
+    ------
+    ParameterError
+    """
     suffix = parameters.get_str("ResultImageFormat", "mha")
-    if suffix not in _RESULT_FORMATS:
-        near = did_you_mean(suffix, _RESULT_FORMATS) or f"; known are {', '.join(_RESULT_FORMATS)}"
+    if suffix not in RESULT_FORMATS:
+        near = did_you_mean(suffix, RESULT_FORMATS) or f"; known are {', '.join(RESULT_FORMATS)}"
         raise ParameterError(f"{parameters.source}: there is no ResultImageFormat '{suffix}'{near}")
     parameters.get_bool("WriteResultImage", True)
     check_default(parameters.get_float("DefaultPixelValue", 0.0), result_pixel_type(parameters), parameters.source)

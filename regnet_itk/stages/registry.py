@@ -6,13 +6,14 @@ registration and whose object is the class.
 
 from __future__ import annotations
 
+from regnet_itk.data.image_nd import DIMENSIONS
 from regnet_itk.entry_points import list_entry_points, load_entry_point
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.parameters import ELASTIX_REGISTRATIONS, ParameterMap
 from regnet_itk.stages.base import Stage
-from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.elastix import DIMENSION_KEYS, ElastixStage
 from regnet_itk.stages.keys import declared_keys
-from regnet_itk.stages.known_elastix_keys import check_elastix_key, is_elastix_key
+from regnet_itk.stages.known_elastix_keys import describe_unknown_key, is_elastix_key
 from regnet_itk.stages.regnet import REGNET_REGISTRATION, RegNetStage
 
 STAGES: dict[str, type[Stage]] = {
@@ -90,16 +91,16 @@ def check_parameter_map(parameters: ParameterMap) -> list[str]:
     Raises
     ------
     ParameterError
-        At an unknown registration, another dimension than 3, a key that is misspelt, or a wrong value of a key that
-        the stage has of its own.
+        At an unknown registration, a dimension that the stage does not take, a misspelt key of a stage of this or
+        another package, or a wrong value of such a key. What elastix does not know is a warning, as it ignores it.
     """
     stage = find_stage(parameters.registration, parameters.source)
     own = {} if stage.settings_type is None else declared_keys(stage.settings_type)
-    for key in ("FixedImageDimension", "MovingImageDimension"):
-        if parameters.get_int(key, 3) != 3:
-            raise ParameterError(
-                f"{parameters.source}: '{key}' is {parameters.get_str(key)}; regnet-itk registers 3D images only"
-            )
+    possible = DIMENSIONS if issubclass(stage, ElastixStage) else (3,)
+    for key in DIMENSION_KEYS:
+        if parameters.get_int(key, 3) not in possible:
+            what = "elastix registers images of 2, 3 or 4" if len(possible) > 1 else "this stage needs 3D images"
+            raise ParameterError(f"{parameters.source}: '{key}' is {parameters.get_str(key)}; {what}")
     warnings = []
     for key in parameters:
         if key in own:
@@ -129,4 +130,4 @@ def _check_other_key(parameters: ParameterMap, key: str) -> str | None:
     if known:
         near = did_you_mean(key, known) or f"; known are {', '.join(dict.fromkeys(known))}"
         raise ParameterError(f"{parameters.source}: there is no key '{key}'{near}")
-    return check_elastix_key(key, parameters.source)
+    return describe_unknown_key(key, parameters.source)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES
+from regnet_itk.data.image_nd import DIMENSIONS
+from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES, PARAMETER_SUFFIXES
+from regnet_itk.elastix.components import COMPONENTS
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
-from regnet_itk.inputs import why_no_file
+from regnet_itk.inputs import is_file, why_no_file
 from regnet_itk.parameters import ParameterMap, decode_text, parse_parameter_text, parse_parameter_toml
 from regnet_itk.transforms.base import Transform
 from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
@@ -49,6 +51,8 @@ def _read_transform(values: ParameterMap, folder: Path) -> tuple[Transform, tupl
     kind = find_elastix_type(name)
     if kind is not None:
         return kind.read(values, folder), kind.keys
+    if name in COMPONENTS:
+        raise TransformError(f"{values.source}: only transformix can evaluate a {name}")
     known = known_names()
     near = did_you_mean(name, known)
     raise TransformError(
@@ -65,7 +69,9 @@ def _link_from(values: ParameterMap, folder: Path) -> Link:
     """Return the link that one elastix transform map describes."""
     for key in ("FixedImageDimension", "MovingImageDimension"):
         if values.get_int(key, 3) != 3:
-            raise TransformError(f"{values.source}: '{key}' is {values.get_str(key)}; only 3D transforms can be used")
+            raise TransformError(
+                f"{values.source}: '{key}' is {values.get_str(key)}; only transformix can evaluate others than 3D ones"
+            )
     how = values.get_str("HowToCombineTransforms", "Compose")
     if how not in ("Compose", "Add"):
         raise TransformError(f"{values.source}: HowToCombineTransforms must be Compose or Add, not '{how}'")
@@ -135,13 +141,94 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     return _initial_chain(values, here.parent, (*seen, here)).then(link)
 
 
-def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
+def list_transform_maps(path: str | Path) -> list[ParameterMap]:
+    """Read the elastix files of a transform without evaluating them.
+
+    Parameters
+    ----------
+    path : str or Path
+        An elastix transform file.
+
+    Returns
+    -------
+    list of ParameterMap
+        That of `path` first, then that of the file that it starts from, and so on to one that is not elastix's.
+
+    Raises
+    ------
+    TransformError
+        If a file is missing or malformed, refers to itself, or begins with too many others.
+    """
+    maps: list[ParameterMap] = []
+    seen: set[Path] = set()
+    following: Path | None = Path(path)
+    while following is not None and following.suffix.lower() not in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
+        here = following.resolve()
+        if (why := why_no_file(following)) is not None:
+            raise TransformError(f"transform file '{following}' {why}")
+        if here in seen:
+            raise TransformError(
+                f"transform file '{following}' has itself as initial transform; correct {INITIAL_KEYS[0]}"
+            )
+        if len(seen) >= MOST_LINKS:
+            raise TransformError(f"transform file '{path}' begins with more than {MOST_LINKS} others")
+        seen.add(here)
+        maps.append(read_transform_map(following))
+        following = locate_initial(maps[-1], here.parent)
+    return maps
+
+
+def locate_initial(values: ParameterMap, folder: Path) -> Path | None:
+    """Return the file from which a transform file in `folder` starts, or None.
+
+    Raises
+    ------
+    TransformError
+        If it does not exist.
+    """
     name = initial_file(values)
     if name is None:
-        return TransformChain()
+        return None
     found = locate_file(name, folder)
     if found is None:
         raise TransformError(f"{values.source}: its initial transform '{name}' does not exist; correct the path")
+    return found
+
+
+def find_beyond_reading(path: str | Path) -> str | None:
+    """Say what it is in a transform file that elastix can evaluate and this package cannot; None if there is nothing.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    str or None
+        "a WeightedCombinationTransform", "images of 2 dimensions" .. Nothing is said of files that elastix cannot read
+        either: `read_chain` tells what is wrong with them.
+    """
+    path = Path(path)
+    if not is_file(path) or path.suffix.lower() not in PARAMETER_SUFFIXES:
+        return None
+    try:
+        maps = list_transform_maps(path)
+        for values in maps:
+            dimension = values.get_int("FixedImageDimension", 3)
+            if dimension in DIMENSIONS and dimension != 3:
+                return f"images of {dimension} dimensions"
+            name = values.get_str("Transform", "")
+            if name != "File" and name in COMPONENTS and find_elastix_type(name) is None:
+                return f"a {name}"
+    except (ParameterError, TransformError):
+        return None
+    return None
+
+
+def _initial_chain(values: ParameterMap, folder: Path, seen: tuple[Path, ...]) -> TransformChain:
+    found = locate_initial(values, folder)
+    if found is None:
+        return TransformChain()
     return read_itk(found) if found.suffix.lower() in ITK_SUFFIXES else _read_elastix(found, seen)
 
 

@@ -350,7 +350,7 @@ def _without(folder, key, value=""):
         (("-tp", "t.txt", "-out", "o", "-def", "all", "--label"), 2, "give them with -in"),
         (("-tp", "t.txt", "-out", "o", "-def", "all", "--mask", "m.mha"), 2, "add -jac all"),
         (("-tp", "none.txt", "-out", "o", "-def", "all"), 1, "'none.txt' does not exist"),
-        (("-tp", "2d.txt", "-out", "o", "-def", "all"), 1, "only 3D transforms"),
+        (("-tp", "2d.txt", "-out", "o", "-def", "all"), 1, "'Size' has 3 values, and needs 2 in 2 dimensions"),
         (("-tp", "nogrid.txt", "-out", "o", "-def", "all"), 1, "--like IMAGE"),
         (("-tp", "cubic.txt", "-out", "o", "-in", "moving.mha"), 1, "'FinalCubicInterpolator' is not supported"),
         (("-tp", "type.txt", "-out", "o", "-in", "moving.mha"), 1, "did you mean 'short'?"),

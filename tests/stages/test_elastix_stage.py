@@ -296,7 +296,10 @@ def test_nothing_is_left_behind(pair, tmp_path, monkeypatch):
             "affine.txt: .*'AdvancedNormalisedCorrelation'; did you mean 'Adv",
         ),
         ({"Transform": "AffinTransform"}, "no component 'AffinTransform'; did you mean 'AffineTransform'"),
-        ({"Transform": "SplineKernelTransform"}, "cannot find a SplineKernelTransform here; use one of .*BSpline"),
+        (
+            {"Transform": "SplineKernelTransform"},
+            "SplineKernelTransform only among elastix.s stages alone; use one of .*BSpline",
+        ),
         ({"ResultImagePixelType": "shorts"}, "no ResultImagePixelType 'shorts'; did you mean 'short'"),
         ({"NumberOfResolutions": "two"}, "'NumberOfResolutions' must be a whole number, not 'two'"),
     ],

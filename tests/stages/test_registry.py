@@ -111,7 +111,6 @@ def test_stages_are_given_in_any_way_and_in_any_mixture(tmp_path):
         ({"ShiftMore": [1, 0]}, "'ShiftMore' must be numbers above 0, not '0'"),
         ({"ShiftUnit": "inch"}, "'ShiftUnit' must be mm or cm, not 'inch'"),
         ({"RegNetModel": "x"}, 'needs (Registration "RegNetRegistration"), but the Registration is \'ShiftRegist'),
-        ({"NumberOfResolution": 1}, "did you mean 'NumberOfResolutions'?"),
         ({"Registration": "ShiftRegistratio"}, "did you mean 'ShiftRegistration'?"),
         ({"Registration": "GoneRegistration"}, "of 'no_such_package:Stage' cannot be loaded: ModuleNotFoundError"),
         (

@@ -24,6 +24,7 @@ FLAGS = {
     "names": "--methods",
     "new": "--new",
     "offset": "--offset",
+    "order": "--order",
     "slices": "--slices",
     "spacing": "--spacing",
     "vectors": "--nifti-vectors",

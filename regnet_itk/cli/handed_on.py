@@ -100,6 +100,7 @@ def _changes(asked: Request, keys: Any) -> dict[str, Any]:
 
 
 def _read_image(path: str, transform: ElastixTransform, asked: Request) -> ImageND:
+    from regnet_itk.data.image import check_finite
     from regnet_itk.data.image_files import read_image_nd
     from regnet_itk.errors import ImageError
 
@@ -108,6 +109,8 @@ def _read_image(path: str, transform: ElastixTransform, asked: Request) -> Image
         raise ImageError(
             f"input image '{path}' has {image.array.ndim} dimensions, and the transform is of {transform.dimension}"
         )
+    if not asked.label:
+        check_finite(image.array, f"input image '{path}'")
     if asked.label and not np.array_equal(image.array, np.rint(image.array)):
         raise ImageError(
             f"{path}: the segmentation holds values that are not whole numbers; leave --label away for images"

@@ -67,6 +67,8 @@ class Image:
         if array.dtype == np.int64:  # itk's wheels have no images of it
             small = np.iinfo(np.int32)
             fits = small.min <= array.min() and array.max() <= small.max
+            if not fits and np.abs(array).max() > 2**53:
+                raise ImageError("ITK's Python package has no images of whole numbers above 2^53; give smaller ones")
             array = array.astype(np.int32 if fits else np.float64)
         image = itk.image_from_array(np.ascontiguousarray(array))
         image.SetSpacing(list(self.grid.spacing))
@@ -265,11 +267,31 @@ def check_values(array: npt.NDArray[Any], role: str) -> None:
     """
     if array.dtype.kind not in "biuf":
         raise ImageError(f"the {role} has values of the type {array.dtype}; give an image of plain numbers")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        bad = int(np.size(array) - np.isfinite(array).sum())
-        raise ImageError(f"the {role} has {bad} voxels that are NaN or infinite; replace them (air is -1000 HU)")
+    check_finite(array, f"the {role}")
     if array.min() == array.max():
         raise ImageError(f"the {role} is constant (every voxel is {array.flat[0]}); nothing can be registered")
+
+
+def check_finite(array: npt.NDArray[Any], what: str, instead: str = "replace them (air is -1000 HU)") -> None:
+    """Refuse voxels that are NaN or infinite.
+
+    Parameters
+    ----------
+    array : ndarray
+        Of any shape.
+    what : str
+        What the image is, for the message.
+    instead : str
+        What to do, for the message.
+
+    Raises
+    ------
+    ImageError
+        Says how many there are.
+    """
+    if np.issubdtype(array.dtype, np.floating) and not (finite := np.isfinite(array)).all():
+        bad = int(np.size(array) - finite.sum())
+        raise ImageError(f"{what} has {bad} voxels that are NaN or infinite; {instead}")
 
 
 def check_mask(mask: Image, image: Image, role: str) -> None:

@@ -69,6 +69,12 @@ def check_default(value: float, pixel_type: str, source: str = "") -> float:
     return value
 
 
+def exact_up_to(pixel_type: str) -> int:
+    """Return up to which number a type holds all whole numbers that are not negative."""
+    wanted = np.dtype(PIXEL_TYPES[check_pixel_type(pixel_type)])
+    return int(np.iinfo(wanted).max) if wanted.kind in "iu" else 2 ** (np.finfo(wanted).nmant + 1)
+
+
 def cast_values(values: npt.NDArray[Any], pixel_type: str) -> npt.NDArray[Any]:
     """Return an array of a pixel type.
 
@@ -94,8 +100,11 @@ def cast_values(values: npt.NDArray[Any], pixel_type: str) -> npt.NDArray[Any]:
     wanted = np.dtype(PIXEL_TYPES[check_pixel_type(pixel_type)])
     if wanted.kind == "f":
         return values.astype(wanted, copy=False)
-    real = values if values.dtype.kind == "f" else values.astype(np.float64)
     limits = np.iinfo(wanted)
+    if values.dtype.kind in "iu":  # exactly, and so not by way of float64
+        held = np.iinfo(values.dtype)
+        return np.clip(values, max(limits.min, held.min), min(limits.max, held.max)).astype(wanted, copy=False)
+    real = values if values.dtype.kind == "f" else values.astype(np.float64)
     top = real.dtype.type(limits.max)  # of the larger types rounded up, to a number that they do not hold
     found = np.clip(real, limits.min, np.nextafter(top, real.dtype.type(0))).astype(wanted)
     found[real >= top] = limits.max

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.data.grid import Grid
-from regnet_itk.data.image import INTERPOLATION_ORDERS, Image
-from regnet_itk.data.pixel_types import cast_values, check_default
+from regnet_itk.data.image import INTERPOLATION_ORDERS, Image, check_finite
+from regnet_itk.data.pixel_types import PIXEL_TYPES, cast_values, check_default, check_pixel_type, exact_up_to
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
@@ -20,7 +21,6 @@ Order = int | Literal["linear"]
 """0 takes the nearest voxel, 1 and more are B-splines, which are mirrored at the border of the image as elastix does;
 "linear" equals 1 but for the outer half voxel, where the value stays that of the border."""
 
-_LARGEST_LABEL = 2**53  # ITK's interpolators return float64
 _INTERPOLATORS = ("FinalBSplineInterpolator", "FinalBSplineInterpolatorFloat")
 _FIXED_ORDERS: dict[str, Order] = {"FinalLinearInterpolator": "linear", "FinalNearestNeighborInterpolator": 0}
 
@@ -111,7 +111,8 @@ def warp_image(
     Raises
     ------
     ImageError
-        If the transform maps the whole grid outside of the image.
+        If the transform maps the whole grid outside of the image, if voxels are NaN or infinite and would spread over
+        the result or cannot be in it, or if `order` is 0 and whole numbers are too large for the type of the result.
     ParameterError
         If `default` is no finite number and `pixel_type` one of whole numbers.
 
@@ -129,11 +130,60 @@ def warp_image(
     import SimpleITK as sitk
 
     check_default(default, pixel_type)
+    _check_interpolable(image, order, pixel_type)
     check_overlap(image.grid, chain, grid)
     resampler = _resampler(chain, grid, _interpolator(order))
+    if order == 0 and image.array.dtype.kind in "iu":
+        found, outside = _nearest(image, resampler)
+        values = cast_values(found, pixel_type)
+        values[outside] = cast_values(np.array([float(default)]), pixel_type)
+        return Image(values, grid)
     resampler.SetDefaultPixelValue(float(default))
-    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    resampler.SetOutputPixelType(sitk.sitkFloat64 if order == 0 else sitk.sitkFloat32)
     return Image(cast_values(sitk.GetArrayFromImage(resampler.Execute(image.to_sitk())), pixel_type), grid)
+
+
+def _check_interpolable(image: Image, order: Order, pixel_type: str) -> None:
+    """Refuse what interpolation, or the type of the result, would change without a word."""
+    array = image.array
+    if order not in (0, 1, "linear"):
+        check_finite(
+            array, "the image", "splines would spread them over the whole result: replace them, or use `order` 0 or 1"
+        )
+    elif np.dtype(PIXEL_TYPES[check_pixel_type(pixel_type)]).kind != "f":
+        check_finite(array, "the image", f"the type '{pixel_type}' cannot hold them: replace them, or ask for float")
+    if order == 0 and array.dtype.kind in "iu" and array.size:
+        largest, limit = max(int(array.max()), -int(array.min())), exact_up_to(pixel_type)
+        if largest > limit and np.dtype(PIXEL_TYPES[pixel_type]).kind == "f":
+            raise ImageError(
+                f"the image holds whole numbers up to {largest}, and the type '{pixel_type}' changes those above "
+                f"{limit}; ask for a type of whole numbers, or give `label`"
+            )
+
+
+def _nearest(image: Image, resampler: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return the nearest voxel's whole number, and where the image is not.
+
+    ITK's interpolators return float64, which does not hold all numbers of 64 bits: they go in two halves.
+    """
+    import SimpleITK as sitk
+
+    array, dtype = image.array, image.array.dtype
+    resampler.SetOutputPixelType(sitk.sitkFloat64)
+    resampler.SetDefaultPixelValue(np.nan)
+
+    def resampled(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = sitk.GetArrayFromImage(resampler.Execute(Image(values, image.grid).to_sitk()))
+        return found
+
+    if dtype.itemsize < 8:
+        found = resampled(array)
+        outside = np.isnan(found)
+        return np.where(outside, 0, found).astype(dtype), outside
+    high, low = resampled((array >> 32).astype(np.float64)), resampled((array & 0xFFFFFFFF).astype(np.float64))
+    outside = np.isnan(high)
+    high, low = (np.where(outside, 0, half).astype(dtype) for half in (high, low))
+    return (high << 32) | low, outside
 
 
 def _resampler(chain: TransformChain, grid: Grid, interpolator: int) -> Any:
@@ -193,10 +243,15 @@ def warp_labels(labels: Image, chain: TransformChain, grid: Grid, linear: bool =
 
     if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
         raise ImageError("the segmentation holds values that are not whole numbers; leave `label` away for images")
-    if labels.array.dtype.itemsize == 8 and labels.array.size and np.abs(labels.array).max() > _LARGEST_LABEL:
-        raise ImageError(f"the segmentation holds labels above {_LARGEST_LABEL}; give them smaller numbers")
     check_overlap(labels.grid, chain, grid)
     resampler = _resampler(chain, grid, sitk.sitkLabelLinear if linear else sitk.sitkNearestNeighbor)
+    if labels.array.dtype.kind in "iu" and not linear:
+        return Image(_nearest(labels, resampler)[0], grid)
+    if labels.array.dtype.itemsize == 8 and linear:  # their numbers instead, which float64 holds
+        known, numbers = np.unique(np.append(labels.array.ravel(), labels.array.dtype.type(0)), return_inverse=True)
+        numbered = Image(numbers[:-1].reshape(labels.array.shape).astype(np.uint32), labels.grid)
+        resampler.SetDefaultPixelValue(float(np.searchsorted(known, 0)))
+        return Image(known[sitk.GetArrayFromImage(resampler.Execute(numbered.to_sitk()))], grid)
     warped = sitk.GetArrayFromImage(resampler.Execute(labels.to_sitk()))
     return Image(warped.astype(labels.array.dtype, copy=False), grid)
 

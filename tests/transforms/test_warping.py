@@ -80,5 +80,70 @@ def test_what_is_no_segmentation_is_refused():
     grid = Grid((4, 3, 2))
     with pytest.raises(ImageError, match="not whole numbers"):
         warp_labels(Image(np.full(grid.shape, 0.5, np.float32), grid), TransformChain(), grid)
-    with pytest.raises(ImageError, match="labels above"):
-        warp_labels(Image(np.full(grid.shape, 2**60, np.int64), grid), TransformChain(), grid)
+
+
+LARGE = {
+    "int32": [0, 614454277, -614454278, 2**31 - 1],
+    "uint32": [0, 614454277, 2**32 - 1],
+    "int64": [0, 614454277, 2**53 + 1, 2**63 - 1, -(2**63)],
+    "uint64": [0, 2**53 + 1, 2**64 - 1, 2**32],
+    "float64": [0, 614454277, 2**53 - 1],
+}
+
+
+@pytest.mark.parametrize("name", ["affine, field", "a sum, which ITK cannot express"])
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_labels_stay_exact(name, kind, labels):
+    chain = ALL[name]
+    numbers = np.array(LARGE[kind], dtype=kind)
+    large = Image(numbers[np.searchsorted(np.unique(labels.array), labels.array) % len(numbers)], MOVING)
+    index, inside = reached(chain)
+    nearest = np.stack(np.rint(index)).astype(int)
+    at = tuple(np.clip(nearest, 0, np.array(MOVING.shape)[:, None, None, None] - 1))
+    expected = np.where(inside, large.array[at], numbers.dtype.type(0))
+    for found in (
+        warp_labels(large, chain, FIXED),
+        warp_image(large, chain, FIXED, order=0, pixel_type="double" if kind == "float64" else kind),
+    ):
+        assert found.array.dtype == kind
+        assert (found.array != expected).mean() < 1e-3  # ties
+        assert set(np.unique(found.array).tolist()) <= set(LARGE[kind])
+    if kind != "float64":
+        linear = warp_labels(large, chain, FIXED, linear=True)
+        assert linear.array.dtype == kind
+        assert set(np.unique(linear.array).tolist()) == set(np.unique(large.array).tolist())
+        assert (linear.array == expected).mean() > 0.5
+
+
+def test_the_nearest_voxel_of_large_numbers_in_another_type(labels):
+    grid = Grid((4, 3, 2))
+    large = Image(np.full(grid.shape, 614454277, np.int32), grid)
+    aside = TransformChain((Link(MatrixTransform(np.eye(3), translation=[2.0, 0.0, 0.0])),))
+    found = warp_image(large, aside, grid, order=0, default=-7, pixel_type="long")
+    assert found.array[0, 0].tolist() == [614454277, 614454277, -7, -7]
+    assert warp_image(large, aside, grid, order=0, pixel_type="double").array[0, 0].tolist()[:2] == [614454277.0] * 2
+    assert warp_image(large, aside, grid, order=0, pixel_type="short").array[0, 0, 0] == 2**15 - 1
+    with pytest.raises(ImageError, match="up to 614454277, and the type 'float' changes those above 16777216"):
+        warp_image(large, aside, grid, order=0, pixel_type="float")
+
+
+def test_voxels_that_are_nan_do_not_spread():
+    grid = Grid((8, 7, 6), (1.0, 1.5, 2.0))
+    values = np.random.default_rng(0).normal(0, 100, grid.shape).astype(np.float32)
+    clean = Image(values.copy(), grid)
+    values[3, 3, 3] = np.nan
+    holed = Image(values, grid)
+    aside = TransformChain((Link(MatrixTransform(np.eye(3), translation=[0.5, 0.0, 0.0])),))
+    for order in (0, 1, "linear"):
+        found = warp_image(holed, aside, grid, order=order).array
+        assert 1 <= np.isnan(found).sum() <= 8  # the neighbours
+        expected = warp_image(clean, aside, grid, order=order).array
+        np.testing.assert_array_equal(found[~np.isnan(found)], expected[~np.isnan(found)])
+        with pytest.raises(ImageError, match="1 voxels that are NaN or infinite; the type 'short' cannot hold them"):
+            warp_image(holed, aside, grid, order=order, pixel_type="short")
+    for order in (2, 3, 5):
+        with pytest.raises(ImageError, match="1 voxels that are NaN or infinite; splines would spread them"):
+            warp_image(holed, aside, grid, order=order)
+    values[3, 3, 3] = np.inf
+    with pytest.raises(ImageError, match="splines would spread them"):
+        warp_image(holed, aside, grid)

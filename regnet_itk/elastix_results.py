@@ -93,7 +93,7 @@ class ElastixResult:
             "versions": {"python": platform.python_version(), **package_versions()},
             "settings": dict(self.settings),
             "inputs": dict(self.inputs),
-            "computed_by": "elastix, as a whole",
+            "computed_by": "elastix as a whole",
             "fixed": _describe(self.images.fixed[0]),
             "moving": _describe(self.images.moving[0]),
             "stages": [report.summary(number) for number, report in enumerate(self.stages)],

@@ -142,7 +142,7 @@ def initial_files(initial: str | Path | None) -> list[str]:
         return []
     if Path(initial).suffix.lower() not in PARAMETER_SUFFIXES:
         return [str(initial)]
-    return [values.source for values in list_transform_maps(initial)]
+    return [values.source for values in list_transform_maps(initial, numbers=False)]
 
 
 def input_paths(**given: Any) -> dict[str, str]:

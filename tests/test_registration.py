@@ -280,7 +280,6 @@ class TestRefusals:
         refuse(ParameterError, "no stage was given", phantom, [])
         refuse(ParameterError, "'afine' does not exist; did you mean 'affine'", phantom, ["afine"])
         refuse(ParameterError, "did you mean 'RegNetModel'", phantom, [AFFINE, REGNET.with_(RegNetModle="x")])
-        refuse(ParameterError, "did you mean 'NumberOfResolutions'", phantom, [AFFINE.with_(NumberOfResolution=1)])
         refuse(ParameterError, "did you mean 'RegNetRegistration'", phantom, [AFFINE.with_(Registration="RegNetReg")])
         refuse(ModelError, "did you mean 'regnet'", phantom, [AFFINE, REGNET.with_(RegNetModel="regne")])
         refuse(

@@ -98,7 +98,9 @@ def _transform(asked: Request, log: RunLog) -> int:
     if why is not None:
         from regnet_itk.cli.handed_on import hand_on
 
-        _files(asked).check(asked.out, [values.source for values in list_transform_maps(asked.transform)])
+        _files(asked).check(
+            asked.out, [values.source for values in list_transform_maps(asked.transform, numbers=False)]
+        )
         with staged_folder(asked.out, _files(asked)) as stage:
             hand_on(asked, why, _result_names(asked.images), stage, log)
             (stage / _LOG).write_text(log.text(), encoding="utf-8")

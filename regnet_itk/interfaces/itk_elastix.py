@@ -315,13 +315,11 @@ class RegNetRegistrationMethod:
         parts, whose number may differ.
         """
         result = self._done()
-        if isinstance(result, ElastixResult):
-            folder = self._transform_folder()
-            if not self._output_directory:
-                result.write_transforms(folder)
-            self._transforms = self._transforms or _parameter_object(result.transform_maps(folder))
         if self._transforms is None:
-            self._transforms = _parameter_object(_whole(result.write_transforms(self._transform_folder())[-1]))
+            folder = self._transform_folder()
+            written = result.write_transforms(folder)
+            maps = result.transform_maps(folder) if isinstance(result, ElastixResult) else _whole(written[-1])
+            self._transforms = _parameter_object(maps)
         return self._transforms
 
     def GetCombinationTransform(self) -> Any:

@@ -120,6 +120,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "computed_by" in record:
+            raise RegistrationError(
+                f"'{folder}': {record['computed_by']} computed this registration, without what a page needs; look at "
+                "the result images themselves"
+            )
         _check_record(record)
     except OSError as error:
         raise RegistrationError(f"'{path}' cannot be read: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from regnet_itk.transforms.itk_files import read_itk
 from regnet_itk.transforms.registry import find_elastix_type, known_names, known_types
 
 _ITK_FILE_KEY = "TransformFileName"
+_NUMBERS = re.compile(r"\n[ \t]*(\(TransformParameters |TransformParameters *=)[^\n]*(?=\n|$)")
 _ANY_TRANSFORM = (
     "Transform", "NumberOfParameters", "TransformParameters", "HowToCombineTransforms",
     "UseBinaryFormatForTransformationParameters",
@@ -141,13 +143,15 @@ def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
     return _initial_chain(values, here.parent, (*seen, here)).then(link)
 
 
-def list_transform_maps(path: str | Path) -> list[ParameterMap]:
+def list_transform_maps(path: str | Path, numbers: bool = True) -> list[ParameterMap]:
     """Read the elastix files of a transform without evaluating them.
 
     Parameters
     ----------
     path : str or Path
         An elastix transform file.
+    numbers : bool
+        Whether the numbers of ``TransformParameters`` are read, of which B-splines have a million.
 
     Returns
     -------
@@ -173,7 +177,7 @@ def list_transform_maps(path: str | Path) -> list[ParameterMap]:
         if len(seen) >= MOST_LINKS:
             raise TransformError(f"transform file '{path}' begins with more than {MOST_LINKS} others")
         seen.add(here)
-        maps.append(read_transform_map(following))
+        maps.append(read_transform_map(following, numbers))
         following = locate_initial(maps[-1], here.parent)
     return maps
 
@@ -212,8 +216,7 @@ def find_beyond_reading(path: str | Path) -> str | None:
     if not is_file(path) or path.suffix.lower() not in PARAMETER_SUFFIXES:
         return None
     try:
-        maps = list_transform_maps(path)
-        for values in maps:
+        for values in list_transform_maps(path, numbers=False):
             dimension = values.get_int("FixedImageDimension", 3)
             if dimension in DIMENSIONS and dimension != 3:
                 return f"images of {dimension} dimensions"
@@ -247,8 +250,14 @@ def check_start_is_told(values: ParameterMap) -> None:
         )
 
 
-def read_transform_map(path: Path) -> ParameterMap:
+def read_transform_map(path: Path, numbers: bool = True) -> ParameterMap:
     """Read the keys of one elastix transform file (.txt or .toml), without the files that it names.
+
+    Parameters
+    ----------
+    path : Path
+    numbers : bool
+        Whether ``TransformParameters`` is read.
 
     Raises
     ------
@@ -259,7 +268,8 @@ def read_transform_map(path: Path) -> ParameterMap:
         raise TransformError(f"transform file '{path}' {why}")
     parse = parse_parameter_toml if path.suffix.lower() == ".toml" else parse_parameter_text
     try:
-        return parse(decode_text(path.read_bytes()), str(path))
+        text = decode_text(path.read_bytes())
+        return parse(text if numbers else _NUMBERS.sub("\n", text), str(path))
     except UnicodeDecodeError:
         raise TransformError(f"'{path}' is not a transform file: it is not text") from None
     except OSError as error:

@@ -106,7 +106,7 @@ def test_the_command_and_the_stand_in_write_what_the_library_writes(case, here, 
     assert {f"IterationInfo.{n}.R0.txt" for n, _ in enumerate(names)} <= {f.name for f in (tmp_path / "run").iterdir()}
     record = json.loads((tmp_path / "run" / "registration.json").read_text())
     assert [stage["elastix"][0] for stage in record["stages"]] == ["5"] * len(names)
-    assert record["computed_by"] == "elastix, as a whole"
+    assert record["computed_by"] == "elastix as a whole"
     assert np.asarray(theirs).ndim == int(kind)
 
 
@@ -344,3 +344,5 @@ def test_both_ways_and_landmark_errors_are_left_out_and_told(here, tmp_path, cap
     assert command.call("run", *words, "-out", tmp_path / "out") == 0
     assert "displacement field, det J, picture, landmark error, way back" in capsys.readouterr().err
     assert not (tmp_path / "out" / "backward").exists()
+    assert command.call("report", tmp_path / "out") == 1
+    assert "elastix as a whole computed this registration" in capsys.readouterr().err

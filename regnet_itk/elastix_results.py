@@ -25,6 +25,8 @@ from regnet_itk.result_files import RECORD, RUN_FILES, write_stage_files
 from regnet_itk.stage_report import StageReport
 from regnet_itk.stages.base import RunOptions, Stage
 from regnet_itk.stages.elastix import DIMENSION_KEYS, ElastixStage, ignores_direction
+from regnet_itk.stages.elastix_settings import ElastixSettings
+from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.planning import check_output_keys
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import find_beyond_reading
@@ -192,8 +194,8 @@ def register_whole(
     ------
     ImageError, PointsError, ParameterError, TransformError, RegistrationError
     """
-    maps = [stage.parameters for stage in stages]
-    _check(maps, images)
+    _check([stage.parameters for stage in stages], images)
+    maps = [_without_own_keys(stage.parameters, events) for stage in stages]
     for values in maps:
         if ignores_direction(values, images.fixed[0].direction):
             events.log.warning(
@@ -227,6 +229,14 @@ def register_whole(
         reports.append(report)
     settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
     return ElastixResult(images, tuple(reports), files, settings, inputs)
+
+
+def _without_own_keys(values: ParameterMap, events: RegistrationEvents) -> ParameterMap:
+    """Return a map without the keys that are this package's, which go stage by stage."""
+    own = [key for key in declared_keys(ElastixSettings) if key in values]
+    if own:
+        events.log.warning(f"{values.source}: left out, as elastix computes it as a whole: {', '.join(own)}")
+    return values.without(*own)
 
 
 def _check(maps: Sequence[ParameterMap], images: Images) -> None:

@@ -331,7 +331,7 @@ def test_a_transform_that_is_not_supported_is_still_described(capsys):
     )
     text, found = told(capsys, "odd.txt")
     assert found["parts"][0]["type"] == "SplineKernelTransform"
-    assert "the transform type 'SplineKernelTransform' is not supported" in text
+    assert "only transformix can evaluate a SplineKernelTransform" in text
 
 
 def test_the_function_gives_what_the_command_prints():

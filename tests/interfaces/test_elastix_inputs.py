@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from elastix_cases import QUICK, numbers_of, parameter_object, run_library, several_metrics, texture
+from listening import Heard
 
 from regnet_itk import register, registration_method
 from regnet_itk.cli.shim import stand_in
@@ -20,7 +21,8 @@ from regnet_itk.data.image import as_image
 from regnet_itk.data.landmarks import Landmarks, write_landmarks
 from regnet_itk.errors import ParameterError
 from regnet_itk.interfaces.itk_elastix import RegNetRegistrationMethod
-from regnet_itk.parameters import read_parameter_map
+from regnet_itk.parameters import ParameterMap
+from regnet_itk.stages.base import Stage, StageResult
 from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 
@@ -167,13 +169,15 @@ def test_numbered_flags_are_taken_in_any_order(here, tmp_path, capsys):
         assert message in capsys.readouterr().out
 
 
-def test_a_network_says_that_it_uses_the_first_pair(here, tmp_path, capsys):
-    quick = read_parameter_map("regnet_multistage_fast").with_(RegNetRegion="all")
-    (tmp_path / "net.txt").write_text(quick.to_text())
-    words = ["-f0", "f0.mha", "-f1", "f1.mha", "-m0", "m0.mha", "-m1", "m1.mha"]
-    assert command.call("run", *words, "-p", "two.txt", "-p", tmp_path / "net.txt", "-out", tmp_path / "out") == 0
-    assert "stage 1 (RegNet" in (told := capsys.readouterr().err)
-    assert told.count("uses the first fixed and the first moving image only") == 1
+def test_a_stage_that_takes_one_pair_says_so(here):
+    class Still(Stage):
+        def run(self, pair, initial, options):
+            return StageResult(initial, 0.0, None)
+
+    for several, told in ((["m0.mha", "m1.mha"], 1), ("m0.mha", 0)):
+        heard = Heard()
+        register(["f0.mha"], several, [Still(ParameterMap({}))], events=heard)
+        assert sum("uses the first fixed and the first moving image only" in line for line in heard.lines) == told
 
 
 def test_the_setters_of_several_images(here):

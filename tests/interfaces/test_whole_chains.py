@@ -339,10 +339,13 @@ def test_what_elastixs_library_cannot_register(here):
         method.GetCombinationTransform()
 
 
-def test_both_ways_and_landmark_errors_are_left_out_and_told(here, tmp_path, capsys):
-    words = ["-f", "f2.mha", "-m", "m2.mha", "-p", "flat.txt", "-fp", "p2.txt", "-mp", "q2.txt", "--both-ways"]
+def test_what_needs_three_dimensions_is_left_out_and_told(here, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text(FLAT.with_(RegNetUndo=True).to_text())
+    words = ["-f", "f2.mha", "-m", "m2.mha", "-p", tmp_path / "p.txt", "-fp", "p2.txt", "-mp", "q2.txt", "--both-ways"]
     assert command.call("run", *words, "-out", tmp_path / "out") == 0
-    assert "displacement field, det J, picture, landmark error, way back" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "displacement field, det J, picture, landmark error, way back" in told
+    assert "p.txt: left out, as elastix computes it as a whole: RegNetUndo" in told
     assert not (tmp_path / "out" / "backward").exists()
     assert command.call("report", tmp_path / "out") == 1
     assert "elastix as a whole computed this registration" in capsys.readouterr().err

@@ -26,8 +26,10 @@ ELASTIX_REGISTRATIONS = (
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TOML_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_LINE = re.compile(r"\((?P<body>(?:\"[^\"]*\"|[^\"()])*)\)\s*(?://.*)?")
-_TOKEN = re.compile(r"\s*(?:\"(?P<quoted>[^\"]*)\"|(?P<bare>[^\s\"]+))(?=\s|$)")
+_LINE = re.compile(r"\((?P<body>(?:\"[^\"]*\"|[^\"()])*)\)\s*(?://.*)?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_IN_KEYS = re.compile(r"[.,:;!@#$%^&-+|<>?]")  # what elastix refuses, ranges included
+_TOKEN = re.compile(r"\s*(?:\"(?P<quoted>[^\"]*)\"|(?P<bare>[^\s\"]+))(?=\s|$)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -224,10 +226,14 @@ def parse_parameter_text(text: str, source: str = "<text>") -> ParameterMap:
         With file and line, at a missing parenthesis, an unbalanced quote, a missing value or a repeated key.
     """
     values: dict[str, tuple[str, ...]] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = raw.replace("\t", " ").strip(" \r")
         if not line or line.startswith("//"):
             continue
+        if odd := _CONTROL.search(line):
+            raise ParameterError(
+                f"{source}, line {number}: it is damaged, or no text file: it holds the character number {ord(odd[0])}"
+            )
         key, found = _parse_line(line, f"{source}, line {number}")
         if key in values:
             raise ParameterError(f"{source}, line {number}: the key '{key}' is given twice; remove one of the lines")
@@ -242,7 +248,13 @@ def _parse_line(line: str, where: str) -> tuple[str, tuple[str, ...]]:
         if code.count('"') % 2:
             raise ParameterError(f"{where}: a quote is not closed: {_short(line)}")
         raise ParameterError(f"{where}: expected '(Key value ..)' in parentheses, not: {_short(line)}")
-    body = match["body"].strip()
+    if "//" in match["body"]:
+        raise ParameterError(f"{where}: for elastix '//' begins a comment, within quotes too: {_short(line)}")
+    if match["body"].startswith(" "):
+        raise ParameterError(
+            f"{where}: the key must follow the parenthesis at once, as elastix reads it: {_short(line)}"
+        )
+    body = match["body"].rstrip(" ")
     tokens, position = [], 0
     while position < len(body):
         token = _TOKEN.match(body, position)
@@ -253,6 +265,8 @@ def _parse_line(line: str, where: str) -> tuple[str, tuple[str, ...]]:
     if not tokens or tokens[0]["bare"] is None:
         raise ParameterError(f"{where}: expected '(Key value ..)' with a key that is not quoted, not: {_short(line)}")
     key = tokens[0]["bare"]
+    if odd := _NOT_IN_KEYS.search(key):
+        raise ParameterError(f"{where}: '{odd[0]}' cannot be in a key: {_short(line)}")
     found = tuple(token["bare"] if token["bare"] is not None else token["quoted"] for token in tokens[1:])
     if not found or not all(value.strip() for value in found):
         raise ParameterError(f"{where}: the key '{key}' has an empty value; give one or remove the line")

@@ -21,14 +21,14 @@ TEXT = """// An affine registration
   (ImagePyramidSchedule 4 4 4  2 2 2)
 (Scales 1e5 -2.50 .5 7)
 (WriteResultImage "true")
-(DeformationFieldFileName "/a folder/(1)//x.mha")
+(DeformationFieldFileName "/a folder/(1)/x.mha")
 """
 VALUES = {
     "Transform": ("AffineTransform",),
     "ImagePyramidSchedule": ("4", "4", "4", "2", "2", "2"),
     "Scales": ("1e5", "-2.50", ".5", "7"),
     "WriteResultImage": ("true",),
-    "DeformationFieldFileName": ("/a folder/(1)//x.mha",),
+    "DeformationFieldFileName": ("/a folder/(1)/x.mha",),
 }
 
 
@@ -264,3 +264,32 @@ def test_an_unknown_key_that_resembles_nothing_is_a_warning():
 
 def test_keys_of_numbered_components_are_known():
     assert _check(Metric0Weight=1, Metric12Use="true", Metric1NumberOfHistogramBins=32, ErodeFixedMask1="true") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('(Key "a//b")', "'//' begins a comment, within quotes too"),
+        ("(Key 1//2)", "'//' begins a comment"),
+        ("( Key 1)", "the key must follow the parenthesis at once"),
+        ("(Ke'y 1)", "''' cannot be in a key"),
+        ("(Key a\0b)", "it holds the character number 0"),
+        ("(Key 1)\u2028", "in parentheses"),
+        ("(Key 1)\r(Other 2)", "character number 13"),
+    ],
+)
+def test_lines_that_elastix_reads_as_something_else_are_refused(line, message, tmp_path):
+    itk = pytest.importorskip("itk")
+    with pytest.raises(ParameterError, match=message):
+        parse_parameter_text(f"(First 1)\n{line}\n")
+    (tmp_path / "p.txt").write_bytes(f"(First 1)\n{line}\n".encode())
+    judge = itk.ParameterObject.New()
+    try:
+        judge.ReadParameterFile(str(tmp_path / "p.txt"))
+    except RuntimeError:
+        return
+    assert dict(judge.GetParameterMap(0)).get("Key") != ("1",)
+
+
+def test_a_tab_is_a_space_as_for_elastix():
+    assert parse_parameter_text('(Key\t"a\tb"\t1)').values == {"Key": ("a b", "1")}

@@ -12,7 +12,7 @@ import numpy as np
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.metrics.measures import ErrorMoments
-from regnet_itk.metrics.metric import RESERVED, Found
+from regnet_itk.metrics.metric import RESERVED, Found, mean_of
 from regnet_itk.stages.base import Detail
 
 RECORD = "measures.json"
@@ -89,13 +89,34 @@ class StepRecord:
         content = {**vars(self), "measures": self.measures.to_json()}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
+    def _check(self) -> None:
+        """Raise a TypeError or ValueError if something is not of its type."""
+        for text in (self.label, self.key, self.measured_key, self.transform):
+            if not isinstance(text, str):
+                raise TypeError(text)
+        measures = self.measures
+        moments = (
+            () if measures.field is None else (measures.field.count, *measures.field.sums, *measures.field.squares)
+        )
+        for number in (self.seconds, self.peak_mb, *moments):
+            if not isinstance(number, int | float):
+                raise TypeError(number)
+            float(number)
+        if len(as_array(measures.mapped)) != len(as_array(measures.differences)):
+            raise ValueError("points")
+        dict(self.details)
+        for found in measures.metrics.values():
+            mean_of(found)
+
     @classmethod
     def read(cls, path: Path) -> StepRecord | None:
-        """Read a record; None if there is none, or it is of another version of this program."""
+        """Read a record; None if there is none, it is damaged, or of another version of this program."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**content, "measures": Measures.from_json(content["measures"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = cls(**{**content, "measures": Measures.from_json(content["measures"])})
+            found._check()
+            return found
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from regnet_itk.data.grid import Box, FloatArray, Grid
+from regnet_itk.data.grid import LARGEST_LENGTH, Box, FloatArray, Grid
 from regnet_itk.data.image import grid_of, place
 from regnet_itk.data.image_files import open_image, read_voxels
 from regnet_itk.errors import ImageError, TransformError
@@ -185,7 +185,7 @@ def read_displacement_field(path: str | Path) -> DisplacementField:
         field = DisplacementField(read_voxels(reader, path, "displacement field"), grid_of(reader))
     except (ImageError, OSError) as error:
         raise TransformError(str(error)) from None
-    if not np.isfinite(field.vectors).all():
+    if not (np.abs(field.vectors) <= LARGEST_LENGTH).all():
         raise TransformError(f"displacement field '{path}' holds vectors that are not finite")
     return field
 

@@ -42,6 +42,13 @@ def _triple(values: Sequence[float] | FloatArray) -> Triple:
     return x, y, z
 
 
+LARGEST_LENGTH = 1e12
+"""mm; whatever is larger is damaged, and its square soon no number any more."""
+LARGEST_COSINE = 1e3
+"""Of a direction; ITK's singular value decomposition never ends with numbers such as 1e308."""
+MOST_VOXELS = 2**36
+
+
 @dataclass(frozen=True)
 class Grid:
     """A regular grid of voxel centres in physical space.
@@ -84,12 +91,18 @@ class Grid:
         object.__setattr__(self, "origin", _triple(self.origin))
         rows = np.asarray(self.direction, dtype=float).reshape(3, 3)
         object.__setattr__(self, "direction", tuple(_triple(row) for row in rows))
+        if math.prod(self.size) > MOST_VOXELS:
+            raise ImageError(f"a grid of {' x '.join(map(str, self.size))} voxels is larger than any image")
         if min(self.size) < 1:
             raise ImageError(f"a grid needs a size of at least 1 along every axis, not {self.size}")
-        if not all(math.isfinite(s) and s > 0 for s in self.spacing):
-            raise ImageError(f"the voxel spacing {self.spacing} mm is not positive; correct the image's header")
-        if not np.isfinite(rows).all() or not np.isfinite(self.origin).all():
-            raise ImageError("the origin or direction of the image is not finite; correct the image's header")
+        if not all(0 < s <= LARGEST_LENGTH for s in self.spacing):
+            raise ImageError(
+                f"the voxel spacing {self.spacing} mm is not positive, or no length; correct the image's header"
+            )
+        if not (np.abs(rows).max() <= LARGEST_COSINE and np.abs(self.origin).max() <= LARGEST_LENGTH):
+            raise ImageError(
+                "the origin or direction of the image is not finite, or too large; correct the image's header"
+            )
         if abs(np.linalg.det(rows)) < 1e-6:
             raise ImageError(f"the direction matrix {rows.tolist()} cannot be inverted; correct the image's header")
 

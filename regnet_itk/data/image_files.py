@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from regnet_itk.data.nifti_files import check_nifti_geometry, is_nifti, read_nif
 from regnet_itk.errors import ImageError
 from regnet_itk.inputs import why_no_file
 
+_LONGEST_NRRD_HEADER = 1 << 20
+_LONGEST_NRRD_LINE = 500
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 _PIECE = 1 << 20  # bytes that are unpacked at once
 _BEGINNINGS = {  # what files of a kind begin with
     "a gzip file": b"\x1f\x8b",
@@ -138,6 +142,8 @@ def open_image(path: Path, role: str) -> Any:
         _check_contents(path, role)
         if is_meta(path):
             read_meta_header(path, role)
+        elif path.name.lower().endswith((".nrrd", ".nhdr")):
+            _check_nrrd_header(path, role)
         elif is_nifti(path):
             check_nifti_geometry(read_nifti_header(path, role), path, role)
     except OSError as error:
@@ -271,6 +277,21 @@ def _unzipped_size(path: Path, enough: int) -> int:
                 if piece.eof:
                     piece = zlib.decompressobj(wbits=31)
     return count
+
+
+def _check_nrrd_header(path: Path, role: str) -> None:
+    """Refuse a header with lines that are no text or longer than any: ITK's reader crashes at them."""
+    with path.open("rb") as file:
+        head = file.read(_LONGEST_NRRD_HEADER)
+    lines = head.split(b"\n")
+    end = next((number for number, line in enumerate(lines) if line in (b"", b"\r")), None)
+    if end is None and (path.name.lower().endswith(".nrrd") or len(head) == _LONGEST_NRRD_HEADER):
+        raise ImageError(f"{role} '{path}' cannot be read: its header has no end")
+    for line in lines[:end]:
+        if b":=" not in line and (len(line) > _LONGEST_NRRD_LINE or _CONTROL.search(line.rstrip(b"\r"))):
+            raise ImageError(
+                f"{role} '{path}' is damaged: its header has a line of {len(line)} characters that is no text"
+            )
 
 
 def _check_packed_nrrd(path: Path, role: str) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regnet_itk.data.grid import FloatArray, Grid
+from regnet_itk.data.grid import LARGEST_LENGTH, FloatArray, Grid
 from regnet_itk.errors import PointsError
 from regnet_itk.inputs import why_no_file
 
@@ -108,9 +109,14 @@ class _Rows:
             raise PointsError(f"{where}: a point needs {self.dimension} coordinates, not {len(texts)}")
         if not all(isinstance(text, int | float) or _is_number(text) for text in texts):
             raise PointsError(f"{where}: expected {self.dimension} numbers, not '{' '.join(map(str, texts))}'")
-        point = tuple(float(text) for text in texts)
-        if not np.isfinite(point).all():
-            raise PointsError(f"{where}: the point {' '.join(map(str, point))} is not finite")
+        try:
+            point = tuple(float(text) for text in texts)
+        except OverflowError:  # of a whole number with hundreds of digits
+            point = (math.inf,) * self.dimension
+        if not all(abs(value) <= LARGEST_LENGTH for value in point):
+            raise PointsError(
+                f"{where}: the point {' '.join(map(str, point))} is not finite, or lies nowhere in a body"
+            )
         self.rows.append(point)
         self.lines.append(line)
         self.names.append(name)

@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from regnet_itk.data.grid import LARGEST_COSINE, LARGEST_LENGTH
 from regnet_itk.errors import ImageError
+from regnet_itk.inputs import why_no_file
 
 SUFFIXES = (".mha", ".mhd")
 
 _LONGEST_HEADER = 65_536
-_LARGEST_COSINE = 1e3  # of a direction; ITK's singular value decomposition never ends with numbers such as 1e308
-_LARGEST_LENGTH = 1e12  # mm
+_LONGEST_LINE = 4096
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")
+_SWITCHES = ("BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_YES, _NO = ("true", "t", "1"), ("false", "f", "0")
 _NUMBERS = {
-    "TransformMatrix": _LARGEST_COSINE, "Rotation": _LARGEST_COSINE, "Orientation": _LARGEST_COSINE,
-    "Offset": _LARGEST_LENGTH, "Position": _LARGEST_LENGTH, "Origin": _LARGEST_LENGTH,
-    "CenterOfRotation": _LARGEST_LENGTH, "ElementSpacing": _LARGEST_LENGTH, "ElementSize": _LARGEST_LENGTH,
+    "TransformMatrix": LARGEST_COSINE, "Rotation": LARGEST_COSINE, "Orientation": LARGEST_COSINE,
+    "Offset": LARGEST_LENGTH, "Position": LARGEST_LENGTH, "Origin": LARGEST_LENGTH,
+    "CenterOfRotation": LARGEST_LENGTH, "ElementSpacing": LARGEST_LENGTH, "ElementSize": LARGEST_LENGTH,
 }  # fmt: skip
 
 
@@ -50,13 +54,13 @@ class MetaHeader:
     @property
     def compressed(self) -> bool:
         """Whether the voxels are packed by zlib."""
-        return self.values.get("CompressedData", "").lower() == "true"
+        return self.values.get("CompressedData", "").lower() in _YES
 
     @property
     def big_endian(self) -> bool:
         """Whether a value's most significant byte comes first."""
         keys = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-        return any(self.values.get(key, "").lower() == "true" for key in keys)
+        return any(self.values.get(key, "").lower() in _YES for key in keys)
 
 
 def is_meta(path: Path) -> bool:
@@ -79,19 +83,37 @@ def read_meta_header(path: Path, role: str) -> MetaHeader:
         raise ImageError(
             f"{role} '{path}' cannot be read: it is no MetaImage, or cut off (its header has no line 'ElementDataFile')"
         )
-    values = {}
-    for line in head[: match.start()].decode("latin-1").splitlines():
+    values: dict[str, str] = {}
+    for line in head[: match.start()].decode("latin-1").split("\n"):
         key, equals, value = line.partition("=")
+        if len(line) > _LONGEST_LINE or _CONTROL.search(line.rstrip("\r")):
+            raise ImageError(
+                f"{role} '{path}' is damaged: its header has a line of {len(line)} characters that is no text"
+            )
+        if line.strip() and not equals:
+            raise ImageError(f"{role} '{path}' is damaged: its header has a line '{line.strip()[:40]}' without '='")
+        if equals and key.strip() in values:
+            raise ImageError(f"{role} '{path}' is damaged: its header has two lines '{key.strip()}'")
         if equals:
             values[key.strip()] = value.strip()
     name = match[1].decode(errors="replace")
     local = name.upper() == "LOCAL"
+    listed = (name.upper().startswith("LIST") or "%" in name) and name.isprintable()
+    if not local and not listed and (why := why_no_file(path.parent / name)) is not None:
+        raise ImageError(f"{role} '{path}': the file of its voxels, '{name[:200]}', {why}")
     header = MetaHeader(values, path if local else path.parent / name, match.end() if local else 0)
     _check_numbers(header, f"{role} '{path}'")
     return header
 
 
 def _check_numbers(header: MetaHeader, where: str) -> None:
+    for key in _SWITCHES:
+        if (text := header.values.get(key, "False").lower()) not in (*_YES, *_NO):
+            raise ImageError(f"{where} has '{text[:40]}' as {key} in its header, which is neither True nor False")
+    if header.compressed and header.values.get("BinaryData", "").lower() not in _YES:
+        raise ImageError(f"{where} is packed, and its header does not say BinaryData = True")
+    if header.compressed and not re.fullmatch(r"[1-9]\d{0,15}", header.values.get("CompressedDataSize", ""), re.ASCII):
+        raise ImageError(f"{where} is packed, and its header does not say to what size (CompressedDataSize)")
     dimensions = header.values.get("NDims", "")
     if not re.fullmatch(r"[1-9]", dimensions, re.ASCII):
         raise ImageError(f"{where} has NDims = {dimensions[:40]} in its header; an image has 3 dimensions here")
@@ -133,7 +155,7 @@ def unpack_voxels(
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     with header.data.open("rb") as file:
         file.seek(header.offset)
-        packed = file.read()
+        packed = file.read(int(header.values["CompressedDataSize"]))
     piece = zlib.decompressobj()
     try:
         raw = bytearray(piece.decompress(packed, wanted + 1))

@@ -30,6 +30,8 @@ _ENTRIES = {  # where each lies in the header, and its struct format
     "scaling": (112, "2f"), "codes": (252, "2h"), "sform": (280, "12f"),
 }  # fmt: skip
 _INTENT_OFFSET = 68
+_FIRST_VOXEL = 352  # bytes; before it are the header and what tells of extensions
+_LARGEST_OFFSET = 2**31
 NIFTI_DISPLACEMENT = 1006
 """The intent code of displacements along R, A, S."""
 
@@ -102,6 +104,7 @@ def read_nifti_header(path: Path, role: str) -> NiftiHeader:
             break
     else:
         raise ImageError(f"{role} '{path}' cannot be read: it does not begin with a NIfTI-1 header")
+    _check_layout(head, order, f"{role} '{path}'")
     found = {name: struct.unpack_from(order + form, head, at) for name, (at, form) in _ENTRIES.items()}
     dim, pixdim, codes = found["dim"], found["pixdim"], found["codes"]
     return NiftiHeader(
@@ -110,11 +113,25 @@ def read_nifti_header(path: Path, role: str) -> NiftiHeader:
         int(found["datatype"][0]),
         int(found["bitpix"][0]) // 8,
         (float(pixdim[1]), float(pixdim[2]), float(pixdim[3])),
-        int(found["vox_offset"][0]) if np.isfinite(found["vox_offset"][0]) else 0,
+        int(found["vox_offset"][0]),
         float(found["scaling"][0]),
         float(found["scaling"][1]),
         np.array(found["sform"]).reshape(3, 4) if codes[1] > 0 else None,
     )
+
+
+def _check_layout(head: bytes, order: str, where: str) -> None:
+    """Refuse a header that says wrongly where the voxels are: ITK reads others then, and does not say so."""
+    count, *size = struct.unpack_from(order + "8h", head, 40)
+    offset = struct.unpack_from(order + "f", head, 108)[0]
+    if head[344:348] != b"n+1\0":
+        raise ImageError(f"{where} cannot be read: it is no NIfTI-1 file of one piece; convert it")
+    if not 1 <= count <= 7 or min(size[:count]) < 1:
+        raise ImageError(
+            f"{where} has dim = {count} {' '.join(map(str, size))} in its header, which is no size of an image"
+        )
+    if not (offset >= _FIRST_VOXEL and float(offset).is_integer() and offset < _LARGEST_OFFSET):
+        raise ImageError(f"{where} has voxels from byte {offset:g} on by its header (vox_offset), where none can be")
 
 
 def check_nifti_geometry(header: NiftiHeader, path: Path, role: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from regnet_itk.data.image import Image, check_mask
@@ -128,21 +130,39 @@ def _read_record(folder: Path) -> dict[str, Any]:
         _check_record(record)
     except OSError as error:
         raise RegistrationError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise RegistrationError(f"'{path}' is damaged, or was not written by regnet-itk run; register again") from None
     return record
 
 
 def _check_record(record: Any) -> None:
-    """Raise if what a report needs is missing."""
+    """Raise if what a report needs is missing, or of another type."""
     for role in ("fixed", "moving"):
-        if len(record[role]["size"]) != 3 or len(record[role]["spacing"]) != 3:
-            raise ValueError(role)
-    int(record["initial_transforms"])
+        for numbers in (record[role]["size"], record[role]["spacing"]):
+            _expect(int | float, *numbers)
+            if len(numbers) != 3:
+                raise ValueError(role)
+    _expect(int, record["initial_transforms"])
+    for name in ("inputs", "settings", "versions"):
+        _expect(dict, record.get(name, {}))
+    _expect(str, *record.get("inputs", {}).values())
+    _expect(list, record["stages"])
     for stage in record["stages"]:
-        str(stage["name"]), float(stage["seconds"]), dict(stage["parameters"])
-    _recorded_errors(record)
+        _expect(str, stage["name"], stage.get("source", ""))
+        _expect(int | float, stage["seconds"])
+        _expect(dict, stage["parameters"])
+        _expect(list, *stage["parameters"].values())
+    for errors in _recorded_errors(record):
+        _expect(int | float | Value | None, *errors)
     _both_ways(record)
+
+
+def _expect(kind: type | UnionType, *values: Any) -> None:
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(value)
+        if isinstance(value, int):
+            float(value)
 
 
 def _find_inputs(
@@ -160,7 +180,7 @@ def _find_inputs(
             found[name] = Path(path)
         elif name in recorded:
             old = Path(recorded[name])
-            there = next((p for p in (old, folder / old.name, folder.parent / old.name) if p.exists()), None)
+            there = next((p for p in (old, folder / old.name, folder.parent / old.name) if os.path.exists(p)), None)
             if there is not None:
                 found[name] = there
             elif name not in ("fixed", "moving"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 import types
 from dataclasses import dataclass, field
@@ -405,6 +406,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):  # a table that may be left out
         return _value(get_args(hint)[0], value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise ParameterError(f"{where} is no number that can be computed with")
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

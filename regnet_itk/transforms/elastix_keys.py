@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
+from regnet_itk.data.grid import LARGEST_LENGTH
 from regnet_itk.errors import OutputError, TransformError
 from regnet_itk.inputs import is_file
 from regnet_itk.parameters import ParameterMap
@@ -81,6 +81,8 @@ def read_floats(values: ParameterMap, key: str, count: int | None = None) -> lis
         If the key is missing, or a value is no finite number.
     """
     found = values.get_floats(key, count)
-    if not all(math.isfinite(value) for value in found):
-        raise TransformError(f"{values.source}: '{key}' holds a value that is not finite")
+    if not all(abs(value) <= LARGEST_LENGTH for value in found):
+        raise TransformError(
+            f"{values.source}: '{key}' holds a value that is not finite, or that no transform can have"
+        )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.data.grid import Grid
+from regnet_itk.data.grid import LARGEST_LENGTH, Grid
 from regnet_itk.data.suffixes import ITK_SUFFIXES
 from regnet_itk.errors import TransformError
 from regnet_itk.outputs import write_whole
@@ -165,8 +165,9 @@ def chain_from_sitk(transform: Any, source: str = "the transform") -> TransformC
 
     transform = transform.Downcast()
     name = type(transform).__name__
-    if not (np.isfinite(transform.GetParameters()).all() and np.isfinite(transform.GetFixedParameters()).all()):
-        raise TransformError(f"{source}: its {name} holds a number that is not finite")
+    numbers = (transform.GetParameters(), transform.GetFixedParameters())
+    if not all((np.abs(values) <= LARGEST_LENGTH).all() for values in numbers):
+        raise TransformError(f"{source}: its {name} holds a number that is not finite, or that no transform can have")
     if isinstance(transform, sitk.CompositeTransform):
         if transform.GetNumberOfTransforms() > MOST_LINKS:
             raise TransformError(f"{source} is made of more than {MOST_LINKS} transforms")

@@ -260,3 +260,57 @@ def test_masks_of_anything_but_whole_numbers_are_refused():
             check_mask(Image(values, GRID), image, "fixed")
     with pytest.raises(ImageError, match="27 voxels"):
         check_mask(Image(np.where(inside > 0, np.float32(np.inf), inside), GRID), image, "fixed")
+
+
+# What a fuzz run has found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"LOCAL\n", b"LOCAL", "the file of its voxels"),
+        (b"LOCAL\n", b"%LOCAL\x01\n", "the file of its voxels"),
+        (b"CompressedDataSize", b"CompressedDataSiz", "does not say to what size"),
+        (b"BinaryData = True", b"BinaryData = xTrue", "neither True nor False"),
+        (b"NDims = 3\n", b"NDims = 3\nNDims = 3\n", "two lines 'NDims'"),
+        (b"BinaryData = True", b"Binary True", "a line 'Binary True' without '='"),
+        (b"BinaryData = True", b"Binary = True", "does not say BinaryData = True"),
+        (b"NDims = 3\n", b"NDims = 3\n\x01\x02\n", "that is no text"),
+        (b"NDims = 3\n", b"NDims = 3\n" + b"A" * 5000 + b"\n", "a line of 5000 characters"),
+    ],
+)
+def test_headers_of_meta_images_that_make_itk_crash_or_read_other_values(old, new, message, tmp_path):
+    write_image(Image(HU, Grid(GRID.size)), tmp_path / "a.mha")
+    raw = (tmp_path / "a.mha").read_bytes()
+    assert old in raw
+    (tmp_path / "a.mha").write_bytes(raw.replace(old, new, 1))
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [(b"type: short", b"typ" + b"A" * 5000, "a line of 5003 characters"), (b"sizes: 11", b"sizes:\x00 11", "no text"),
+     (b"\n\n", b"\n \n", "its header has no end")],
+)  # fmt: skip
+def test_headers_of_nrrd_that_make_its_reader_crash(old, new, message, tmp_path):
+    write_image(Image(HU, GRID), tmp_path / "a.nrrd", compress=False)
+    raw = (tmp_path / "a.nrrd").read_bytes()
+    assert old in raw
+    end = raw.index(b"\n\n") + 2
+    (tmp_path / "a.nrrd").write_bytes(raw[:end].replace(old, new, 1) + raw[end:].replace(b"\n\n", b"\n\1"))
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "values", "message"),
+    [(344, "4s", (b"ni1\0",), "no NIfTI-1 file of one piece"), (108, "<f", (348.0,), "from byte 348 on"),
+     (108, "<f", (math.nan,), "from byte nan on"), (42, "<h", (-11,), "no size of an image"),
+     (40, "<h", (9,), "no size of an image")],
+)  # fmt: skip
+def test_nifti_headers_by_which_itk_reads_other_bytes(at, form, values, message, tmp_path):
+    write_image(Image(HU.astype(np.float32), GRID), tmp_path / "a.nii")
+    patched(tmp_path / "a.nii", at, form, *values)
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "a.nii")

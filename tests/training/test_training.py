@@ -131,7 +131,7 @@ def test_errors_of_a_configuration(tmp_path: Path, old: str, new: str, words: st
 
 
 def test_more_errors_of_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="cannot be read"):
+    with pytest.raises(ParameterError, match="does not exist"):
         read_training_config(tmp_path / "missing.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ParameterError, match="not TOML"):

@@ -13,6 +13,7 @@ from typing import Any
 from regnet_itk.data.image import check_values
 from regnet_itk.data.image_nd import ImageND
 from regnet_itk.data.landmarks import Landmarks, elastix_points_text, points_text, read_landmarks, read_points_text
+from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
 from regnet_itk.elastix.chains import ChainInputs, ElastixFiles, run_chain
 from regnet_itk.elastix.components import COMPONENTS
 from regnet_itk.errors import ImageError, ParameterError, RegistrationError, TransformError
@@ -29,9 +30,10 @@ from regnet_itk.stages.elastix_settings import ElastixSettings
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.planning import check_output_keys
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.transforms.elastix_reading import find_beyond_reading
+from regnet_itk.transforms.elastix_reading import find_beyond_reading, list_transform_maps
 from regnet_itk.transforms.registry import find_elastix_type
 from regnet_itk.transforms.resampling_keys import result_pixel_type
+from regnet_itk.transforms.transformix import check_sizes
 from regnet_itk.versions import package_versions
 
 NEEDS_LABELS = "MultiBSplineTransformWithNormal"
@@ -202,18 +204,13 @@ def register_whole(
                 '%s: (UseDirectionCosines "false") does not keep elastix\'s library from using the axes of the images',
                 values.source,
             )
-    if isinstance(initial, TransformChain):
-        if initial.links:
-            raise TransformError("elastix computes this chain as a whole: give `initial` as an elastix transform file")
-        initial = None
-    points = (
-        _points(landmarks[0], images.fixed[0]), _points(landmarks[1], images.moving[0])
-    )  # fmt: skip
+    start = _initial_file(initial, images.dimension)
+    points = _points(landmarks[0], images.fixed[0]), _points(landmarks[1], images.moving[0])
     found, files = run_chain(
         maps,
         ChainInputs(
             images.fixed, images.moving, images.fixed_masks, images.moving_masks, *points,
-            None if initial is None else str(Path(initial).resolve()),
+            start,
         ),
         lambda number, share, text: events.progress(Progress(share, text, number, stages[number].name)),
         events.log, seed=options.seed, threads=options.threads, priority=options.priority,
@@ -229,6 +226,19 @@ def register_whole(
         reports.append(report)
     settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
     return ElastixResult(images, tuple(reports), files, settings, inputs)
+
+
+def _initial_file(initial: str | Path | TransformChain | None, dimension: int) -> str | None:
+    """Return the file to start from, which must be elastix's and of the images' dimension."""
+    if initial is None or (isinstance(initial, TransformChain) and not initial.links):
+        return None
+    if isinstance(initial, TransformChain) or Path(initial).suffix.lower() not in PARAMETER_SUFFIXES:
+        raise TransformError(
+            "elastix computes this chain as a whole: give `initial` as an elastix transform file (.txt)"
+        )
+    for values in list_transform_maps(initial):
+        check_sizes(values, dimension)
+    return str(Path(initial).resolve())
 
 
 def _without_own_keys(values: ParameterMap, events: RegistrationEvents) -> ParameterMap:

@@ -83,7 +83,7 @@ class ElastixTransform:
         self.parameters = self.maps[0]
         self.dimension = self.parameters.get_int("FixedImageDimension", 3)
         for values in self.maps:
-            _check_sizes(values, self.dimension)
+            check_sizes(values, self.dimension)
 
     def apply(
         self,
@@ -175,10 +175,23 @@ class ElastixTransform:
         return str(job / "transform0.txt")
 
 
-def _check_sizes(values: ParameterMap, dimension: int) -> None:
-    """Refuse a file that contradicts itself: transformix would take what it needs, and drop the rest."""
-    if values.get_int("FixedImageDimension", 3) != dimension:
-        raise TransformError(f"{values.source}: it is of another dimension than the transform that starts from it")
+def check_sizes(values: ParameterMap, dimension: int) -> None:
+    """Refuse a transform file that contradicts itself: elastix would take what it needs, and drop the rest.
+
+    Parameters
+    ----------
+    values : ParameterMap
+    dimension : int
+        Of the images.
+
+    Raises
+    ------
+    TransformError
+        If it is of another dimension, or holds other numbers of values than it needs or declares.
+    """
+    found = values.get_int("FixedImageDimension", 3)
+    if found != dimension:
+        raise TransformError(f"{values.source}: the transform is of {found} dimensions, and {dimension} are needed")
     wanted = {**dict.fromkeys(("Size", "Index", "Spacing", "Origin"), dimension), "Direction": dimension**2}
     for key, count in wanted.items():
         if key in values and len(values[key]) != count:
@@ -186,10 +199,10 @@ def _check_sizes(values: ParameterMap, dimension: int) -> None:
                 f"{values.source}: '{key}' has {len(values[key])} values, and needs {count} in {dimension} dimensions"
             )
     if "NumberOfParameters" in values and not values.get_bool("UseBinaryFormatForTransformationParameters", False):
-        declared, found = values.get_int("NumberOfParameters"), len(values.values.get("TransformParameters", ()))
-        if declared != found and "TransformParameters" in values:
+        declared, count = values.get_int("NumberOfParameters"), len(values.values.get("TransformParameters", ()))
+        if declared != count and "TransformParameters" in values:
             raise TransformError(
-                f"{values.source}: the file declares {declared} parameters and holds {found}; it may be cut off"
+                f"{values.source}: the file declares {declared} parameters and holds {count}; it may be cut off"
             )
 
 

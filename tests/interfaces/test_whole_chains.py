@@ -330,6 +330,8 @@ def test_what_elastixs_library_cannot_register(here):
         register("f2.mha", "m2.mha", FLAT, fixed_mask=sitk.ReadImage("k2.mha") * 0)
     with pytest.raises(ImageError, match="the moving image is constant"):
         register("f2.mha", sitk.ReadImage("m2.mha") * 0, FLAT)
+    with pytest.raises(TransformError, match=r"x1\.txt: the transform is of 3 dimensions, and 2 are needed"):
+        register("f2.mha", "m2.mha", FLAT, initial="x1.txt")
     with pytest.raises(TransformError, match="give `initial` as an elastix transform file"):
         register("f3.mha", "m3.mha", WEIGHTED, initial=register("f3.mha", "m3.mha", QUICK).chain)
     method = RegNetRegistrationMethod.New(itk.imread("f2.mha", itk.F), itk.imread("m2.mha", itk.F))

@@ -36,6 +36,7 @@ from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.stages.registry import check_parameter_map
 from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.matrix import MatrixTransform
 
 AFFINE = parse_parameter_text(
@@ -138,6 +139,11 @@ def test_stage_by_stage_equals_one_call_of_the_library_to_the_bit(pair, affine, 
     expected = read_chain(tmp_path / "TransformParameters.1.txt")
     second = ElastixStage(BSPLINE).run(pair, affine.chain, RunOptions())
     assert len(second.chain.links) == 2
+    (tmp_path / "ours").mkdir()
+    write_elastix(second.chain, tmp_path / "ours")
+    for name in ("TransformParameters.0.txt", "TransformParameters.1.txt"):
+        ours, theirs = (read_parameter_map(folder / name) for folder in (tmp_path / "ours", tmp_path))
+        assert ours.get_floats("TransformParameters") == theirs.get_floats("TransformParameters")
     assert second.chain.links[0] is affine.chain.links[0]
     np.testing.assert_array_equal(second.chain.links[0].transform.matrix, expected.links[0].transform.matrix)
     np.testing.assert_array_equal(

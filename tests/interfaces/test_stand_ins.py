@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,14 +85,6 @@ def here(tmp_path, monkeypatch):
     Path("p.txt").write_text(TRANSLATION, encoding="utf-8")
     Path("out").mkdir()
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def handler():
-    """The programs handle SIGTERM; pytest does not."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def popen(slicer, program, arguments):

@@ -19,18 +19,17 @@ from regnet_itk.registration_inputs import Images, LandmarkPair, initial_chain, 
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
+from regnet_itk.stages.choice import StageChoice, choose_stages
 from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
 
-DEFAULT_STAGES = ("affine", "regnet_multistage")
-
 
 def register(
     fixed: Any,
     moving: Any,
-    stages: StageLike | Sequence[StageLike] = DEFAULT_STAGES,
+    stages: StageLike | Sequence[StageLike] | None = None,
     *,
     fixed_mask: Any = None,
     moving_mask: Any = None,
@@ -56,7 +55,9 @@ def register(
         elastix's stages compare each pair in a metric of its own; all else is done with the first.
     stages : sequence of str, Path, ParameterMap or Stage
         Names of shipped parameter files ("affine", "regnet", "bspline_3r" ..), paths, parameter maps, or stages of your
-        own, in the order in which they run. One alone may be given without a list.
+        own, in the order in which they run. One alone may be given without a list. By default "affine" and
+        "regnet_multistage" where both images look like CTs of the chest, else "affine_mi" and "regnet_general"; the
+        settings of the result say which, and why.
     fixed_mask, moving_mask : like the images, optional
         Voxels other than 0 count; on the grids of their images. Of several, the first is that of the first image.
     initial : path or TransformChain, optional
@@ -96,13 +97,20 @@ def register(
         )
     events = events or RegistrationEvents()
     options = RunOptions(threads, seed, device, priority, events)
-    planned = read_stages(stages, events.log)
+    planned = read_stages(stages, events.log) if stages is not None else []
     _check_device_name(device)
     inputs = input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
     )  # fmt: skip
     images = Images.read(fixed, moving, fixed_mask, moving_mask)
+    choice: StageChoice | None = None
+    if stages is None:
+        pair = images.to_pair()
+        choice = choose_stages(pair.fixed, pair.moving)
+        events.log.info(choice.describe())
+        events.stages_chosen(choice)
+        planned = read_stages(choice.stages, events.log)
     whole = why_whole(planned, images, initial)
     if whole is not None:
         left_out = "displacement field, det J, picture" + ", landmark error" * (fixed_landmarks is not None)
@@ -117,7 +125,7 @@ def register(
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
     pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
     check_stages(planned, chain, pair, options)
-    task = _Task(pair, chain, planned, landmarks, inputs)
+    task = _Task(pair, chain, planned, landmarks, inputs, choice)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
     result = task.run(options, events)
     return result if way_back is None else _with_way_back(result, way_back, options, events)
@@ -132,6 +140,7 @@ class _Task:
     stages: Sequence[Stage]
     landmarks: LandmarkPair
     inputs: Mapping[str, str]
+    choice: StageChoice | None
 
     def reversed(self) -> _Task:
         """Return the registration of the fixed to the moving image by the same stages."""
@@ -146,7 +155,7 @@ class _Task:
         for name, path in self.inputs.items():
             role, dash, what = name.partition("_")
             inputs[f"{swapped[role]}{dash}{what}"] = path
-        return _Task(pair, initial, self.stages, self.landmarks.swapped(), inputs)
+        return _Task(pair, initial, self.stages, self.landmarks.swapped(), inputs, self.choice)
 
     def run(self, options: RunOptions, events: RegistrationEvents) -> RegistrationResult:
         """Run the stages one after the other."""
@@ -159,6 +168,8 @@ class _Task:
         reports: list[StageReport] = []
         several = bool(self.pair.more_fixed or self.pair.more_moving)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
+        if self.choice is not None:
+            settings["stages_chosen_as"] = self.choice.reason
         for number, stage in enumerate(self.stages):
             events.log.debug("stage %d: %s (%s)", number, stage.name, stage.parameters.source)
             if several and not stage.takes_several_images:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.stage_report import StageReport
+    from regnet_itk.stages.choice import StageChoice
 
 
 class RegistrationEvents(Events):
@@ -19,6 +20,9 @@ class RegistrationEvents(Events):
     Stages are numbered from 0; those of the way back are numbered on, and the names in their progress begin with
     "backward". The lines of log go to `log`.
     """
+
+    def stages_chosen(self, choice: StageChoice) -> None:
+        """Hear which stages run and why, if none were named."""
 
     def landmarks_before(self, error: ErrorSummary) -> None:
         """Hear the landmark error before the first stage, if there are landmarks."""

@@ -85,8 +85,8 @@ def shows_lungs(image: Image) -> bool:
         return False
     along = int(np.abs(image.grid.direction_matrix[2]).argmax())  # the axis of the image that is nearest to the body's
     steps = tuple(slice(None, None, max(1, round(_GLANCE_SPACING / s))) for s in reversed(image.grid.spacing))
-    values = ndimage.median_filter(np.moveaxis(image.array[steps].astype(np.float32), 2 - along, 0), 3)
-    tissue = ndimage.binary_opening(values > _AIR_OR_LUNG)
+    values = np.moveaxis(image.array[steps], 2 - along, 0)
+    tissue = ndimage.binary_closing(np.pad(values > _AIR_OR_LUNG, 1))[1:-1, 1:-1, 1:-1]  # a thin wall is one still
     body = np.stack([ndimage.binary_fill_holes(section) for section in tissue])
     body |= np.stack([ndimage.binary_fill_holes(section) for section in np.moveaxis(tissue, 1, 0)], axis=1)
     lung = ndimage.binary_opening(body & (values < _LUNG_AT_MOST))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regnet_itk.metrics.measures import ErrorSummary
     from regnet_itk.results import RegistrationResult
     from regnet_itk.stage_report import StageReport
+    from regnet_itk.stages.choice import StageChoice
 
 
 class _SeveralImages(StrictCommand):
@@ -58,7 +59,7 @@ class _SeveralImages(StrictCommand):
 @click.option(
     "-p", "stages", multiple=True, metavar="FILE|NAME",
     help="Parameter file of a stage (.txt or .toml), or the name of a shipped one; repeat for more stages. "
-    "Default: affine, then regnet_multistage.",
+    "Default: affine, then regnet_multistage for CTs of the chest; affine_mi, then regnet_general for all else.",
 )  # fmt: skip
 @click.option(
     "-fMask", "fixed_mask", multiple=True, metavar="IMAGE",
@@ -111,10 +112,11 @@ def run(
     """Do what the command says; the parameters are its options."""
     from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
-    from regnet_itk.registration import DEFAULT_STAGES, register
+    from regnet_itk.registration import register
     from regnet_itk.registration_inputs import as_several, initial_files
     from regnet_itk.result_files import RUN_FILES
     from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
+    from regnet_itk.stages.choice import CHEST_CT_STAGES
     from regnet_itk.transforms.elastix_keys import check_nameable
 
     check_nameable(out)
@@ -126,12 +128,11 @@ def run(
     if both_ways:
         check_writable(out / BACKWARD_FOLDER)
     bound_threads(threads, torch_too=False)  # those of resampling; the stages know their own
-    planned = stages or DEFAULT_STAGES
-    shown = _RunScreen(loglevel, len(planned))
+    shown = _RunScreen(loglevel, len(stages or CHEST_CT_STAGES))
     log = RunLog(shown)
     with shown, heard_by(log), _python_warnings(loglevel):
         result = register(
-            fixed, moving, planned,
+            fixed, moving, stages or None,
             fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial,
             fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks, both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority, events=shown,
@@ -151,6 +152,9 @@ class _RunScreen(Screen):
     def __init__(self, loglevel: str, stages: int) -> None:
         super().__init__(loglevel)
         self._stages = stages
+
+    def stages_chosen(self, choice: StageChoice) -> None:
+        self.say(choice.describe())
 
     def landmarks_before(self, error: ErrorSummary) -> None:
         from regnet_itk.stage_report import describe_error

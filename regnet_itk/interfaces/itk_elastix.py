@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from regnet_itk.data.image import Image
+from regnet_itk.data.image import Image, as_image
 from regnet_itk.data.image_nd import ImageND
 from regnet_itk.elastix_results import ElastixResult
 from regnet_itk.errors import ParameterError, RegistrationError
@@ -24,11 +24,12 @@ from regnet_itk.events import LOGGER, Progress
 from regnet_itk.held_folders import HeldFolder
 from regnet_itk.outputs import check_writable
 from regnet_itk.parameters import ParameterMap, read_parameter_map
-from regnet_itk.registration import DEFAULT_STAGES, register
+from regnet_itk.registration import register
 from regnet_itk.registration_events import RegistrationEvents
 from regnet_itk.registration_inputs import as_several
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import RegistrationResult
+from regnet_itk.stages.choice import CHEST_CT_STAGES, choose_stages
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, check_nameable
 from regnet_itk.transforms.itk_files import write_itk
 
@@ -228,9 +229,12 @@ class RegNetRegistrationMethod:
         self._forget()
 
     def GetParameterObject(self) -> Any:
-        """Return the parameter object; by default the one of the shipped affine and RegNet files."""
+        """Return the parameter object; by default the shipped files that fit the images, or a chest's without any."""
         if self._parameter_object is None:
-            self._parameter_object = _parameter_object([read_parameter_map(name) for name in DEFAULT_STAGES])
+            first = [self._image("fixed", 0), self._image("moving", 0)]
+            there = None not in first
+            names = choose_stages(*map(as_image, first)).stages if there else CHEST_CT_STAGES
+            self._parameter_object = _parameter_object([read_parameter_map(name) for name in names])
         return self._parameter_object
 
     def SetInitialTransformParameterFileName(self, name: str) -> None:

@@ -500,7 +500,7 @@ def test_the_help_of_run_names_every_flag(capfd):
 def test_the_example(here, capfd, monkeypatch):
     small = make_phantom(0, spacing=(3.9, 3.6, 4.4), extent=(180.0, 150.0, 140.0))
     monkeypatch.setattr("regnet_itk.anatomy.phantom.make_phantom", lambda seed: small)
-    monkeypatch.setattr("regnet_itk.registration.DEFAULT_STAGES", ("../in/affine.txt", "../in/regnet.txt"))
+    monkeypatch.setattr("regnet_itk.stages.choice.CHEST_CT_STAGES", ("../in/affine.txt", "../in/regnet.txt"))
     assert call("example", "demo") == 0
     printed = capfd.readouterr()
     table = [line for line in printed.out.splitlines() if "+-" in line]

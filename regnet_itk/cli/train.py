@@ -27,8 +27,9 @@ _SECONDS_BETWEEN_LINES = 60.0
 @click.argument("images", metavar="[FOLDER]", type=Path, required=False)
 @click.option("-out", "out", required=True, metavar="DIR", type=Path, help="Checkpoints, log and model go here.")
 @click.option(
-    "-c", "config", default="regnet_multistage", show_default=True, metavar="FILE|NAME",
-    help="Configuration (.toml), or the name of a recipe that comes with the package.",
+    "-c", "config", metavar="FILE|NAME",
+    help="Configuration (.toml), or the name of a recipe that comes with the package. Default: regnet_multistage, or "
+    "regnet_general_images with --from a general model.",
 )  # fmt: skip
 @click.option("--validation", multiple=True, metavar="NAME", help="Image to judge by, without suffix; repeat for more.")
 @click.option(
@@ -41,7 +42,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 @options.threads
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the configuration's.")
-def command(images: Path | None, out: Path, config: str, start_from: str | None, new: bool, **given: Any) -> None:
+def command(images: Path | None, out: Path, start_from: str | None, new: bool, **given: Any) -> None:
     """Train a network on the 3D images in FOLDER, and on nothing else: the deformations are made.
 
     A recipe for random scenes alone (regnet_general) makes the images as well, and takes no FOLDER.
@@ -62,7 +63,8 @@ def command(images: Path | None, out: Path, config: str, start_from: str | None,
     check_writable(out)
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    recipe = find_recipe(config)
+    start = find_model(start_from) if start_from else None
+    recipe = find_recipe(given["config"] or _usual_recipe(start))
     if given["seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=given["seed"])
     if images is not None:
@@ -72,7 +74,7 @@ def command(images: Path | None, out: Path, config: str, start_from: str | None,
             given["device"],
             cache=given["cache"],
             masks=given["masks"],
-            start_from=find_model(start_from) if start_from else None,
+            start_from=start,
             events=screen,
         )
         on = f"{len(recipe.train)} image(s), judged by {', '.join(recipe.validation)}" if images else "random scenes"
@@ -82,6 +84,15 @@ def command(images: Path | None, out: Path, config: str, start_from: str | None,
             screen.say(f"continuing from the checkpoint in {out}")
         path = trainer.run(resume=not new)
         screen.say(f"the model is {path}; how it went: {out / 'log.png'}")
+
+
+def _usual_recipe(start: Path | None) -> str:
+    """Return the name of the recipe for models like the one that training begins with."""
+    from regnet_itk.networks.model import read_model_header
+
+    if start is not None and read_model_header(start)[0].architecture == "general":
+        return "regnet_general_images"
+    return "regnet_multistage"
 
 
 class TrainingScreen(TrainingEvents):

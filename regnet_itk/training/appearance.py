@@ -14,11 +14,38 @@ from regnet_itk.training.random_numbers import Random
 SOFT_TISSUE = 1040.0
 """HU above air."""
 
+_KNOTS = 6
+_DARK_BACKGROUND = 0.8  # of the curves
+
 
 def scale_lung_density(image: Tensor, factor: Tensor) -> Tensor:
     """Multiply what is as light as lung tissue (HU above air) by `factor`, fading out towards soft tissue."""
     light = torch.sigmoid((450.0 - image) / 60.0)
     return image * (1.0 + (factor - 1.0) * light)
+
+
+def remap_brightness(image: Tensor, width: float, random: Random) -> Tensor:
+    """Change brightness by a curve through random points: what was dark may be bright, and alike what was not.
+
+    Parameters
+    ----------
+    image : Tensor
+        Intensities above the background.
+    width : float
+        Of the range that the curve is for; brighter values become what its end becomes.
+    random : Random
+
+    Returns
+    -------
+    Tensor
+        From 0 to `width`; in most cases the background stays what it is.
+    """
+    knots = random.shares(_KNOTS).to(image.device) * width
+    if random.happens(_DARK_BACKGROUND):
+        knots[0] = 0.0
+    place = (image * ((_KNOTS - 1) / width)).clamp(0.0, _KNOTS - 1 - 1e-4)
+    low = place.long()
+    return torch.lerp(knots[low], knots[low + 1], place - low)
 
 
 def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_axis: int) -> Tensor:

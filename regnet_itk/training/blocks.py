@@ -16,7 +16,12 @@ from torch import Tensor
 from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.layers import warp
 from regnet_itk.networks.world import CHEST_CT, World
-from regnet_itk.training.appearance import SOFT_TISSUE, add_scanner_effects, scale_lung_density
+from regnet_itk.training.appearance import (
+    SOFT_TISSUE,
+    add_scanner_effects,
+    remap_brightness,
+    scale_lung_density,
+)
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import FieldMaker, slide_lungs
 from regnet_itk.training.filters import jacobian_determinant
@@ -94,6 +99,9 @@ class BlockMaker:
         if growth > 0:
             volume = jacobian_determinant(breathed, self.voxel_size).clamp(0.3, 3.0)
             fixed = scale_lung_density(fixed, volume**growth)
+        if random.happens(appearance.remap):
+            low, high = self.world.intensity_range
+            moving = remap_brightness(moving, high - low, random)
         slice_axis = 2 - int(body_axis.abs().argmax())
         fixed, moving = (
             add_scanner_effects(image, appearance, self._fields, slice_axis) + self.world.background

@@ -75,6 +75,8 @@ class AppearanceRecipe:
     of the images."""
     slice_thickness: float = 0.0
     """Largest thickness in mm of the slices, across the axis of the block that is nearest to the body's."""
+    remap: float = 0.0
+    """Share of the pairs in which one image's brightness is changed by a random curve, as if by another modality."""
     noise_correlation: float = 0.0
     """Largest standard deviation, in voxels, of the Gaussian that the noise is smoothed with; it keeps its strength."""
 

@@ -18,13 +18,17 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
+from scipy import ndimage
 from training_cases import chests, write_chests
 
 from regnet_itk.cli.main import main
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
-from regnet_itk.networks.model import load_model
+from regnet_itk.errors import ParameterError
+from regnet_itk.networks.general import GeneralRegNet
+from regnet_itk.networks.model import ModelDescription, load_model, save_model
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.training.checkpoints import Checkpoint
 from regnet_itk.training.log import TrainingLog
 
@@ -264,3 +268,25 @@ def test_images_that_cannot_be_trained_on(here, capsys):
     assert "holds 1 image(s) to use; at least one is needed to train on and one" in error_of(
         capsys, only, "-out", "run", "-c", config
     )
+
+
+def test_a_general_model_goes_on_with_the_recipe_for_images_of_any_kind(here, capsys, monkeypatch):
+    """No lungs, no Hounsfield units, no recipe named: what counts is the model that training begins with."""
+    asked = []
+
+    def stop_before_training(trainer, config, *others):
+        asked.append(config)
+        raise ParameterError("far enough")
+
+    monkeypatch.setattr("regnet_itk.training.loop.Trainer.__init__", stop_before_training)
+    save_model(GeneralRegNet(), ModelDescription("any", "general", 2.0, CHEST_CT, 30.0), "general.safetensors")
+    Path("blobs").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "three"):
+        values = ndimage.gaussian_filter(rng.normal(size=(30, 30, 30)), 2.0).astype(np.float32)
+        write_image(Image(values, Grid((30, 30, 30), (2.0, 2.5, 3.0))), Path("blobs") / f"{name}.mha")
+    assert "far enough" in error_of(capsys, "blobs", "-out", "run", "--from", "general.safetensors")
+    assert "far enough" in error_of(capsys, "blobs", "-out", "run")
+    first, second = asked
+    assert (first.network, second.network) == ("general", "coarse_to_fine")
+    assert (len(first.train), len(first.validation)) == (2, 1)

@@ -15,6 +15,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import ImageError
+from regnet_itk.training.appearance import remap_brightness
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import slide_lungs
@@ -207,3 +208,27 @@ def test_a_prepared_image_is_used_until_the_image_changes(tmp_path: Path, monkey
     with pytest.raises(ImageError, match="was damaged and has been removed; start again"):
         load_source(path, Preparation(), cache)
     assert torch.equal(load_source(path, Preparation(), cache).values, changed.values)
+
+
+def test_a_remapped_image_keeps_its_structures_and_its_range() -> None:
+    """Equal values stay equal, whatever the curve; other values change, and not by one factor."""
+    image = (torch.arange(1200.0).repeat_interleave(2) / 2).reshape(1, 1, 4, 20, 30)
+    curves = [remap_brightness(image, 1200.0, Random(seed)).flatten() for seed in range(6)]
+    for curve in curves:
+        torch.testing.assert_close(curve[::2], curve[1::2])
+        assert 0.0 <= curve.min() <= curve.max() <= 1200.0
+        assert curve.diff().abs().max() < 20.0  # no steps
+    assert sum(bool(curve[0] == 0.0) for curve in curves) >= 3
+    assert min(np.corrcoef(curve, image.flatten())[0, 1] for curve in curves) < 0.3
+
+
+def test_one_image_of_a_pair_is_remapped() -> None:
+    source = Source.texture(48, Random(1))
+    still = FieldRecipe(theta=(0.0, 0.0))
+    plain, changed = (
+        BlockMaker([source], (24, 24, 24), 2.0, Random(3)).make(still, AppearanceRecipe(noise=(0.0, 0.0), remap=remap))
+        for remap in (0.0, 1.0)
+    )
+    related = [np.corrcoef(b.fixed.flatten(), b.moving.flatten())[0, 1] for b in (plain, changed)]
+    assert related[0] > 0.99
+    assert related[1] < 0.95

@@ -12,6 +12,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
+from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.paper_pairs import deform_pair
 
@@ -53,26 +54,47 @@ def is_made(folder: Path) -> bool:
     return (folder / _TRUTH).is_file()
 
 
-def make_deformed(folder: Path, image: Image, lungs: Image, u: DisplacementField, rng: np.random.Generator) -> None:
-    """Deform a CT and write fixed and moving image, the lungs in the fixed one, and the displacement at every voxel.
+def make_deformed(
+    folder: Path,
+    image: Image,
+    region: Image,
+    u: DisplacementField,
+    rng: np.random.Generator,
+    *,
+    moving: Image | None = None,
+    noise: float = NOISE,
+    background: float = CHEST_CT.background,
+) -> None:
+    """Deform an image and write fixed and moving image, the region in the fixed one, and the displacement everywhere.
 
     Parameters
     ----------
     folder : Path
     image : Image
         Becomes the moving image.
-    lungs : Image
-        Its lungs.
+    region : Image
+        Of it, that counts: of a CT of the chest, the lungs.
     u : DisplacementField
         T(x) = x + u(x), mm, LPS, on any grid over the image.
     rng : numpy.random.Generator
         For the noise.
+    moving : Image, optional
+        The same image in another contrast, which becomes the moving image in its place.
+    noise : float
+        Standard deviation, in the image's unit.
+    background : float
+        What lies beyond the image.
     """
-    pair = deform_pair(image, u, NOISE, rng)
-    mask = lungs.resampled(image.grid, u.to_sitk_transform(), order=0)
+    pair = deform_pair(image, u, noise, rng, background)
+    shown = (
+        pair.moving
+        if moving is None
+        else Image((moving.array + rng.normal(0.0, noise, moving.array.shape)).astype(np.float32), moving.grid)
+    )
+    mask = region.resampled(image.grid, u.to_sitk_transform(), order=0)
     with staged_folder(folder) as stage:
         write_image(pair.fixed, stage / "fixed.mha")
-        write_image(pair.moving, stage / "moving.mha")
+        write_image(shown, stage / "moving.mha")
         write_image(Image(mask.array.astype(np.uint8), mask.grid), stage / "fixed_mask.mha")
         DisplacementField(u.at(image.grid.points()).astype(np.float32), image.grid).write(stage / _TRUTH)
 

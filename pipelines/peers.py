@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from regnet_itk.anatomy.hounsfield import is_hounsfield
 from regnet_itk.cli.compare import run_comparison
 from regnet_itk.comparison.methods import DEFAULT_METHODS, Method, plan_method, read_methods
 from regnet_itk.comparison.pairs import check_pairs, read_pairs
@@ -34,7 +35,7 @@ from regnet_itk.stages.keys import key, number, read_settings, text, whole_numbe
 from regnet_itk.transforms.chain import TransformChain
 
 WINDOW = (-1000.0, 500.0)
-"""HU outside it are clipped: metal and the table tell nothing."""
+"""HU outside it are clipped in a CT: metal and the table tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +178,22 @@ def field_of_voxel_steps(steps: Any, grid: Grid) -> DisplacementField:
 
 def _prepared(pair: ImagePair, initial: TransformChain, grid: Grid) -> tuple[Image, Image]:
     """Return the fixed image, and the moving one through the transform so far, both on `grid` and clipped."""
-    fixed = pair.fixed if grid is pair.fixed.grid else pair.fixed.resampled(grid, default=WINDOW[0])
-    moving = pair.moving.resampled(grid, initial.to_sitk(pair.fixed.grid), default=WINDOW[0])
-    return Image(_clipped(fixed), grid), Image(_clipped(moving), grid)
+    of_fixed, of_moving = _window(pair.fixed), _window(pair.moving)
+    fixed = pair.fixed if grid is pair.fixed.grid else pair.fixed.resampled(grid, default=of_fixed[0])
+    moving = pair.moving.resampled(grid, initial.to_sitk(pair.fixed.grid), default=of_moving[0])
+    return _clipped(fixed, of_fixed), _clipped(moving, of_moving)
 
 
-def _clipped(image: Image) -> Any:
-    return np.clip(image.array.astype(np.float32), *WINDOW)
+def _window(image: Image) -> tuple[float, float]:
+    """Return the values that are told apart: those of a CT, or nearly all of any other image."""
+    if is_hounsfield(image):
+        return WINDOW
+    low, high = np.percentile(image.array, (0.5, 99.5))
+    return float(low), float(high)
+
+
+def _clipped(image: Image, window: tuple[float, float]) -> Image:
+    return Image(np.clip(image.array.astype(np.float32), *window), image.grid)
 
 
 REGISTRATIONS: dict[type[PeerStage], str] = {

@@ -48,6 +48,8 @@ class World:
     voxel_sizes: Range | None = None
     """mm. The model counts in voxels and works on any size between these, chosen for each pair; None keeps to the
     voxels of its training."""
+    any_contrast: bool = False
+    """What is bright in one image may be dark in the other."""
     dark: float | None = None
     """Every image has values below this inside of its region; one that has none is warned of. None expects nothing."""
     highest: float | None = None

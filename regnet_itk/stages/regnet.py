@@ -69,6 +69,11 @@ class RegNetStage(Stage):
         """The settings that the parameter map gives."""
         return RegNetSettings.from_parameters(self.parameters)
 
+    @property
+    def compares_any_contrast(self) -> bool:
+        """Whether the model's images may differ in contrast."""
+        return self._model().description.world.any_contrast
+
     def check(self, initial: TransformChain, pair: ImagePair | None, options: RunOptions) -> None:
         """Load the model, so that a missing or damaged one is found before the stages before it have run.
 

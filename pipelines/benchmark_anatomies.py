@@ -16,7 +16,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,6 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
-from regnet_itk.metrics.measures import ErrorMoments
 from regnet_itk.outputs import write_whole
 from regnet_itk.training.fields import FieldMaker
 from regnet_itk.training.random_numbers import Random
@@ -153,9 +152,9 @@ def _row(comparison: Comparison, method: Method, pairs: list[Pair]) -> dict[str,
     fields = [o.last.measures.field for o in outcomes if o.last.measures.field is not None]
     landmarks = [vectors for pair in pairs if len(vectors := comparison.differences(pair, method))]
     metrics = [o.last.measures.metrics for o in outcomes]
-    dice = [np.mean(list(m["dice"].values())) for m in metrics if isinstance(m.get("dice"), dict) and m["dice"]]
+    dice = [np.mean(list(found.values())) for m in metrics if isinstance(found := m.get("dice"), Mapping) and found]
     values = (
-        sum(fields[1:], start=fields[0]).means[0] if fields else ErrorMoments.of(np.zeros((0, 3))).means[0],
+        sum(fields[1:], start=fields[0]).means[0] if fields else math.nan,
         float(np.linalg.norm(np.concatenate(landmarks), axis=1).mean()) if landmarks else math.nan,
         float(np.mean(dice)) if dice else math.nan,
         float(np.mean([m["folding"] for m in metrics])),

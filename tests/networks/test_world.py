@@ -75,7 +75,7 @@ def test_the_world_travels_in_the_model_s_file(tmp_path: Path) -> None:
     assert load_model(path).description == read_model_header(path)[0] == description
 
 
-@pytest.mark.parametrize("name", shipped_models())
+@pytest.mark.parametrize("name", [name for name in shipped_models() if name != "regnet_general"])
 def test_models_from_before_the_worlds_are_of_chest_ct(name: str) -> None:
     description, _ = read_model_header(shipped_models()[name])
     region = "body" if name == "regnet_multistage" else "lungs"

@@ -33,6 +33,8 @@ STACK = QUICK.with_(
     ReducedDimensionIndex=0, NumSamplesLastDimension=3, MovingImageDerivativeScales=[1, 1, 1, 0],
     FixedImagePyramidSchedule=[1, 1, 1, 1], MovingImagePyramidSchedule=[1, 1, 1, 1], MaximumNumberOfIterations=5,
 ).without("AutomaticScalesEstimation")  # fmt: skip
+TURNED_STACK = STACK.with_(Transform="EulerStackTransform", AutomaticScalesEstimation=True)
+SPLINE_STACK = STACK.with_(Transform="BSplineStackTransform", FinalGridSpacingInPhysicalUnits=[8, 8, 8])
 WEIGHTED = QUICK.with_(Transform="WeightedCombinationTransform", SubTransforms=["x1.txt", "x2.txt"])
 SPLINE_KERNEL = QUICK.with_(
     Transform="SplineKernelTransform", SplineKernelType="ThinPlateSpline", NumberOfResolutions=1
@@ -55,7 +57,10 @@ def inputs(tmp_path_factory):
             Spacing=[1.5, 2, 2.5], Origin=[3, -4, 5], FixedImageDimension=3, MovingImageDimension=3,
         )  # fmt: skip
         (folder / f"x{number}.txt").write_text(values.to_text())
-    maps = {"flat": FLAT, "spline": FLAT_SPLINE, "stack": STACK, "weighted": WEIGHTED, "kernel": SPLINE_KERNEL}
+    maps = {
+        "flat": FLAT, "spline": FLAT_SPLINE, "stack": STACK, "turned_stack": TURNED_STACK, "spline_stack": SPLINE_STACK,
+        "weighted": WEIGHTED, "kernel": SPLINE_KERNEL,
+    }  # fmt: skip
     for name, values in maps.items():
         (folder / f"{name}.txt").write_text(values.to_text())
     (folder / "p2.txt").write_text("point\n3\n10 10\n20 5\n15 20.5\n")
@@ -81,6 +86,8 @@ def same_file(ours: Path, theirs: Path) -> None:
 CHAINS = {
     "2D": ("2", ["flat", "spline"], [FLAT, FLAT_SPLINE]),
     "4D": ("4", ["stack"], [STACK]),
+    "4D, turned": ("4", ["turned_stack"], [TURNED_STACK]),
+    "4D, B-splines": ("4", ["spline_stack"], [SPLINE_STACK]),
     "a transform that only elastix evaluates": ("3", ["weighted"], [WEIGHTED]),
 }
 

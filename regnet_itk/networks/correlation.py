@@ -19,8 +19,8 @@ _CACHED_VALUES = 262_144  # products that are summed before they leave the proce
 def correlate(fixed: Tensor, moving: Tensor, offsets: Offsets) -> Tensor:
     """Correlate fixed features with moving features at neighbouring voxels.
 
-    On a processor, with numba installed, a compiled loop does it six to ten times faster than Torch's operations, which
-    serve everywhere else.
+    On a processor, with numba installed, a compiled loop does it many times faster than Torch's operations, which serve
+    everywhere else.
 
     Parameters
     ----------

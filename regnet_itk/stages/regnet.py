@@ -88,8 +88,10 @@ class RegNetStage(Stage):
         from regnet_itk.networks.devices import find_device
 
         result_pixel_type(self.parameters)
-        model = self._model() if pair is None else self._model_for(pair)
-        model.stages_left_out(self.settings.stages)
+        settings, model = self.settings, self._model()
+        if pair is not None and (settings.stages or settings.voxel_size is not None):  # else there is nothing to refuse
+            model = self._model_for(pair)
+        model.stages_left_out(settings.stages)
         find_device(options.device)
         if pair is not None:
             check_masks_given(pair, self.settings, self.parameters.source)

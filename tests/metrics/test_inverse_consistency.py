@@ -303,7 +303,7 @@ def test_stages_are_numbered_on(phantom):
     assert {now.name for now in heard.progresses if now.number == 1} == {"backward RegNet regnet_multistage"}
     assert any(line.startswith("backward: stage 0: RegNet regnet_multistage (") for line in heard.lines)
     assert result.backward.pair.fixed.grid == phantom.moving.grid
-    np.testing.assert_array_equal(result.backward.pair.fixed.array, phantom.moving.array)
+    assert np.shares_memory(result.backward.pair.fixed.array, phantom.moving.array)
     assert result.backward.backward is None
     alone = register(phantom.moving, phantom.fixed, quick)
     np.testing.assert_array_equal(result.backward.displacement.vectors, alone.displacement.vectors)

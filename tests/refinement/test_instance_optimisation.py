@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import combinations, product
 
 import numpy as np
@@ -198,3 +199,22 @@ def test_features_of_all_pairs_are_distinct():
     features = mind_features(torch.rand(16, 16, 16)).flatten(0, 2)
     together = np.corrcoef(features.T.numpy())
     assert all(abs(together[a, b]) < 0.9 for a, b in product(range(12), range(12)) if a != b)
+
+
+def test_all_lengths_scale_together():
+    """A pair of half the size, improved at half the scale, gets half the displacement."""
+    given, start = pair(), field(lambda points: truth(points) + mistake(points))
+
+    def halved(grid):
+        return Grid(grid.size, [s / 2 for s in grid.spacing], [o / 2 for o in grid.origin], grid.direction)
+
+    images = (given.fixed, given.moving, given.region, given.known)
+    small = InstancePair(*(Image(image.array, halved(image.grid)) for image in images))
+    found = optimise_field(given, start, OPTIONS)
+    half = optimise_field(
+        small, DisplacementField(start.vectors / 2, halved(start.grid)), dataclasses.replace(OPTIONS, scale=0.5)
+    )
+    assert np.abs(found.vectors - start.vectors).max() > 0.5
+    apart = np.abs(2 * half.vectors - found.vectors)  # Adam divides by what may be near 0, and rounding counts there
+    assert apart.max() < 0.03
+    assert apart.mean() < 0.003

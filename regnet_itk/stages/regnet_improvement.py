@@ -59,11 +59,11 @@ def improve_prediction(
     DisplacementField
         On the grid of `u`.
     """
+    from regnet_itk.refinement.agreement import InstancePair
     from regnet_itk.refinement.instance_optimisation import (  # fmt: skip
         MARGIN,
         VOXEL_SIZE,
         InstanceOptions,
-        InstancePair,
         optimise_field,
         smoothness_factor,
     )
@@ -84,8 +84,8 @@ def improve_prediction(
     if factor > 1:
         options.log.debug(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
     chosen = InstanceOptions(
-        settings.instance_iterations, settings.instance_smoothness * factor, options.seed or 0, options.device,
-        options.threads, scale,
+        settings.instance_iterations, settings.instance_smoothness * factor, settings.instance_information,
+        options.seed or 0, options.device, options.threads, scale,
     )  # fmt: skip
     return optimise_field(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
 

@@ -114,7 +114,7 @@ class Regions:
         """
         from regnet_itk.refinement.instance_optimisation import MARGIN, voxel_size_within
 
-        if not self.settings.instance_iterations:
+        if not any(self.settings.instance_iterations):
             return None
         found = self._to_improve_on(predicted, self.finest)
         voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / self.finest)))

@@ -75,15 +75,20 @@ class RegNetSettings:
         "`regnet_multistage` only: `16 8 4` leaves out its stage of 2 mm; the coarsest comes first",
         default_words="all", several=True, headline=True,
     )  # fmt: skip
-    instance_iterations: int = key(
-        "RegNetInstanceIterations", 0, whole_number("a whole number, 0 or more"),
-        "steps of instance optimisation after the network; the shipped `regnet_multistage.txt` asks for 30",
-        headline=True,
+    instance_iterations: tuple[int, ...] = key(
+        "RegNetInstanceIterations", (), whole_number("whole numbers, 0 or more"),
+        "steps of instance optimisation after the network; `20 20 20` takes 20 with wide B-splines, 20 with B-splines "
+        "half as wide, and 20 with the usual ones. The shipped `regnet_multistage.txt` asks for 30",
+        default_words="0", several=True, headline=True,
     )  # fmt: skip
     instance_smoothness: float = key(
         "RegNetInstanceSmoothness", 0.02, number("a number, 0 or more"),
         "weight of smoothness in these steps; more on coarse images (finest voxel side above 1.5 mm, slices above "
         "2.5 mm)",
+    )  # fmt: skip
+    instance_information: float = key(
+        "RegNetInstanceInformation", 0.0, number("a number, 0 or more"),
+        "weight of the mutual information in these steps, beside the self-similarity contexts",
     )  # fmt: skip
 
     @classmethod

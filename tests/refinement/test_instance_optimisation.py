@@ -17,12 +17,13 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.self_similarity import mind_features
-from regnet_itk.refinement.instance_optimisation import InstanceOptions, InstancePair, optimise_field
+from regnet_itk.refinement.agreement import InstancePair
+from regnet_itk.refinement.instance_optimisation import InstanceOptions, optimise_field
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (15, -25, 40), degrees=True).as_matrix()))
 GRID = Grid((52, 46, 40), (1.5, 1.5, 1.5), (-40.0, 120.0, 33.0), TURNED)
 FIELD_GRID = Grid((38, 34, 31), (2.1, 2.1, 2.1), tuple(GRID.index_to_point((-1.3, -0.7, -1.1))), TURNED)
-OPTIONS = InstanceOptions(iterations=30, device="cpu", threads=1)
+OPTIONS = InstanceOptions(iterations=(30,), device="cpu", threads=1)
 
 
 # Features
@@ -168,10 +169,10 @@ def test_an_unknown_part_of_the_moving_image_pulls_at_nothing():
 
 def test_the_same_seed_gives_the_same_field_and_no_step_none():
     start = field(mistake)
-    few = InstanceOptions(iterations=3, device="cpu", threads=1, seed=5)
+    few = InstanceOptions(iterations=(3,), device="cpu", threads=1, seed=5)
     first, again = (optimise_field(pair(), start, few) for _ in range(2))
     np.testing.assert_array_equal(first.vectors, again.vectors)
-    assert optimise_field(pair(), start, InstanceOptions(iterations=0)) is start
+    assert optimise_field(pair(), start, InstanceOptions(iterations=(0,))) is start
     nowhere = np.zeros(GRID.shape, dtype=bool)
     assert optimise_field(pair(region=nowhere), start, few) is start
     unknown = optimise_field(pair(known=nowhere), start, few)
@@ -180,15 +181,15 @@ def test_the_same_seed_gives_the_same_field_and_no_step_none():
 
 def test_smoothness_and_progress():
     start, told = field(lambda points: truth(points) + mistake(points)), []
-    stiff = optimise_field(pair(), start, InstanceOptions(10, smoothness=100.0, device="cpu"), told.append)
-    soft = optimise_field(pair(), start, InstanceOptions(10, smoothness=0.02, device="cpu"))
+    stiff = optimise_field(pair(), start, InstanceOptions((30,), smoothness=100.0, device="cpu"), told.append)
+    soft = optimise_field(pair(), start, InstanceOptions((30,), smoothness=0.02, device="cpu"))
     bent, free = (np.abs(np.diff(u.vectors - start.vectors, n=2, axis=0)).mean() for u in (stiff, soft))
     assert bent < 0.7 * free
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("values", "words"), [((-1,), "0 steps or more, not -1"), ((5, -0.1), "0 or more, not -0.1")])
+@pytest.mark.parametrize(("values", "words"), [(((5, -1),), "0 steps or more, not -1"), (((5,), -0.1), "0 or more, not -0.1")])
 def test_options_that_make_no_sense(values, words):
     with pytest.raises(ParameterError, match=words):
         InstanceOptions(*values)
@@ -216,5 +217,46 @@ def test_all_lengths_scale_together():
     )
     assert np.abs(found.vectors - start.vectors).max() > 0.5
     apart = np.abs(2 * half.vectors - found.vectors)  # Adam divides by what may be near 0, and rounding counts there
-    assert apart.max() < 0.03
-    assert apart.mean() < 0.003
+    assert apart.max() < 0.06
+    assert apart.mean() < 0.006
+
+
+def test_wide_splines_first_mend_what_narrow_ones_cannot():
+    """A mistake of more than what the last splines can move in their steps, over all of the image."""
+    given, start = pair(), field(lambda points: truth(points) + hill([4.0, -3.5, 3.0], 40.0)(points))
+    one, three = (
+        error(optimise_field(given, start, dataclasses.replace(OPTIONS, iterations=n)), given.region.array)
+        for n in ((15,), (5, 5, 5))
+    )
+    assert error(start, given.region.array) > 4
+    assert three < 0.4 * one
+
+
+def test_mutual_information_helps_where_contrasts_differ():
+    """Brightness that goes through a curve with a turn: contexts near the turn differ, what is shared does not."""
+    given = pair(lambda values: np.interp(values, (-1000, -700, -500, 200), (-200, -900, -100, -600)))
+    start = field(lambda points: truth(points) + mistake(points))
+    without, with_it = (
+        error(optimise_field(given, start, dataclasses.replace(OPTIONS, information=w)), given.region.array)
+        for w in (0.0, 0.05)
+    )
+    assert with_it < 0.9 * without
+
+
+def test_the_compiled_loops_change_nothing(monkeypatch):
+    given, start = pair(), field(lambda points: truth(points) + mistake(points))
+    options = dataclasses.replace(OPTIONS, iterations=(2, 3), information=0.05)
+    compiled = optimise_field(given, start, options)
+    monkeypatch.setattr("regnet_itk.refinement.interpolation._kernels", lambda: None)
+    np.testing.assert_allclose(optimise_field(given, start, options).vectors, compiled.vectors, atol=0.02)
+
+
+def test_several_images_count_together():
+    given, start = pair(), field(lambda points: truth(points) + mistake(points))
+    flat = Image(np.full(GRID.shape, -600.0, dtype=np.float32), GRID)
+    blind = dataclasses.replace(given, fixed=flat, moving=flat)
+    both = dataclasses.replace(blind, further=((given.fixed, given.moving),))
+    options = dataclasses.replace(OPTIONS, information=0.05)
+    alone, together = (error(optimise_field(p, start, options), given.region.array) for p in (blind, both))
+    assert alone > 0.9 * error(start, given.region.array)
+    assert together < 0.4 * error(start, given.region.array)

@@ -418,7 +418,7 @@ def test_keys_reach_the_settings(folder: Path) -> None:
     """
     expected = RegNetSettings(
         model="some.safetensors", output_step=1, precision="float32", memory=0.75, fade=12.5, region="body",
-        repetitions=3, stages=(16.0, 8.0), instance_iterations=7, instance_smoothness=0.5,
+        repetitions=3, stages=(16.0, 8.0), instance_iterations=(7,), instance_smoothness=0.5,
     )  # fmt: skip
     assert RegNetSettings.from_parameters(parse_parameter_text(text, "x")) == expected
     assert RegNetSettings.from_parameters(ParameterMap({})) == RegNetSettings()

@@ -33,7 +33,6 @@ from regnet_itk.comparison.outputs import write_comparison
 from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs
 from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings
-from regnet_itk.comparison.tables import divide_pairs
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
@@ -119,9 +118,10 @@ def table(comparison: Comparison) -> str:
         "| pairs | method | error, mm | TRE, mm | Dice | det J <= 0 | seconds | ratio | peak GB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for group, pairs in divide_pairs(comparison).items():
-        if group == "all":
-            continue
+    groups: dict[str, list[Pair]] = {}
+    for pair in comparison.pairs:
+        groups.setdefault(pair.group or pair.name, []).append(pair)
+    for group, pairs in groups.items():
         rows = {method.name: _row(comparison, method, pairs) for method in comparison.methods}
         base = rows[first]["seconds"]
         for name, row in rows.items():

@@ -5,6 +5,8 @@
 designs     RegNet, RegNet Early and RegNet 1Scale of the paper, trained alike, and the paper's Table 1 of them
 curriculum  RegNet with each part of its curriculum left out
 realism     the coarse-to-fine network trained on (``--from``) with each part of the realistic recipe left out
+scenes      the first phase of the general network with each part of the random scenes left out; it takes no images,
+            and the table tells the errors by contrast too
 
 The images are those that the recipe names, or, if they are not there, the folder's own, of which every eighth judges.
 ``--effort 0.5`` trains with half of the recipe's steps. Every variant is judged by the validation pairs of the complete
@@ -20,6 +22,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +33,8 @@ from regnet_itk.cli.train import TrainingScreen
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
 from regnet_itk.metrics.measures import ErrorMoments, transform_error
-from regnet_itk.networks.model import find_model
+from regnet_itk.networks.devices import find_precision
+from regnet_itk.networks.model import find_model, load_model
 from regnet_itk.outputs import write_whole
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions
@@ -47,7 +51,9 @@ from regnet_itk.training.config import (
 )
 from regnet_itk.training.log import LogRow, TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions, find_images
+from regnet_itk.training.prepared import Prepared
 from regnet_itk.training.sources import divide_images, list_images
+from regnet_itk.training.validation import ValidationBlocks
 from regnet_itk.transforms.chain import TransformChain
 
 Variants = dict[str, TrainingConfig]
@@ -112,10 +118,63 @@ def realism(config: TrainingConfig) -> Variants:
     }
 
 
+def scenes(config: TrainingConfig) -> Variants:
+    """Return the first phase of a recipe for random scenes, and what is left without each of their parts."""
+    first = config.phases[0]
+    recipe = first.scenes
+    if recipe is None:
+        raise ParameterError(f"the study 'scenes' needs a recipe with scenes, not that of '{config.name}'")
+
+    def but(**changed: Any) -> TrainingConfig:
+        phase = dataclasses.replace(first, scenes=dataclasses.replace(recipe, **changed))
+        return dataclasses.replace(config, phases=(phase,))
+
+    same, monotone, partly = recipe.same, recipe.monotone, recipe.partly
+    whole = same + monotone + partly
+    return {
+        "complete": but(),
+        "without the same contrast": but(same=0.0),
+        "without related contrasts": but(monotone=0.0, partly=0.0),
+        "without independent contrasts": but(same=same / whole, monotone=monotone / whole, partly=partly / whole),
+        "without tubes and trees": but(tubes_share=0.0, trees_share=0.0),
+        "without walls": but(walls_share=0.0),
+        "without organs": but(organs_share=0.0),
+        "without textures": but(texture=0.0),
+    }
+
+
+_BLOCKS_BY_CONTRAST = 30
+
+_CONTRASTS: dict[str, dict[str, Any]] = {
+    "same": {"same": 1.0, "monotone": 0.0, "partly": 0.0},
+    "related": {"same": 0.0, "monotone": 0.6, "partly": 0.4},
+    "independent": {"same": 0.0, "monotone": 0.0, "partly": 0.0},
+}
+
+
+def by_contrast(models: dict[str, Path], config: TrainingConfig) -> Iterator[str]:
+    """Measure models on scenes of one kind of contrast after the other, and yield the lines of the table."""
+    judge = config.judged_by
+    if judge is None or judge.scenes is None:
+        return
+    yield f"{'error, mm':<30}  " + "  ".join(f"{name:>11}" for name in _CONTRASTS)
+    for name, path in models.items():
+        model, found = load_model(path), []
+        for shares in _CONTRASTS.values():
+            shown = dataclasses.replace(judge.scenes, **shares)
+            shape = model.architecture.block_shape(config.phases[0].block_size)
+            images = Prepared([], [], config.shown, shown)
+            blocks = ValidationBlocks(images, judge, shape, _BLOCKS_BY_CONTRAST, config.seed, torch.device("cpu"))
+            measured = blocks.measure(model, find_precision("auto", torch.device("cpu")))
+            found.append(f"{measured.error:.2f} of {measured.displacement:.1f}")
+        yield f"{name:<30}  " + "  ".join(f"{cell:>11}" for cell in found)
+
+
 STUDIES = {
     "designs": (designs, "regnet"),
     "curriculum": (curriculum, "regnet"),
     "realism": (realism, "regnet_multistage"),
+    "scenes": (scenes, "regnet_general"),
 }
 """What makes the variants, and the recipe they are made of."""
 
@@ -127,7 +186,7 @@ def make_variants(study: str, recipe: str | None, effort: float) -> Variants:
     config = read_training_config(path) if path else find_recipe(recipe or default)
     last = config.phases[-1]
     if config.judged_by is None and last.pairs is None:
-        config = dataclasses.replace(config, judged_by=Judge(last.fields, last.appearance))
+        config = dataclasses.replace(config, judged_by=Judge(last.fields, last.appearance, last.scenes))
 
     def shortened(phase: Phase) -> Phase:
         name = "epochs" if phase.epochs else "steps"
@@ -154,7 +213,7 @@ def draw(curves: dict[str, list[LogRow]], path: Path) -> None:
     axes.plot(
         [r.step for r in longest], [r.displacement_mm for r in longest], ":", c="#777777", label="nothing predicted"
     )
-    axes.set(xlabel="step", ylabel="mean error in the lungs, validation, mm")
+    axes.set(xlabel="step", ylabel="mean error, validation, mm")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     write_whole(path, lambda part: figure.savefig(part, dpi=120))
 
@@ -199,7 +258,7 @@ def main() -> None:
     """Train all variants of a study, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("images", type=Path)
+    parser.add_argument("images", type=Path, nargs="?", help="a folder; the study 'scenes' needs none")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", help="a name or a TOML file; the study's own by default")
     parser.add_argument("--effort", type=float, default=1.0, help="share of the recipe's steps")
@@ -211,6 +270,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.effort <= 0:
         parser.error("--effort is a positive number")
+    if given.images is None and given.study != "scenes":
+        parser.error(f"the study '{given.study}' needs a folder of images")
     if given.threads:
         torch.set_num_threads(given.threads)
     try:
@@ -233,7 +294,8 @@ def run(given: argparse.Namespace) -> None:
     for name in given.only or []:
         if name not in variants:
             raise ParameterError(f"no variant '{name}' in the study '{given.study}'{did_you_mean(name, variants)}")
-    variants = {name: with_these_images(config, given.images) for name, config in variants.items()}
+    if given.images is not None:
+        variants = {name: with_these_images(config, given.images) for name, config in variants.items()}
     cache = given.cache or given.out / "cache"
     start = find_model(given.start_from) if given.start_from else None
     models, curves = {}, {}
@@ -249,8 +311,10 @@ def run(given: argparse.Namespace) -> None:
             models[name], curves[name] = model, TrainingLog(folder).rows()
     draw(curves, given.out / "curves.png")
     print("\n".join(table(curves, given.out / "table.csv")), flush=True)
+    config = next(iter(variants.values()))
+    if given.study == "scenes":
+        print("\n".join(by_contrast(models, config)), flush=True)
     if given.study == "designs":
-        config = next(iter(variants.values()))
         validation = list(find_images(given.images, config.validation).values())
         print("\n".join(table_1(models, validation, config.seed)), flush=True)
 

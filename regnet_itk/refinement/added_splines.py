@@ -1,4 +1,4 @@
-"""Cubic B-splines that are added to a displacement field, and moved by gradient descent."""
+"""Cubic B-splines that a displacement field is composed with, moved by gradient descent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from regnet_itk.networks.separable import along_axes
 from regnet_itk.refinement.agreement import Drawn
 from regnet_itk.transforms.point_samplers import centred_bspline
 
+_LARGEST = 0.4
+"""Of the distance between control points: as far as one may move and the B-splines cannot fold."""
+
 
 class AddedSplines:
-    """Cubic B-splines over a grid, zero at first; displacements in mm along the axes of the grid.
+    """Cubic B-splines over a grid, zero at first, that never fold; displacements in mm along the axes of the grid.
+
+    Their control points are kept closer than what Choi and Lee, "Injectivity conditions of 2D and 3D uniform cubic
+    B-spline functions", Graphical Models 2000, found to be enough for that: the distance between them over 2.48.
 
     Parameters
     ----------
@@ -65,6 +71,9 @@ class AddedSplines:
         """Move the control points against the gradient of a cost, by about `rate` mm."""
         (gradient,) = torch.autograd.grad(cost, self._control)
         self._adam.step(gradient, rate)
+        largest = _LARGEST * self._between
+        with torch.no_grad():
+            self._control.clamp_(-largest, largest)
 
 
 class _Adam:

@@ -84,9 +84,7 @@ class Agreement:
 
     def __init__(self, pair: InstancePair, device: torch.device) -> None:
         self.grid = pair.fixed.grid
-        self._scaled = [
-            [_scaled(image, pair.intensity_range).to(device) for image in images] for images in pair.images
-        ]
+        self._scaled = [[_scaled(image, pair.intensity_range).to(device) for image in images] for images in pair.images]
         self._fixed, self._moving = (
             torch.cat([mind_features(images[side]) for images in self._scaled], dim=-1) for side in (0, 1)
         )

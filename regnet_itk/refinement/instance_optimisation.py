@@ -82,7 +82,7 @@ class InstanceOptions:
                 raise ParameterError(f"the {name} of instance optimisation is 0 or more, not {getattr(self, name)}")
 
 
-def smoothness_factor(*images: Image, scale: float = 1.0) -> float:
+def smoothness_factor(*images: Image) -> float:
     """Tell how much more smoothness coarse images want.
 
     The fewer voxels lie within a B-spline's reach, the more of what it follows is noise.
@@ -91,8 +91,6 @@ def smoothness_factor(*images: Image, scale: float = 1.0) -> float:
     ----------
     *images : Image
         The images as they were given, before resampling to `VOXEL_SIZE`.
-    scale : float
-        Of all lengths, as :class:`InstanceOptions` has it.
 
     Returns
     -------
@@ -101,7 +99,7 @@ def smoothness_factor(*images: Image, scale: float = 1.0) -> float:
         else the sixth power of the larger ratio to these. Chosen by phantoms and deformed CTs on coarser voxels.
     """
     spacings = [image.grid.spacing for image in images]
-    return max(1.0, *(max(min(s) / VOXEL_SIZE, max(s) / SLICE_DISTANCE) / scale for s in spacings)) ** 6
+    return max(1.0, *(max(min(s) / VOXEL_SIZE, max(s) / SLICE_DISTANCE) for s in spacings)) ** 6
 
 
 def voxel_size_within(memory: float, voxels: int, voxel_size: float = VOXEL_SIZE) -> float:
@@ -176,7 +174,7 @@ def optimise_field(
 def _improve(
     pair: InstancePair, grid: Grid, field: Tensor, options: InstanceOptions, progress: Callable[[float], None]
 ) -> Tensor:
-    """Add B-splines of one size after the other to a field (z, y, x, component), mm along the axes of its grid."""
+    """Compose a field (z, y, x, component), mm along its grid, with B-splines of one size after the other."""
     device = find_device(options.device)
     field = field.to(device)
     agreement = Agreement(pair, device)
@@ -188,20 +186,29 @@ def _improve(
         splines = AddedSplines(pair.fixed.grid, CONTROL_SPACING * scale, device)
         for step in range(steps):
             drawn = agreement.draw(random)
-            before = interpolate(field, _index_in(grid, drawn))
-            unlike = agreement.difference(drawn, before + splines.at_drawn(drawn), options.information)
+            added = splines.at_drawn(drawn)
+            u = added + interpolate(field, _index_in(grid, drawn, added))
+            unlike = agreement.difference(drawn, u, options.information)
             if unlike is not None:
                 rough = splines.bending() + _LEASH * splines.length()
                 rate = scale * _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * step / steps)
                 splines.descend(unlike + options.smoothness / scale**2 * rough, rate)
             done += 1
             progress(0.2 + 0.8 * done / sum(options.iterations))
-        field = field + splines.on(grid)
+        field = _composed(field, splines.on(grid), grid)
     return field
 
 
-def _index_in(grid: Grid, drawn: Drawn) -> Tensor:
-    """Return where drawn voxels lie on another grid with the same axes: indices (n, 3) z, y, x."""
+def _index_in(grid: Grid, drawn: Drawn, added: Tensor) -> Tensor:
+    """Return where drawn voxels are on another grid with the same axes once they have moved: indices (n, 3) z, y, x."""
     first = np.asarray(grid.point_to_index(drawn.grid.origin))[::-1].copy()
     step = (np.asarray(drawn.grid.spacing) / np.asarray(grid.spacing))[::-1].copy()
-    return torch.from_numpy(first).to(drawn.index) + drawn.index * torch.from_numpy(step).to(drawn.index)
+    there = torch.from_numpy(first).to(drawn.index) + drawn.index * torch.from_numpy(step).to(drawn.index)
+    return there + added.flip(1) / there.new_tensor(grid.spacing[::-1])
+
+
+def _composed(field: Tensor, added: Tensor, grid: Grid) -> Tensor:
+    """Return added(x) + field(x + added(x)), all (z, y, x, component) on a grid, mm along its axes."""
+    index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in grid.shape), indexing="ij"), dim=-1)
+    index = index.to(added) + added.flip(3) / added.new_tensor(grid.spacing[::-1])
+    return added + interpolate(field, index.flatten(0, 2)).view_as(field)

@@ -20,7 +20,7 @@ def run_forward(features: Tensor, index: Tensor, found: Tensor) -> None:
 
 
 def run_backward(features: Tensor, index: Tensor, gradient: Tensor, found: Tensor) -> None:
-    """Fill `found` (n, 3) with the gradient by the indices, for the `gradient` (n, channel) by what was interpolated."""
+    """Fill `found` (n, 3) with the gradient by the indices, for the `gradient` (n, channel) by the values."""
     with on_torch_threads():
         _backward(features.numpy(), index.numpy(), gradient.numpy(), found.numpy())
 

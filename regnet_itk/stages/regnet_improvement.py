@@ -80,7 +80,9 @@ def improve_prediction(
     instance = InstancePair(
         *seen[0], Image(region.array[box], grid), Image(known, grid), world.intensity_range, tuple(seen[1:])
     )
-    factor = smoothness_factor(*(image for pair in pairs for image in (pair.fixed, pair.moving)), scale=scale)
+    factor = 1.0
+    if world.voxel_sizes is None:  # else all lengths have grown with the images' voxels already
+        factor = smoothness_factor(*(image for pair in pairs for image in (pair.fixed, pair.moving)))
     if factor > 1:
         options.log.debug(f"{name}: improving with {factor:.3g} times the smoothness, as the voxels are coarse")
     chosen = InstanceOptions(

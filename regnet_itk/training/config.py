@@ -113,6 +113,8 @@ class SceneRecipe:
     """Share of the images with blobs that the other image does not have."""
     cut_share: float = 0.15
     """Share of the images whose field of view ends inside of the scene."""
+    texture: float = 0.12
+    """Largest strength of a tissue's texture; 1 is the range of the tissues' brightness."""
     bias: float = 0.3
     """Largest relative unevenness of brightness, in half of the images."""
     noise: float = 0.08
@@ -193,6 +195,8 @@ class Judge:
 
     fields: FieldRecipe = field(default_factory=FieldRecipe)
     appearance: AppearanceRecipe = field(default_factory=AppearanceRecipe)
+    scenes: SceneRecipe | None = None
+    """Of a training without images."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class Trainer:
             for names in (config.train, config.validation)
         )
         if not config.validation:
-            self.validation_images = Prepared([], [], config.shown, config.phases[-1].scenes)
+            scenes = config.judged_by.scenes if config.judged_by else config.phases[-1].scenes
+            self.validation_images = Prepared([], [], config.shown, scenes)
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.random = Random(config.seed + _SEED_STEP * self.processes.rank, self.device)
         self.log = TrainingLog(self.folder, config.shown.training_place)

@@ -306,7 +306,7 @@ class SceneBlocks:
         """Draw how both images show the labels."""
         random, count = self.random, scene.count
         means = random.shares(count)
-        strengths = 0.12 * random.shares(count)
+        strengths = self.recipe.texture * random.shares(count)
         drawn = random.uniform()
         same, monotone, partly = self.recipe.same, self.recipe.monotone, self.recipe.partly
         other, other_strengths = means, strengths

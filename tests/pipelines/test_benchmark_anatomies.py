@@ -74,5 +74,5 @@ def test_the_table(
     inside = sitk.GetArrayFromImage(sitk.ReadImage(pair.fixed_mask)) > 0
     assert float(cells[0][2]) == pytest.approx(np.linalg.norm(truth, axis=-1)[inside].mean(), abs=0.02)
     assert float(cells[2][2]) < 0.6 * float(cells[1][2])
-    unmoved = next(line for line in text.splitlines() if line.startswith("| no group | before |"))
+    unmoved = next(line for line in text.splitlines() if line.startswith("| real | before |"))
     assert unmoved.split("|")[5].strip() == "1.000"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,31 @@ def test_realistic_recipes_differ_in_the_part_that_is_left_out() -> None:
     )
 
 
+def test_parts_of_the_scenes_are_left_out_one_at_a_time() -> None:
+    variants = training_studies.make_variants("scenes", None, 1.0)
+    complete = variants["complete"]
+    changed = {name: differences(variant, complete) for name, variant in variants.items() if variant is not complete}
+    of_scenes = {
+        "the same contrast": "same", "related contrasts": "monotone partly",
+        "independent contrasts": "same monotone partly",
+        "tubes and trees": "tubes_share trees_share", "walls": "walls_share", "organs": "organs_share",
+        "textures": "texture",
+    }  # fmt: skip
+    assert changed == {
+        f"without {part}": {f"phases.0.scenes.{name}" for name in names.split()} for part, names in of_scenes.items()
+    }
+    one = variants["without independent contrasts"].phases[0].scenes
+    assert one.same + one.monotone + one.partly == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("study", training_studies.STUDIES)
 def test_all_variants_are_judged_by_the_complete_recipe_and_trained_as_long(study: str) -> None:
     whole, half = (training_studies.make_variants(study, None, effort).values() for effort in (1.0, 0.5))
     last = find_recipe(training_studies.STUDIES[study][1]).phases[-1]
     for variant, short in zip(whole, half, strict=True):
-        assert variant.judged_by == Judge(last.fields, last.appearance)
-        assert variant.train == short.train != ()
+        assert variant.judged_by == Judge(last.fields, last.appearance, last.scenes)
+        assert variant.train == short.train
+        assert bool(variant.train) != (study == "scenes")
         assert [p.steps for p in short.phases] == [round(p.steps / 2) for p in variant.phases]
 
 
@@ -247,3 +266,23 @@ def test_table_1_is_that_of_the_paper(images: Path, tmp_path: Path) -> None:
     measure, x, y, z, vector = (float(cell) for cell in cells[0][::3])
     assert measure == pytest.approx(x + y + z, abs=0.02)
     assert max(x, y, z) < vector < x + y + z
+
+
+def test_the_study_of_scenes_tells_the_errors_by_contrast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = find_recipe("regnet_general")
+    first = dataclasses.replace(
+        recipe.phases[0], steps=1, block_size=32, scenes=dataclasses.replace(recipe.phases[0].scenes, size=40)
+    )
+    small = dataclasses.replace(recipe, phases=(first, first))
+    monkeypatch.setattr(training_studies, "read_training_config", lambda _: small)
+    monkeypatch.setattr(training_studies, "_BLOCKS_BY_CONTRAST", 2)
+    monkeypatch.setattr(sys, "argv", ["studies", "scenes", "--out", str(tmp_path), "--only", "complete"])
+    training_studies.main()
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("error, mm"))
+    assert lines[at].split()[2:] == ["same", "related", "independent"]
+    found = [float(number) for number in re.findall(r"[0-9.]+", lines[at + 1])]
+    assert len(found) == 6  # an error and a displacement each
+    assert all(0 < number < 40 for number in found)

@@ -189,7 +189,9 @@ def test_smoothness_and_progress():
     assert told[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("values", "words"), [(((5, -1),), "0 steps or more, not -1"), (((5,), -0.1), "0 or more, not -0.1")])
+@pytest.mark.parametrize(
+    ("values", "words"), [(((5, -1),), "0 steps or more, not -1"), (((5,), -0.1), "0 or more, not -0.1")]
+)
 def test_options_that_make_no_sense(values, words):
     with pytest.raises(ParameterError, match=words):
         InstanceOptions(*values)
@@ -260,3 +262,25 @@ def test_several_images_count_together():
     alone, together = (error(optimise_field(p, start, options), given.region.array) for p in (blind, both))
     assert alone > 0.9 * error(start, given.region.array)
     assert together < 0.4 * error(start, given.region.array)
+
+
+def test_nothing_folds_whatever_the_images_are():
+    """Images that have nothing to do with each other pull everywhere; without any smoothness B-splines would fold."""
+    given = pair()
+    other = Image(given.moving.array[::-1, :, ::-1].copy(), GRID)
+    start = field(np.zeros_like)
+    free = InstanceOptions((60, 60, 60), smoothness=0.0, information=0.05, device="cpu", threads=1)
+    found = optimise_field(dataclasses.replace(given, moving=other), start, free)
+    assert np.linalg.norm(found.vectors, axis=-1).max() > 6.0
+    determinant = sitk.DisplacementFieldJacobianDeterminant(sitk.Cast(sitk_field(found), sitk.sitkVectorFloat64))
+    inner = sitk.GetArrayFromImage(determinant)[2:-2, 2:-2, 2:-2]
+    assert inner.min() > 0
+
+
+def sitk_field(u):
+    """Return a displacement field as ITK's image."""
+    image = sitk.GetImageFromArray(u.vectors.astype(np.float64), isVector=True)
+    image.SetOrigin(u.grid.origin)
+    image.SetSpacing(u.grid.spacing)
+    image.SetDirection(u.grid.direction_matrix.ravel().tolist())
+    return image

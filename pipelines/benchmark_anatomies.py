@@ -51,7 +51,8 @@ CONTRASTS = {
 }
 """What becomes of brightness from the darkest to the brightest value of the foreground, evenly spaced."""
 
-_STRAIN = 0.3  # largest displacement over the width of the waves
+_STRAIN = 0.3  # largest displacement over the width of the waves: small ones are narrow
+_NARROWEST = 12.0  # mm
 _NOISE = 0.01  # of the foreground's range, in both images
 
 
@@ -73,7 +74,7 @@ def deformed_pairs(folder: Path, paths: list[Path], amplitudes: list[float], con
 def waves(grid: Grid, amplitude: float, seed: int) -> DisplacementField:
     """Draw smooth waves over an image, whose largest component is `amplitude` mm."""
     coarse = grid.isotropic(4.0)
-    sigma = max(25.0, amplitude / _STRAIN)
+    sigma = max(_NARROWEST, amplitude / _STRAIN)
     along = FieldMaker(coarse.shape, coarse.spacing[0], Random(seed)).wave(sigma, amplitude)[0].numpy()
     vectors = np.moveaxis(along, 0, -1) @ coarse.direction_matrix.T
     return DisplacementField(vectors.astype(np.float32), coarse)
@@ -169,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="images to deform")
-    parser.add_argument("--amplitudes", type=float, nargs="+", default=[8.0, 20.0], metavar="MM")
+    parser.add_argument("--amplitudes", type=float, nargs="+", default=[4.0, 8.0, 20.0], metavar="MM")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(CONTRASTS), default=list(CONTRASTS))
     parser.add_argument("--pairs", type=Path, help="real pairs, as for regnet-itk compare")
     parser.add_argument("--methods", nargs="+", default=METHODS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -67,7 +68,7 @@ class Drawn:
     """
 
     grid: Grid
-    lattice: list[np.ndarray[tuple[int], np.dtype[np.int64]]]
+    lattice: list[npt.NDArray[np.int64]]
     chosen: Tensor
     index: Tensor
 

@@ -112,7 +112,7 @@ class Trainer:
         self.train_images, self.validation_images = (
             prepare(
                 [paths[name] for name in names], config, how, cache, processes=self.processes, log=options.events.log
-            )
+            ).on(self.device)
             for names in (config.train, config.validation)
         )
         if not config.validation:
@@ -164,7 +164,8 @@ class Trainer:
             After an interruption, when the checkpoint is written.
         """
         try:
-            return self._run(resume)
+            with torch.backends.cudnn.flags(benchmark=True):  # blocks have one shape: the search pays
+                return self._run(resume)
         finally:
             self.processes.leave()
 
@@ -278,7 +279,7 @@ class Trainer:
 
     def _gather_statistics(self, network: nn.Module, phase: Phase, steps: int, random: Random) -> None:
         maker = self._maker(phase, random)
-        batches = ([maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)] for _ in range(steps))
+        batches = ([maker.make(phase.fields, phase.appearance, phase.blocks)] for _ in range(steps))
         self.learner.gather_statistics(network, batches)
 
     def _log(self, phase: int, rate: float, training: FloatArray) -> None:

@@ -131,35 +131,60 @@ class Source:
         centres = (random.uniform_small(256, 3) * 0.5 + 0.5) * (size - 2 * margin) + margin
         return cls(values, torch.ones_like(values, dtype=torch.uint8), torch.ones(3), centres)
 
-    def sampled(self, matrix: Tensor, centre: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Interpolate intensities (0 beyond the image) and mask linearly at matrix x + centre.
+    def to(self, device: torch.device) -> Source:
+        """Return the source with its arrays on a device."""
+        return dataclasses.replace(self, values=self.values.to(device), region=self.region.to(device))
 
-        Parameters
-        ----------
-        matrix, centre : Tensor, shape (3, 3) and (3,)
-            Map the block's coordinates to the image's, in mm.
-        positions : Tensor, shape (1, 3, z, y, x)
-            x, in mm.
 
-        Returns
-        -------
-        tuple of Tensor, shape (1, 1, z, y, x)
-        """
-        device = positions.device
-        matrix = (matrix / self.spacing[:, None]).to(device)
-        index = torch.einsum("ij,bjzyx->bizyx", matrix, positions) + (centre / self.spacing).to(device).view(3, 1, 1, 1)
-        lowest, highest = (torch.stack(ends) for ends in zip(*(i.aminmax() for i in index[0]), strict=True))
-        shape = torch.tensor(self.values.shape).flip(0)
-        low = torch.minimum(lowest.floor().long().cpu().clamp(min=0), shape - 2)
-        high = torch.maximum(torch.minimum(highest.ceil().long().cpu() + 1, shape), low + 2)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low.flip(0), high.flip(0), strict=True))
-        both = torch.stack([part[box].to(device, torch.float32) for part in (self.values, self.region)])
-        scale = (2 / (high - low - 1)).to(device).view(3, 1, 1, 1)
-        where = (index - low.to(device).view(3, 1, 1, 1)) * scale - 1
-        found = functional.grid_sample(
-            both[None], where.permute(0, 2, 3, 4, 1), padding_mode="zeros", align_corners=True
-        )
-        return found[:, :1], found[:, 1:]
+@dataclass(frozen=True)
+class Places:
+    """Where n blocks lie in their sources.
+
+    Parameters
+    ----------
+    sources : list of Source
+    matrices, centres : Tensor, shape (n, 3, 3) and (n, 3)
+        Map a block's coordinates x to its source's, matrix x + centre, in mm; on the CPU.
+    """
+
+    sources: list[Source]
+    matrices: Tensor
+    centres: Tensor
+
+    def of(self, which: Tensor) -> Places:
+        """Return some of the places, given by their numbers."""
+        return Places([self.sources[k] for k in which.tolist()], self.matrices[which], self.centres[which])
+
+
+def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Interpolate intensities (0 beyond the image) and masks of sources linearly.
+
+    Parameters
+    ----------
+    places : Places
+    positions : Tensor, shape (n, 3, z, y, x)
+        In the blocks' coordinates, mm.
+
+    Returns
+    -------
+    tuple of Tensor, shape (n, 1, z, y, x)
+    """
+    device = positions.device
+    spacings = torch.stack([source.spacing for source in places.sources]).float()
+    matrices, centres = (places.matrices / spacings[..., None]).to(device), (places.centres / spacings).to(device)
+    index = torch.einsum("bij,bjzyx->bizyx", matrices, positions) + centres[..., None, None, None]
+    shapes = torch.tensor([source.values.shape for source in places.sources]).flip(1)
+    lows = torch.minimum(index.amin(dim=(2, 3, 4)).floor().long().cpu().clamp(min=0), shapes - 2)
+    highs = torch.maximum(torch.minimum(index.amax(dim=(2, 3, 4)).ceil().long().cpu() + 1, shapes), lows + 2)
+    first, scale = (v.float().to(device)[..., None, None, None] for v in (lows, 2 / (highs - lows - 1)))
+    where = ((index - first) * scale - 1).movedim(1, -1)
+    found = []
+    for source, low, high, there in zip(places.sources, lows.tolist(), highs.tolist(), where, strict=True):
+        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+        both = torch.stack([part[box].to(device, torch.float32) for part in (source.values, source.region)])
+        found.append(functional.grid_sample(both[None], there[None], padding_mode="zeros", align_corners=True))
+    values = torch.cat(found)
+    return values[:, :1], values[:, 1:]
 
 
 def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:

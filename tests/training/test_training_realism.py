@@ -89,7 +89,7 @@ def test_a_sliding_pair_is_consistent_inside_the_lung_and_jumps_at_the_wall() ->
         step = np.linalg.norm(np.diff(u, axis=2), axis=0)
         jumps.append(step.max())
         seems_lung = (fixed > -950) & (fixed < -500)  # below lies what is outside of the source
-        assert (seems_lung & (block.weight[0, 0].numpy() == 0)).mean() < 0.01
+        assert (seems_lung & (block.weight[0, 0].numpy() == 0)).mean() < 0.015
     assert len(jumps) >= 3
     assert max(jumps) > 1.0  # mm from one voxel to the next: no smooth field
 

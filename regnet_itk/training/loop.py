@@ -204,7 +204,7 @@ class Trainer:
             random=self.random,
             seed=self.config.seed + _SEED_STEP * self.processes.rank,
         )
-        if phase.frozen_statistics and self.step == first:
+        if phase.frozen_statistics and self.step == first and not self._keeps_statistics(number):
             self._calibrate(self.learner.network, phase)
         started, losses = time.perf_counter(), []
         while self.step < first + steps:
@@ -227,6 +227,10 @@ class Trainer:
                     f"interrupted after step {self.step}; the same command continues from the checkpoint in "
                     f"'{self.folder}'"
                 )
+
+    def _keeps_statistics(self, number: int) -> bool:
+        """Whether a phase begins with weights that were learnt with the statistics that they have."""
+        return self.config.phases[number - 1].frozen_statistics if number else self.options.start_from is not None
 
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
         steps = sum(self.phase_steps)

@@ -9,7 +9,7 @@ from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
 from regnet_itk.training.fields import FieldMaker, for_each
 from regnet_itk.training.filters import slice_matrix, smooth
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 
 SOFT_TISSUE = 1040.0
 """HU above air."""
@@ -40,7 +40,7 @@ def remap_brightness(image: Tensor, width: float, random: Random) -> Tensor:
     Tensor
         From 0 to `width`; in most cases the background stays what it is.
     """
-    knots = random.numbers(_KNOTS).to(image.device) * width
+    knots = put_on(image.device, random.numbers(_KNOTS)) * width
     if random.happens(_DARK_BACKGROUND):
         knots[0] = 0.0
     place = (image * ((_KNOTS - 1) / width)).clamp(0.0, _KNOTS - 1 - 1e-4)
@@ -119,5 +119,7 @@ def in_slices(image: Tensor, thickness: Tensor, phase: Tensor, axes: Tensor) -> 
     for axis, matrix in enumerate(matrices):
         these = ((axes == axis) & (thickness > 1)).nonzero()[:, 0]
         if len(these):
-            matrix[these.to(image.device)] = slice_matrix(matrix.shape[1], thickness[these], phase[these], image.device)
+            matrix[put_on(image.device, these)] = slice_matrix(
+                matrix.shape[1], thickness[these], phase[these], image.device
+            )
     return along_axes(image, matrices)

@@ -25,7 +25,7 @@ from regnet_itk.training.appearance import (
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
 from regnet_itk.training.fields import FieldMaker, for_each, slide_lungs
 from regnet_itk.training.filters import jacobian_determinant
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 from regnet_itk.training.sources import Places, Source, sample_sources
 
 
@@ -93,7 +93,7 @@ class BlockMaker:
         fixed, lungs = self._sampled(places, w, u)
         slides = random.chances(count, fields.sliding_share).nonzero()[:, 0]
         if len(slides):
-            these = slides.to(u.device)
+            these = put_on(u.device, slides)
             losses = for_each(random.numbers(len(slides), (0.0, fields.sliding)), u.device)
             inside = lungs[these] > 0.5
             slid = slide_lungs(u[these], inside.float(), losses, self.voxel_size)

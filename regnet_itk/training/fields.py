@@ -13,7 +13,7 @@ from torch import Tensor
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import FieldRecipe
 from regnet_itk.training.filters import gaussian, smooth
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 
 _WALL = 8.0
 """mm. The direction of the chest wall is taken from a lung mask smoothed so far."""
@@ -57,8 +57,8 @@ class FieldMaker:
         if breathes.any():
             u = u + self._breathing(random.numbers(count, (0.0, recipe.breathing)) * breathes, body_axes)
         if recipe.translation or recipe.linear:
-            linear = (random.uniform_small(count, 3, 3) * recipe.linear).to(u.device)
-            shift = (random.uniform_small(count, 3, 1, 1, 1) * recipe.translation).to(u.device)
+            linear = put_on(u.device, random.uniform_small(count, 3, 3) * recipe.linear)
+            shift = put_on(u.device, random.uniform_small(count, 3, 1, 1, 1) * recipe.translation)
             u = u + torch.einsum("bij,jzyx->bizyx", linear, self.positions[0]) + shift
         small = random.chances(count, recipe.small_share)
         if small.any():
@@ -87,7 +87,7 @@ class FieldMaker:
         length = random.numbers(count, (0.0, longest))
         wanted = direction / direction.norm(dim=1, keepdim=True) * length[:, None]
         z, y, x = (n // 2 for n in self.shape)
-        return (wanted.to(u.device) - u[:, :, z, y, x])[..., None, None, None]
+        return (put_on(u.device, wanted) - u[:, :, z, y, x])[..., None, None, None]
 
     def noise(self, channels: int, sigma: float | Tensor, count: int = 1) -> Tensor:
         """Draw smooth noise (n, channels, z, y, x): random coefficients of Gaussians of `sigma` mm, sigma / 2 apart.
@@ -102,7 +102,7 @@ class FieldMaker:
             n, if all have one sigma.
         """
         sigmas = torch.as_tensor(sigma, dtype=torch.float32)
-        finest, sigmas = float(sigmas.min()) / 2, sigmas.to(self.random.device)[..., None, None]
+        finest, sigmas = float(sigmas.min()) / 2, put_on(self.random.device, sigmas)[..., None, None]
         kernels = []
         for n in self.shape:
             nodes = _centred(math.ceil(n * self.voxel_size / finest) + 12, self.random.device) * (sigmas / 2)
@@ -124,7 +124,7 @@ class FieldMaker:
     def _breathing(self, amplitudes: Tensor, axes: Tensor) -> Tensor:
         """Motion along the body's axis that grows from one side to the other, uneven across the section."""
         random, count = self.random, len(amplitudes)
-        axes = axes.to(random.device)
+        axes = put_on(random.device, axes)
         along = torch.einsum("bi,izyx->bzyx", axes, self.positions[0])[:, None]
         middle, width = random.numbers(count, (-60.0, 60.0)), random.numbers(count, (25.0, 60.0))
         slope, signed = (random.signs(count) * values for values in (1 / width, amplitudes / 1.2))
@@ -135,7 +135,7 @@ class FieldMaker:
 
 def for_each(values: Tensor, device: torch.device) -> Tensor:
     """Return one value for each block as a tensor that blocks (n, channel, z, y, x) can be multiplied by."""
-    return values.to(device).view(-1, 1, 1, 1, 1)
+    return put_on(device, values).view(-1, 1, 1, 1, 1)
 
 
 def _centred(count: int, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regnet_itk.networks.separable import along_axes
+from regnet_itk.training.random_numbers import put_on
 
 
 def smoothing_matrix(size: int, sigma: float | Tensor, device: torch.device | None = None) -> Tensor:
@@ -16,7 +17,7 @@ def smoothing_matrix(size: int, sigma: float | Tensor, device: torch.device | No
     Of several sigmas, shape (n,), the matrices have shape (n, size, size).
     """
     x = torch.arange(size, dtype=torch.float32, device=device)
-    widths = torch.as_tensor(sigma, dtype=torch.float32).clamp(min=1e-2).to(x.device)
+    widths = put_on(x.device, torch.as_tensor(sigma, dtype=torch.float32).clamp(min=1e-2))
     matrix = gaussian((x[:, None] - x) / widths[..., None, None])
     return matrix / matrix.sum(dim=-1, keepdim=True)
 
@@ -51,7 +52,7 @@ def slice_matrix(
     voxels = torch.arange(size, dtype=torch.float32, device=device)
     thickness, phase = (torch.as_tensor(value)[..., None, None] for value in (thickness, phase))
     count = int((size - 1) / float(thickness.min())) + 3
-    thickness, phase = thickness.to(voxels.device), phase.to(voxels.device)
+    thickness, phase = put_on(voxels.device, thickness), put_on(voxels.device, phase)
     centres = (torch.arange(count, dtype=torch.float32, device=device)[:, None] - 1 + phase) * thickness
     # the share of each voxel that lies in a slice
     average = ((thickness + 1) / 2 - (centres - voxels).abs()).clamp(0.0, 1.0)

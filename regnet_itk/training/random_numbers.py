@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def put_on(device: torch.device, few: Tensor) -> Tensor:
+    """Return few numbers, drawn on the CPU, on a device.
+
+    A graphics card is not waited for: it gets hundreds of such tensors for a block.
+    """
+    return few.to(device, non_blocking=device.type == "cuda")
+
+
 class Random:
     """A source of random numbers that can be stopped and continued.
 

@@ -25,7 +25,7 @@ from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.config import TrainingConfig
 from regnet_itk.training.filters import smooth
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 
 _MARGIN = 80.0
 """mm kept around the region: half a block, its rotation, and a displacement."""
@@ -169,22 +169,28 @@ def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
     -------
     tuple of Tensor, shape (n, 1, z, y, x)
     """
-    device = positions.device
-    spacings = torch.stack([source.spacing for source in places.sources]).float()
-    matrices, centres = (places.matrices / spacings[..., None]).to(device), (places.centres / spacings).to(device)
-    index = torch.einsum("bij,bjzyx->bizyx", matrices, positions) + centres[..., None, None, None]
-    shapes = torch.tensor([source.values.shape for source in places.sources]).flip(1)
-    lows = torch.minimum(index.amin(dim=(2, 3, 4)).floor().long().cpu().clamp(min=0), shapes - 2)
-    highs = torch.maximum(torch.minimum(index.amax(dim=(2, 3, 4)).ceil().long().cpu() + 1, shapes), lows + 2)
-    first, scale = (v.float().to(device)[..., None, None, None] for v in (lows, 2 / (highs - lows - 1)))
-    where = ((index - first) * scale - 1).movedim(1, -1)
-    found = []
-    for source, low, high, there in zip(places.sources, lows.tolist(), highs.tolist(), where, strict=True):
-        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+    device, sources = positions.device, places.sources
+    spacings = torch.stack([source.spacing for source in sources]).float()
+    matrices, centres = places.matrices / spacings[..., None], places.centres / spacings
+    index = torch.einsum("bij,bjzyx->bizyx", put_on(device, matrices), positions)
+    index += put_on(device, centres)[..., None, None, None]
+    shapes = torch.tensor([source.values.shape for source in sources]).flip(1)
+    lows, highs = torch.zeros_like(shapes), shapes
+    if any(source.values.device != device for source in sources) or device.type == "cpu":
+        lows = torch.minimum(index.amin(dim=(2, 3, 4)).floor().long().cpu().clamp(min=0), shapes - 2)
+        highs = torch.maximum(torch.minimum(index.amax(dim=(2, 3, 4)).ceil().long().cpu() + 1, shapes), lows + 2)
+    found = positions.new_empty(len(sources), 2, *positions.shape[2:])
+    for source in {id(s): s for s in sources}.values():
+        these = [k for k, other in enumerate(sources) if other is source]
+        low, high = lows[these].amin(dim=0), highs[these].amax(dim=0)
+        box = tuple(slice(a, b) for a, b in zip(low.tolist()[::-1], high.tolist()[::-1], strict=True))
         both = torch.stack([part[box].to(device, torch.float32) for part in (source.values, source.region)])
-        found.append(functional.grid_sample(both[None], there[None], padding_mode="zeros", align_corners=True))
-    values = torch.cat(found)
-    return values[:, :1], values[:, 1:]
+        first, scale = (put_on(device, v.float())[:, None, None, None] for v in (low, 2 / (high - low - 1)))
+        which = put_on(device, torch.tensor(these))
+        where = ((index[which] - first) * scale - 1).movedim(1, -1)
+        several = both.expand(len(these), *both.shape)
+        found[which] = functional.grid_sample(several, where, padding_mode="zeros", align_corners=True)
+    return found[:, :1], found[:, 1:]
 
 
 def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:

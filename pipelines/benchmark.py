@@ -118,20 +118,21 @@ def table(comparison: Comparison, voxels: str) -> str:
         for name, row in rows.items():
             costs = bool(row["seconds"])
             cells = (
-                _cell(row["error"], ".2f"),
-                _cell(row["error"] / before, ".1%"),
-                _cell(row["tre"], ".2f"),
-                _cell(row["seconds"], ".1f") if costs else "",
-                _cell(row["seconds"] / first, ".3f") if costs else "",
-                _cell(row["gb"], ".2f") if costs else "",
-                _cell(row["correlation"], ".3f"),
-                _cell(row["folding"], ".4%"),
+                cell(row["error"], ".2f"),
+                cell(row["error"] / before, ".1%"),
+                cell(row["tre"], ".2f"),
+                cell(row["seconds"], ".1f") if costs else "",
+                cell(row["seconds"] / first, ".3f") if costs else "",
+                cell(row["gb"], ".2f") if costs else "",
+                cell(row["correlation"], ".3f"),
+                cell(row["folding"], ".4%"),
             )
             lines.append(f"| {group} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(number: float, form: str) -> str:
+def cell(number: float, form: str) -> str:
+    """Return a number as a cell of a table, empty if it was not measured."""
     return format(number, form) if math.isfinite(number) else ""
 
 

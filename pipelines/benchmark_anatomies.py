@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from benchmark import seconds_after_affine, without_warped_images
+from benchmark import cell, seconds_after_affine, without_warped_images
 from known_pairs import deformed_image_pair, is_made, make_deformed
 from peers import PEERS
 
@@ -128,20 +128,16 @@ def table(comparison: Comparison) -> str:
         for name, row in rows.items():
             took = bool(row["seconds"])
             cells = (
-                _cell(row["error"], ".2f"),
-                _cell(row["tre"], ".2f"),
-                _cell(row["dice"], ".3f"),
-                _cell(row["folding"], ".3%"),
-                _cell(row["seconds"], ".1f") if took else "",
-                _cell(row["seconds"] / base, ".2f") if took and base else "",
-                _cell(row["gb"], ".2f") if took else "",
+                cell(row["error"], ".2f"),
+                cell(row["tre"], ".2f"),
+                cell(row["dice"], ".3f"),
+                cell(row["folding"], ".3%"),
+                cell(row["seconds"], ".1f") if took else "",
+                cell(row["seconds"] / base, ".2f") if took and base else "",
+                cell(row["gb"], ".2f") if took else "",
             )
             lines.append(f"| {group} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(number: float, form: str) -> str:
-    return format(number, form) if math.isfinite(number) else ""
 
 
 def _row(comparison: Comparison, method: Method, pairs: list[Pair]) -> dict[str, float]:

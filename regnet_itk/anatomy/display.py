@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from regnet_itk.anatomy.hounsfield import is_hounsfield
+from regnet_itk.anatomy.lungs import shows_lungs
 from regnet_itk.data.image import Image
 
 
@@ -33,10 +34,15 @@ class Display:
 CHEST_CT = Display("HU", (-1350.0, 150.0), 500.0, (-1024.0, 500.0))
 """The lung window; the viewer goes from air to dense bone."""
 
+BODY_CT = Display("HU", (-160.0, 240.0), 200.0, (-1024.0, 500.0))
+"""The window of soft tissue, for CTs without lungs."""
+
 
 def find_display(*images: Image) -> Display | None:
     """Return how images are shown that belong together; None if nothing is known about them.
 
     Their percentiles say then what is black and white.
     """
-    return CHEST_CT if all(map(is_hounsfield, images)) else None
+    if not all(map(is_hounsfield, images)):
+        return None
+    return CHEST_CT if any(map(shows_lungs, images)) else BODY_CT

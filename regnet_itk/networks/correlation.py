@@ -91,7 +91,9 @@ class _Operations(torch.autograd.Function):
         ctx.offsets = offsets
         padded, r = _padded_to_reach(moving, offsets)
         found = fixed.new_empty(fixed.shape[0], len(offsets), *fixed.shape[2:])
-        rows = max(1, _CACHED_VALUES // (fixed.numel() // fixed.shape[2]))
+        rows = fixed.shape[2]
+        if fixed.device.type == "cpu":
+            rows = max(1, _CACHED_VALUES // (fixed.numel() // rows))
         for start in range(0, fixed.shape[2], rows):
             part = fixed[:, :, start : start + rows]
             reached = padded[:, :, start : start + part.shape[2] + 2 * r]

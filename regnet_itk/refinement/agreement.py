@@ -87,7 +87,7 @@ class Agreement:
         self.grid = pair.fixed.grid
         self._scaled = [[_scaled(image, pair.intensity_range).to(device) for image in images] for images in pair.images]
         self._fixed, self._moving = (
-            torch.cat([mind_features(images[side]) for images in self._scaled], dim=-1) for side in (0, 1)
+            _side_by_side([mind_features(images[side]) for images in self._scaled]) for side in (0, 1)
         )
         self._inside = torch.from_numpy(np.ascontiguousarray(pair.region.array, dtype=bool)).to(device)
         self._known = _dependable(pair.known).to(device)
@@ -134,6 +134,11 @@ class Agreement:
         inside = ((nearest >= 0) & (nearest < size)).all(dim=1)
         z, y, x = torch.minimum(nearest.clamp(min=0), size - 1).unbind(dim=1)
         return inside & self._known[z, y, x]
+
+
+def _side_by_side(features: list[Tensor]) -> Tensor:
+    """Return the features of all images as channels; those of a single one are not copied, since they are large."""
+    return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
 def _scaled(image: Image, intensity_range: tuple[float, float]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import Grid
+from regnet_itk.data.grid import Grid, cut_slabs
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.devices import find_device, limited_threads
@@ -39,7 +39,8 @@ MARGIN = 24.0
 _STEP_LENGTH = 0.3  # mm that a control point moves in the first steps
 _LAST_STEP = 0.1  # of the first one
 _LEASH = 0.2  # weight of the length of what is added, against its bending: it ends where nothing is compared
-_BYTES_PER_VOXEL = 125  # measured peak, both images' features and what they are made of
+_BYTES_PER_VOXEL = 130  # measured peak, both images' features and what they are made of
+_SLAB_VOXELS = 400_000  # composed at once
 _BYTES = 200_000_000  # the same for what does not depend on the image
 
 
@@ -209,6 +210,10 @@ def _index_in(grid: Grid, drawn: Drawn, added: Tensor) -> Tensor:
 
 def _composed(field: Tensor, added: Tensor, grid: Grid) -> Tensor:
     """Return added(x) + field(x + added(x)), all (z, y, x, component) on a grid, mm along its axes."""
-    index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in grid.shape), indexing="ij"), dim=-1)
-    index = index.to(added) + added.flip(3) / added.new_tensor(grid.spacing[::-1])
-    return added + interpolate(field, index.flatten(0, 2)).view_as(field)
+    found, voxels = torch.empty_like(field), added.new_tensor(grid.spacing[::-1])
+    for slab in cut_slabs(grid.shape, _SLAB_VOXELS):
+        part = added[slab]
+        axes = [torch.arange(float(slab.start), slab.stop), *(torch.arange(float(n)) for n in grid.shape[1:])]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(part) + part.flip(3) / voxels
+        found[slab] = part + interpolate(field, index.flatten(0, 2)).view_as(part)
+    return found

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
-from regnet_itk.training.fields import FieldMaker
+from regnet_itk.training.fields import FieldMaker, for_each
 from regnet_itk.training.filters import slice_matrix, smooth
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 
 SOFT_TISSUE = 1040.0
 """HU above air."""
@@ -40,7 +40,7 @@ def remap_brightness(image: Tensor, width: float, random: Random) -> Tensor:
     Tensor
         From 0 to `width`; in most cases the background stays what it is.
     """
-    knots = random.shares(_KNOTS).to(image.device) * width
+    knots = put_on(image.device, random.numbers(_KNOTS)) * width
     if random.happens(_DARK_BACKGROUND):
         knots[0] = 0.0
     place = (image * ((_KNOTS - 1) / width)).clamp(0.0, _KNOTS - 1 - 1e-4)
@@ -48,56 +48,78 @@ def remap_brightness(image: Tensor, width: float, random: Random) -> Tensor:
     return torch.lerp(knots[low], knots[low + 1], place - low)
 
 
-def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_axis: int) -> Tensor:
-    """Give an image an appearance of its own.
+def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker, slice_axes: Tensor) -> Tensor:
+    """Give each of n images an appearance of its own.
 
     Parameters
     ----------
-    image : Tensor, shape (1, 1, z, y, x)
+    image : Tensor, shape (n, 1, z, y, x)
         Intensities above the background; what the recipe says of tissue takes them for HU above air.
     recipe : AppearanceRecipe
     fields : FieldMaker
         Of the block; its random numbers are used.
-    slice_axis : int
-        The axis of the block, 0 for z, that is nearest to the body's axis.
+    slice_axes : Tensor, shape (n,)
+        The axes of the blocks, 0 for z, that are nearest to the bodies' axes.
 
     Returns
     -------
     Tensor
         Above the background as well.
     """
-    random = fields.random
+    random, count = fields.random, len(image)
+
+    def drawn(low: float, high: float) -> Tensor:
+        return for_each(random.numbers(count, (low, high)), image.device)
+
     if recipe.density:
-        change = fields.noise(1, 40.0)
-        change = 1.0 + random.uniform((0.0, recipe.density)) * change / change.abs().max()
-        image = scale_lung_density(image, change * (1.0 + random.uniform((-recipe.density, recipe.density))))
+        change = 1.0 + drawn(0.0, recipe.density) * fields.uneven(40.0, count)
+        image = scale_lung_density(image, change * (1.0 + drawn(-recipe.density, recipe.density)))
     if recipe.contrast:
-        soft = (image - 950.0).clamp(min=0.0)
-        image = image + soft * random.uniform((-recipe.contrast, recipe.contrast))
-    if recipe.contrast_agent and random.integer(2):
-        where = torch.sigmoid(fields.noise(1, 30.0))
-        image = image + random.uniform((0.0, recipe.contrast_agent)) * where * torch.sigmoid((image - 1030.0) / 15.0)
-    if recipe.sharpening and random.integer(2):
-        image = image + random.uniform((0.0, recipe.sharpening)) * (image - smooth(image, (0.8, 0.8, 0.8)))
+        image = image + (image - 950.0).clamp(min=0.0) * drawn(-recipe.contrast, recipe.contrast)
+    enhanced = random.chances(count, 0.5 if recipe.contrast_agent else 0.0)
+    if enhanced.any():
+        strength = drawn(0.0, recipe.contrast_agent) * for_each(enhanced, image.device)
+        where = torch.sigmoid(fields.noise(1, 30.0, count))
+        image = image + strength * where * torch.sigmoid((image - 1030.0) / 15.0)
+    sharp = random.chances(count, 0.5 if recipe.sharpening else 0.0)
+    if sharp.any():
+        strength = drawn(0.0, recipe.sharpening) * for_each(sharp, image.device)
+        image = image + strength * (image - smooth(image, (0.8, 0.8, 0.8)))
     if recipe.blur:
-        limits = (0.0, recipe.blur)
-        image = smooth(image, (random.uniform(limits), random.uniform(limits), random.uniform(limits)))
+        image = smooth(image, [random.numbers(count, (0.0, recipe.blur)) for _ in range(3)])
     image = image + _noise(image, recipe, random)
-    thickness = random.uniform((0.0, recipe.slice_thickness)) / fields.voxel_size
-    if thickness > 1:
-        image = _in_slices(image, thickness, random.uniform(), slice_axis)
-    return image
+    thickness = random.numbers(count, (0.0, recipe.slice_thickness)) / fields.voxel_size
+    return in_slices(image, thickness, random.numbers(count), slice_axes)
 
 
 def _noise(image: Tensor, recipe: AppearanceRecipe, random: Random) -> Tensor:
-    noise = random.normal(*image.shape)
+    count, noise = len(image), random.normal(*image.shape)
     if recipe.noise_correlation:
-        noise = smooth(noise, (random.uniform((0.0, recipe.noise_correlation)),) * 3)
-        noise = noise / noise.std()
-    return noise * random.uniform(recipe.noise)
+        noise = smooth(noise, [random.numbers(count, (0.0, recipe.noise_correlation))] * 3)
+        noise = noise / noise.std(dim=(1, 2, 3, 4), keepdim=True)
+    return noise * for_each(random.numbers(count, recipe.noise), image.device)
 
 
-def _in_slices(image: Tensor, thickness: float, phase: float, axis: int) -> Tensor:
-    matrices = [torch.eye(n, device=image.device) for n in image.shape[2:]]
-    matrices[axis] = slice_matrix(image.shape[2 + axis], thickness, phase, image.device)
+def in_slices(image: Tensor, thickness: Tensor, phase: Tensor, axes: Tensor) -> Tensor:
+    """Return n images as scans in slices show them, across an axis of its own each.
+
+    Parameters
+    ----------
+    image : Tensor, shape (n, 1, z, y, x)
+    thickness : Tensor, shape (n,)
+        Of the slices, in voxels; up to 1 nothing changes.
+    phase : Tensor, shape (n,)
+        From 0 to 1: where the first slice lies.
+    axes : Tensor, shape (n,)
+        0 for z.
+    """
+    if not (thickness > 1).any():
+        return image
+    matrices = [torch.eye(n, device=image.device).repeat(len(image), 1, 1) for n in image.shape[2:]]
+    for axis, matrix in enumerate(matrices):
+        these = ((axes == axis) & (thickness > 1)).nonzero()[:, 0]
+        if len(these):
+            matrix[put_on(image.device, these)] = slice_matrix(
+                matrix.shape[1], thickness[these], phase[these], image.device
+            )
     return along_axes(image, matrices)

@@ -160,7 +160,8 @@ class Phase:
     """Share of the blocks that are cut from random texture instead of images."""
     frozen_statistics: bool = False
     """Measure the statistics of batch normalisation when the phase begins and keep them: what the network computes in
-    training is then what it computes in use, although a step sees few blocks."""
+    training is then what it computes in use, although a step sees few blocks. A model that training begins with, and
+    a phase after another such one, keep those that they have: other ones undo what the weights have learnt."""
     scenes: SceneRecipe | None = None
     """Random scenes in place of images, or among them."""
     left_out: int = 0

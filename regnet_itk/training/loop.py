@@ -112,7 +112,7 @@ class Trainer:
         self.train_images, self.validation_images = (
             prepare(
                 [paths[name] for name in names], config, how, cache, processes=self.processes, log=options.events.log
-            )
+            ).on(self.device)
             for names in (config.train, config.validation)
         )
         if not config.validation:
@@ -164,7 +164,8 @@ class Trainer:
             After an interruption, when the checkpoint is written.
         """
         try:
-            return self._run(resume)
+            with torch.backends.cudnn.flags(benchmark=True):  # blocks have one shape: the search pays
+                return self._run(resume)
         finally:
             self.processes.leave()
 
@@ -203,7 +204,7 @@ class Trainer:
             random=self.random,
             seed=self.config.seed + _SEED_STEP * self.processes.rank,
         )
-        if phase.frozen_statistics and self.step == first:
+        if phase.frozen_statistics and self.step == first and not self._keeps_statistics(number):
             self._calibrate(self.learner.network, phase)
         started, losses = time.perf_counter(), []
         while self.step < first + steps:
@@ -226,6 +227,10 @@ class Trainer:
                     f"interrupted after step {self.step}; the same command continues from the checkpoint in "
                     f"'{self.folder}'"
                 )
+
+    def _keeps_statistics(self, number: int) -> bool:
+        """Whether a phase begins with weights that were learnt with the statistics that they have."""
+        return self.config.phases[number - 1].frozen_statistics if number else self.options.start_from is not None
 
     def _tell(self, loss: float, blocks_per_second: float, seconds: float) -> None:
         steps = sum(self.phase_steps)
@@ -278,7 +283,7 @@ class Trainer:
 
     def _gather_statistics(self, network: nn.Module, phase: Phase, steps: int, random: Random) -> None:
         maker = self._maker(phase, random)
-        batches = ([maker.make(phase.fields, phase.appearance) for _ in range(phase.blocks)] for _ in range(steps))
+        batches = ([maker.make(phase.fields, phase.appearance, phase.blocks)] for _ in range(steps))
         self.learner.gather_statistics(network, batches)
 
     def _log(self, phase: int, rate: float, training: FloatArray) -> None:

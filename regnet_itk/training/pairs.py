@@ -19,7 +19,7 @@ from regnet_itk.errors import ImageError
 from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.world import World
 from regnet_itk.outputs import staged_folder
-from regnet_itk.training.blocks import Block
+from regnet_itk.training.blocks import Block, join_blocks
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
 from regnet_itk.training.paper_pairs import SyntheticPair, paper_pairs
 from regnet_itk.training.random_numbers import Random
@@ -73,8 +73,11 @@ class PairBlocks:
     ) -> None:
         self.pairs, self.shape, self.random, self.recipe, self.background = pairs, shape, random, recipe, background
 
-    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
-        """Return one block; the recipes of blocks made on the fly say nothing about these."""
+    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe, count: int = 1) -> Block:
+        """Return `count` pairs in one block; the recipes of blocks made on the fly say nothing about these."""
+        return join_blocks([self._pair() for _ in range(count)])
+
+    def _pair(self) -> Block:
         random = self.random
         pair = self.pairs[random.integer(len(self.pairs))]
         centre = pair.positions[random.integer(len(pair.positions))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Protocol
 
 from regnet_itk.networks.architectures import Shape
@@ -13,14 +15,15 @@ from regnet_itk.training.scenes import SceneBlocks
 from regnet_itk.training.sources import Source
 
 _TEXTURE_SIZE = 160
+_VOXELS_TOGETHER = 16_000_000
 _TEXTURE_STEPS = 50  # after so many steps comes another texture
 
 
 class Blocks(Protocol):
     """What makes blocks."""
 
-    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
-        """Return one block."""
+    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe, count: int = 1) -> Block:
+        """Return `count` pairs in one block."""
 
 
 class PhaseBlocks:
@@ -50,15 +53,23 @@ class PhaseBlocks:
         if phase.scenes:
             self._of_scenes = SceneBlocks(phase.scenes, shape, voxel_size, random, world=images.world, seed=seed)
         self._of_images = images.maker(shape, voxel_size, random, phase.pairs)
+        # a processor's cache holds one pair, a graphics card makes many in the time of one
+        self._together = 1 if random.device.type == "cpu" else max(1, _VOXELS_TOGETHER // math.prod(shape))
 
     def of_step(self, step: int) -> list[Block]:
-        """Return the blocks of a step, counted from the beginning of the run."""
+        """Return the blocks of a step, counted from the beginning of the run: pairs that are made at once in one."""
         if self.phase.texture_share and (not self._textures or step % _TEXTURE_STEPS == 0):
             own = Random(self._seed + step // _TEXTURE_STEPS, self.random.device)
             self._textures[:] = [Source.texture(_TEXTURE_SIZE, own, self._world)]
         if self._of_scenes:
             self._of_scenes.go_on_from(step * self.phase.blocks)
-        return [self._draw().make(self.phase.fields, self.phase.appearance) for _ in range(self.phase.blocks)]
+        drawn = [self._draw() for _ in range(self.phase.blocks)]
+        recipes = self.phase.fields, self.phase.appearance
+        return [
+            maker.make(*recipes, min(self._together, count - made))
+            for maker, count in Counter(drawn).items()
+            for made in range(0, count, self._together)
+        ]
 
     def _draw(self) -> Blocks:
         if self.random.happens(self.phase.texture_share):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from regnet_itk.events import LOGGER, Log
 from regnet_itk.networks.architectures import Shape, find_architecture
@@ -18,6 +20,8 @@ from regnet_itk.training.sources import Preparation, Source, load_source
 
 _SCENES_TO_JUDGE_BY = 1_000_000_000
 """A seed far from those of the scenes that training sees."""
+
+_SHARE_OF_MEMORY = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Prepared:
     pairs: list[WholePair]
     world: World = CHEST_CT
     scenes: SceneRecipe | None = None
+
+    def on(self, device: torch.device) -> Prepared:
+        """Return the images with their sources in a graphics card's memory, if they take little of what is free."""
+        if device.type != "cuda":
+            return self
+        size = sum(s.values.nbytes + s.region.nbytes for s in self.sources)
+        if size > _SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, sources=[source.to(device) for source in self.sources])
 
     def maker(
         self, shape: Shape, voxel_size: float, random: Random, recipe: PairRecipe | None = None

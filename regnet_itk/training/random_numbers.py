@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def put_on(device: torch.device, few: Tensor) -> Tensor:
+    """Return few numbers, drawn on the CPU, on a device.
+
+    A graphics card is not waited for: it gets hundreds of such tensors for a block.
+    """
+    return few.to(device, non_blocking=device.type == "cuda")
+
+
 class Random:
     """A source of random numbers that can be stopped and continued.
 
@@ -48,9 +56,26 @@ class Random:
         """Draw whether something happens that does in `share` of all cases."""
         return share > 0 and self.uniform() < share
 
+    def numbers(self, count: int, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """Draw `count` numbers between two limits, on the CPU."""
+        low, high = limits
+        return low + (high - low) * torch.rand(count, generator=self._numbers)
+
+    def log_numbers(self, count: int, limits: tuple[float, float]) -> Tensor:
+        """Draw `count` numbers whose logarithms are uniform between two limits, on the CPU."""
+        return self.numbers(count, (math.log(limits[0]), math.log(limits[1]))).exp()
+
+    def chances(self, count: int, share: float) -> Tensor:
+        """Draw `count` times whether something happens that does in `share` of all cases, on the CPU."""
+        return self.numbers(count) < share if share > 0 else torch.zeros(count, dtype=torch.bool)
+
     def sign(self) -> float:
         """Draw -1 or 1."""
         return 1.0 if self.integer(2) else -1.0
+
+    def signs(self, count: int) -> Tensor:
+        """Draw `count` times -1 or 1, on the CPU."""
+        return torch.randint(2, (count,), generator=self._numbers) * 2.0 - 1.0
 
     def integer(self, end: int) -> int:
         """Draw a whole number from 0 to `end` - 1."""
@@ -71,7 +96,3 @@ class Random:
     def uniform_small(self, *shape: int) -> Tensor:
         """Draw a small tensor of numbers from -1 to 1, on the CPU."""
         return torch.rand(*shape, generator=self._numbers) * 2 - 1
-
-    def shares(self, count: int) -> Tensor:
-        """Draw numbers from 0 to 1, on the CPU."""
-        return torch.rand(count, generator=self._numbers)

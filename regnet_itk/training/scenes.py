@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.layers import warp
-from regnet_itk.networks.separable import along_axes
 from regnet_itk.networks.world import World
-from regnet_itk.training.blocks import Block
+from regnet_itk.training.appearance import in_slices
+from regnet_itk.training.blocks import Block, join_blocks
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, SceneRecipe
 from regnet_itk.training.fields import FieldMaker
-from regnet_itk.training.filters import slice_matrix, smooth
+from regnet_itk.training.filters import smooth
 from regnet_itk.training.random_numbers import Random
 
 _FINE_TEXTURE = 0.03  # of the range of brightness: what even the calmest tissue shows
@@ -267,8 +267,8 @@ class SceneBlocks:
             self._scenes[number] = make_scene(self.recipe, self.voxel_size, own)
         return self._scenes[number]
 
-    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
-        """Return one block.
+    def make(self, fields: FieldRecipe, appearance: AppearanceRecipe, count: int = 1) -> Block:
+        """Return `count` pairs in one block.
 
         Parameters
         ----------
@@ -276,11 +276,13 @@ class SceneBlocks:
         appearance : AppearanceRecipe
             What it says of blur, slices and the noise's correlation holds; a scene's noise is the scene recipe's, and
             what knows the tissues of a CT says nothing.
+        count : int
         """
+        return join_blocks([self._pair(fields, appearance) for _ in range(count)])
+
+    def _pair(self, fields: FieldRecipe, appearance: AppearanceRecipe) -> Block:
         random, positions, scene = self.random, self._fields.positions, self._next_scene()
-        axis = torch.zeros(3)
-        axis[random.integer(3)] = 1.0
-        u = self._fields.field(fields, axis)
+        u = self._fields.field(fields, torch.eye(3)[[random.integer(3)]])
         w = self._fields.wave(random.log_uniform((25.0, 40.0)), random.uniform((0.0, 6.0)))
         pose = self._pose(scene)
         there = [pose(positions + u + warp(w, u / self.voxel_size)), pose(positions + w)]
@@ -305,17 +307,17 @@ class SceneBlocks:
     def _looks(self, scene: Scene) -> tuple[_Look, _Look]:
         """Draw how both images show the labels."""
         random, count = self.random, scene.count
-        means = random.shares(count)
-        strengths = self.recipe.texture * random.shares(count)
+        means = random.numbers(count)
+        strengths = self.recipe.texture * random.numbers(count)
         drawn = random.uniform()
         same, monotone, partly = self.recipe.same, self.recipe.monotone, self.recipe.partly
         other, other_strengths = means, strengths
         if drawn >= same + monotone + partly:
-            other = random.shares(count)
+            other = random.numbers(count)
             other_strengths = strengths * random.normal_small(count)
         elif drawn >= same + monotone:  # as by a contrast agent
-            changed = random.shares(count) < random.uniform((0.1, 0.4))
-            other = torch.where(changed, random.shares(count), means)
+            changed = random.numbers(count) < random.uniform((0.1, 0.4))
+            other = torch.where(changed, random.numbers(count), means)
         elif drawn >= same:
             other = means ** random.log_uniform((0.4, 2.5)) + 0.08 * random.normal_small(count)
         looks = [_Look(means.clone(), strengths), _Look(other.clamp(0.0, 1.0), other_strengths)]
@@ -346,16 +348,11 @@ class SceneBlocks:
         """Give an image a point spread, uneven brightness, slices and noise of its own."""
         random, recipe = self.random, self.recipe
         if appearance.blur:
-            image = smooth(image, tuple(random.uniform((0.0, appearance.blur)) for _ in range(3)))  # type: ignore[arg-type]
+            image = smooth(image, [random.uniform((0.0, appearance.blur)) for _ in range(3)])
         if random.happens(0.5):
-            bias = self._fields.noise(1, 60.0)
-            image = image * (1 + random.uniform((0.0, recipe.bias)) * bias / bias.abs().max())
+            image = image * (1 + random.uniform((0.0, recipe.bias)) * self._fields.uneven(60.0, 1))
         thickness = random.uniform((0.0, appearance.slice_thickness)) / self.voxel_size
-        if thickness > 1:
-            axis = random.integer(3)
-            matrices = [torch.eye(n, device=image.device) for n in image.shape[2:]]
-            matrices[axis] = slice_matrix(image.shape[2 + axis], thickness, random.uniform(), image.device)
-            image = along_axes(image, matrices)
+        image = in_slices(image, torch.tensor([thickness]), random.numbers(1), torch.tensor([random.integer(3)]))
         noise = random.normal(*image.shape)
         if appearance.noise_correlation and random.integer(2):
             noise = smooth(noise, (random.uniform((0.0, appearance.noise_correlation)),) * 3)

@@ -25,7 +25,7 @@ from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.config import TrainingConfig
 from regnet_itk.training.filters import smooth
-from regnet_itk.training.random_numbers import Random
+from regnet_itk.training.random_numbers import Random, put_on
 
 _MARGIN = 80.0
 """mm kept around the region: half a block, its rotation, and a displacement."""
@@ -131,35 +131,66 @@ class Source:
         centres = (random.uniform_small(256, 3) * 0.5 + 0.5) * (size - 2 * margin) + margin
         return cls(values, torch.ones_like(values, dtype=torch.uint8), torch.ones(3), centres)
 
-    def sampled(self, matrix: Tensor, centre: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Interpolate intensities (0 beyond the image) and mask linearly at matrix x + centre.
+    def to(self, device: torch.device) -> Source:
+        """Return the source with its arrays on a device."""
+        return dataclasses.replace(self, values=self.values.to(device), region=self.region.to(device))
 
-        Parameters
-        ----------
-        matrix, centre : Tensor, shape (3, 3) and (3,)
-            Map the block's coordinates to the image's, in mm.
-        positions : Tensor, shape (1, 3, z, y, x)
-            x, in mm.
 
-        Returns
-        -------
-        tuple of Tensor, shape (1, 1, z, y, x)
-        """
-        device = positions.device
-        matrix = (matrix / self.spacing[:, None]).to(device)
-        index = torch.einsum("ij,bjzyx->bizyx", matrix, positions) + (centre / self.spacing).to(device).view(3, 1, 1, 1)
-        lowest, highest = (torch.stack(ends) for ends in zip(*(i.aminmax() for i in index[0]), strict=True))
-        shape = torch.tensor(self.values.shape).flip(0)
-        low = torch.minimum(lowest.floor().long().cpu().clamp(min=0), shape - 2)
-        high = torch.maximum(torch.minimum(highest.ceil().long().cpu() + 1, shape), low + 2)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low.flip(0), high.flip(0), strict=True))
-        both = torch.stack([part[box].to(device, torch.float32) for part in (self.values, self.region)])
-        scale = (2 / (high - low - 1)).to(device).view(3, 1, 1, 1)
-        where = (index - low.to(device).view(3, 1, 1, 1)) * scale - 1
-        found = functional.grid_sample(
-            both[None], where.permute(0, 2, 3, 4, 1), padding_mode="zeros", align_corners=True
-        )
-        return found[:, :1], found[:, 1:]
+@dataclass(frozen=True)
+class Places:
+    """Where n blocks lie in their sources.
+
+    Parameters
+    ----------
+    sources : list of Source
+    matrices, centres : Tensor, shape (n, 3, 3) and (n, 3)
+        Map a block's coordinates x to its source's, matrix x + centre, in mm; on the CPU.
+    """
+
+    sources: list[Source]
+    matrices: Tensor
+    centres: Tensor
+
+    def of(self, which: Tensor) -> Places:
+        """Return some of the places, given by their numbers."""
+        return Places([self.sources[k] for k in which.tolist()], self.matrices[which], self.centres[which])
+
+
+def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Interpolate intensities (0 beyond the image) and masks of sources linearly.
+
+    Parameters
+    ----------
+    places : Places
+    positions : Tensor, shape (n, 3, z, y, x)
+        In the blocks' coordinates, mm.
+
+    Returns
+    -------
+    tuple of Tensor, shape (n, 1, z, y, x)
+    """
+    device, sources = positions.device, places.sources
+    spacings = torch.stack([source.spacing for source in sources]).float()
+    matrices, centres = places.matrices / spacings[..., None], places.centres / spacings
+    index = torch.einsum("bij,bjzyx->bizyx", put_on(device, matrices), positions)
+    index += put_on(device, centres)[..., None, None, None]
+    shapes = torch.tensor([source.values.shape for source in sources]).flip(1)
+    lows, highs = torch.zeros_like(shapes), shapes
+    if any(source.values.device != device for source in sources) or device.type == "cpu":
+        lows = torch.minimum(index.amin(dim=(2, 3, 4)).floor().long().cpu().clamp(min=0), shapes - 2)
+        highs = torch.maximum(torch.minimum(index.amax(dim=(2, 3, 4)).ceil().long().cpu() + 1, shapes), lows + 2)
+    found = positions.new_empty(len(sources), 2, *positions.shape[2:])
+    for source in {id(s): s for s in sources}.values():
+        these = [k for k, other in enumerate(sources) if other is source]
+        low, high = lows[these].amin(dim=0), highs[these].amax(dim=0)
+        box = tuple(slice(a, b) for a, b in zip(low.tolist()[::-1], high.tolist()[::-1], strict=True))
+        both = torch.stack([part[box].to(device, torch.float32) for part in (source.values, source.region)])
+        first, scale = (put_on(device, v.float())[:, None, None, None] for v in (low, 2 / (high - low - 1)))
+        which = put_on(device, torch.tensor(these))
+        where = ((index[which] - first) * scale - 1).movedim(1, -1)
+        several = both.expand(len(these), *both.shape)
+        found[which] = functional.grid_sample(several, where, padding_mode="zeros", align_corners=True)
+    return found[:, :1], found[:, 1:]
 
 
 def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:

@@ -213,14 +213,15 @@ def test_all_lengths_scale_together():
 
     images = (given.fixed, given.moving, given.region, given.known)
     small = InstancePair(*(Image(image.array, halved(image.grid)) for image in images))
-    found = optimise_field(given, start, OPTIONS)
+    settled = dataclasses.replace(OPTIONS, iterations=(60,))
+    found = optimise_field(given, start, settled)
     half = optimise_field(
-        small, DisplacementField(start.vectors / 2, halved(start.grid)), dataclasses.replace(OPTIONS, scale=0.5)
+        small, DisplacementField(start.vectors / 2, halved(start.grid)), dataclasses.replace(settled, scale=0.5)
     )
     assert np.abs(found.vectors - start.vectors).max() > 0.5
     apart = np.abs(2 * half.vectors - found.vectors)  # Adam divides by what may be near 0, and rounding counts there
-    assert apart.max() < 0.06
-    assert apart.mean() < 0.006
+    assert apart.max() < 0.03
+    assert apart.mean() < 0.003
 
 
 def test_wide_splines_first_mend_what_narrow_ones_cannot():

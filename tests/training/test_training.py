@@ -235,7 +235,7 @@ def test_displacements_of_even_length_are_as_often_long_as_short() -> None:
     recipe = dataclasses.replace(WAVES, breathing_share=0.0, even=9.0, even_share=1.0)
     z, y, x = (n // 2 for n in SHAPE)
     makers = [FieldMaker(SHAPE, 1.5, Random(seed)) for seed in range(150)]
-    axis = torch.tensor([0.0, 0.0, 1.0])
+    axis = torch.tensor([[0.0, 0.0, 1.0]])
     centres = np.stack([maker.field(recipe, axis)[0, :, z, y, x].numpy() for maker in makers])
     lengths = np.linalg.norm(centres, axis=1)
     assert stats.kstest(lengths, stats.uniform(0.0, 9.0).cdf).pvalue > 0.01
@@ -255,7 +255,7 @@ def test_displacements_of_even_length_are_as_often_long_as_short() -> None:
 
 def test_a_shift_to_even_length_changes_no_strain() -> None:
     recipe = dataclasses.replace(WAVES, breathing_share=0.0)
-    axis = torch.tensor([0.0, 0.0, 1.0])
+    axis = torch.tensor([[0.0, 0.0, 1.0]])
     plain = FieldMaker(SHAPE, 1.5, Random(4)).field(recipe, axis)
     shifted = FieldMaker(SHAPE, 1.5, Random(4)).field(dataclasses.replace(recipe, even=9.0, even_share=1.0), axis)
     difference = (shifted - plain)[0].flatten(1)

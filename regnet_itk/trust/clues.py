@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _VOXELS_WANTED = 1_500_000  # of the region's box
 _VOXEL_SIZES = (1.0, 2.5)  # mm
 _POOL = 2  # working voxels along an edge of the lattice's
-_SEARCH = 3  # lattice voxels in all directions
+_SEARCH = 2  # lattice voxels in all directions
 _PERCENTILES = (1.0, 99.0)
 _SLAB_VALUES = 20_000_000  # of the cost volume, at once
 _TEMPERATURE = 0.02  # of differences of self-similarity contexts
@@ -213,7 +213,20 @@ def _costs(fixed: Tensor, moving: Tensor, offsets: list[tuple[int, int, int]]) -
         products[k] = (of_fixed + there - 2.0 * products[k]) / len(fixed)
     rest = products[len(offsets) // 2].clone()
     costs = torch.where(products.isnan(), rest, products).clamp_(min=0.0)
-    return functional.avg_pool3d(costs[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    for axis in (1, 2, 3):
+        costs = _mean_of_three(costs, axis)
+    return costs
+
+
+def _mean_of_three(values: Tensor, axis: int) -> Tensor:
+    """Average with both neighbours along an axis: several times faster than pooling of many channels."""
+    count = values.shape[axis]
+    found = values.clone()
+    found.narrow(axis, 1, count - 1).add_(values.narrow(axis, 0, count - 1))
+    found.narrow(axis, 0, count - 1).add_(values.narrow(axis, 1, count - 1))
+    found.narrow(axis, 0, 1).add_(values.narrow(axis, 0, 1))
+    found.narrow(axis, count - 1, 1).add_(values.narrow(axis, count - 1, 1))
+    return found.div_(3.0)
 
 
 def _told(cost: Tensor, rest: int, lengths: Tensor) -> dict[str, Tensor]:

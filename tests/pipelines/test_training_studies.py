@@ -102,7 +102,7 @@ def test_realistic_recipes_differ_in_the_part_that_is_left_out() -> None:
         assert all(flat(variant)[f".{path}"] == plain[f".{path}"] for path in wanted)
         everything |= wanted
     waves = {f"phases.0.fields.{name}" for name in ("sigma", "theta", "strain", "terms")}
-    setting = {"phases.0.steps", "phases.0.block_size", "phases.0.learning_rate"}
+    setting = {"phases.0.steps", "phases.0.blocks", "phases.0.block_size", "phases.0.learning_rate"}
     assert (
         differences(complete, dataclasses.replace(complete, phases=(Phase(steps=1),))) == everything | waves | setting
     )

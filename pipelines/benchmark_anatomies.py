@@ -6,7 +6,8 @@ that rises and falls, as if by another modality. The displacement is known at ev
 CSV`` adds real pairs, as for `regnet-itk compare`: with labels they are judged by the mean Dice, with landmarks by
 their error. All methods start from the same affine_mi, each stage in a process of its own, and none sees a mask. Leave
 the machine alone meanwhile; started again, what is finished is kept. DIR gets the report and the tables of `regnet-itk
-compare`, and ``anatomies.md``, which is printed.
+compare`, and ``anatomies.md``, which is printed. ``--record MODEL`` writes what was measured of a model into its
+file: `regnet-itk models MODEL` tells it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
-from regnet_itk.errors import RegNetItkError
+from regnet_itk.errors import ParameterError, RegNetItkError
+from regnet_itk.networks.model import find_model, load_model, save_model
 from regnet_itk.outputs import write_whole
 from regnet_itk.training.fields import FieldMaker
 from regnet_itk.training.random_numbers import Random
@@ -51,6 +53,7 @@ CONTRASTS = {
 }
 """What becomes of brightness from the darkest to the brightest value of the foreground, evenly spaced."""
 
+_RECORDED_AS = "by_anatomy_and_contrast"  # of a model's accuracy
 _STRAIN = 0.3  # largest displacement over the width of the waves: small ones are narrow
 _NARROWEST = 12.0  # mm
 _NOISE = 0.01  # of the foreground's range, in both images
@@ -119,10 +122,7 @@ def table(comparison: Comparison) -> str:
         "| pairs | method | error, mm | TRE, mm | Dice | det J <= 0 | seconds | ratio | peak GB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[str, list[Pair]] = {}
-    for pair in comparison.pairs:
-        groups.setdefault(pair.group or pair.name, []).append(pair)
-    for group, pairs in groups.items():
+    for group, pairs in _groups(comparison).items():
         rows = {method.name: _row(comparison, method, pairs) for method in comparison.methods}
         base = rows[first]["seconds"]
         for name, row in rows.items():
@@ -138,6 +138,34 @@ def table(comparison: Comparison) -> str:
             )
             lines.append(f"| {group} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _groups(comparison: Comparison) -> dict[str, list[Pair]]:
+    groups: dict[str, list[Pair]] = {}
+    for pair in comparison.pairs:
+        groups.setdefault(pair.group or pair.name, []).append(pair)
+    return groups
+
+
+def record(comparison: Comparison, model: str) -> None:
+    """Write what was measured of the method named like a model into the model's file, beside what is there."""
+    path = find_model(model)
+    methods = {method.name: method for method in comparison.methods}
+    if path.stem not in methods:
+        raise ParameterError(f"no method '{path.stem}' was run: {', '.join(methods)}")
+    loaded = load_model(path)
+    accuracy = dict(loaded.description.accuracy)
+    measured = dict(accuracy.get(_RECORDED_AS, {}))
+    for group, pairs in _groups(comparison).items():
+        before, after = (_row(comparison, methods[name], pairs) for name in (START, path.stem))
+        measured[group] = {
+            f"{name}_{when}": round(row[name], 3)
+            for name in ("error", "tre", "dice")
+            for when, row in ((f"after_{START}", before), ("in_the_end", after))
+            if math.isfinite(row[name])
+        }
+    description = dataclasses.replace(loaded.description, accuracy={**accuracy, _RECORDED_AS: measured})
+    save_model(loaded.network, description, path)
 
 
 def _row(comparison: Comparison, method: Method, pairs: list[Pair]) -> dict[str, float]:
@@ -172,6 +200,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--peers", nargs="*", default=[n for n, peer in PEERS.items() if peer.is_installed()])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--record", metavar="MODEL", help="write what was measured of it into the model's file")
     given = parser.parse_args()
     try:
         return run(given)
@@ -193,6 +222,8 @@ def run(given: argparse.Namespace) -> int:
     text = table(comparison)
     write_whole(given.out / "anatomies.md", lambda part: part.write_text(text, encoding="utf-8"))
     print(text)
+    if given.record:
+        record(comparison, given.record)
     for pair, method, reason in comparison.failures:
         print(f"error: {pair.name}, {method.name}: {reason}", file=sys.stderr)
     return 1 if comparison.failures else 0

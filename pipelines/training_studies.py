@@ -133,6 +133,7 @@ def scenes(config: TrainingConfig) -> Variants:
     whole = same + monotone + partly
     return {
         "complete": but(),
+        "complete, other random numbers": dataclasses.replace(but(), seed=config.seed + 1),
         "without the same contrast": but(same=0.0),
         "without related contrasts": but(monotone=0.0, partly=0.0),
         "without independent contrasts": but(same=same / whole, monotone=monotone / whole, partly=partly / whole),

@@ -23,6 +23,7 @@ _COARSE = 3.0  # voxels of the network
 _FEWEST = 8  # voxels along an axis
 _SMALL = 0.5  # of the smallest image to train on
 _NEAR_CAPTURE_RANGE = 0.9
+_FAR_PAST = 1.25  # of the capture range: instance optimisation may lead a little past it
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -140,9 +141,9 @@ def capture_range_reached(lengths: npt.NDArray[Any], longest: float, description
             f"5 % of the displacements are {high:.1f} mm or more, {where} the {limit} mm that the model was trained "
             f"on: the stages before it left more than it can see; {advice}"
         )
-    if longest > limit:
+    if longest > _FAR_PAST * limit:
         return (
-            f"displacements reach {longest:.1f} mm, past the {limit} mm that the model was trained on; check the "
+            f"displacements reach {longest:.1f} mm, far past the {limit} mm that the model was trained on; check the "
             "stages before it"
         )
     return None

@@ -51,11 +51,13 @@ def test_a_card_names_images_sources_recipe_and_accuracy(capfd: pytest.CaptureFi
     recipe = description.training["recipe"]
     for wanted in (
         digest, *recipe["train"], *recipe["test"], *recipe["sources"], "steps: 3568", "hours", "torch: ",
-        "machine: ", "started from: model regnet", "phase 2 of 2", "mean error mm", "-1000 to 200 HU", "12 mm",
+        "machine: ", "started from: model regnet", "phase 1 of 1", "mean error mm", "-1000 to 200 HU", "12 mm",
     ):  # fmt: skip
         assert wanted in text
     assert "{" not in text
     assert max(map(len, text.splitlines()[1:])) <= 120
+    assert call("models", "regnet_general") == 0
+    assert "phase 2 of 2" in capfd.readouterr().out
 
 
 def test_json(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.model import ModelDescription, save_model
+from regnet_itk.networks.suitability import capture_range_reached
 from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.parameters import ParameterMap
 
@@ -147,5 +148,8 @@ def test_the_capture_range(tmp_path: Path) -> None:
     assert "affine" in line
     (line,) = warnings(tmp_path, chest(), chest(), near, length=12.0)
     assert "past the 10.0 mm" in line
+    short = np.full(100, 5.0)
+    assert capture_range_reached(short, 12.0, near) is None  # a voxel led a little past it by instance optimisation
+    assert "displacements reach 13.0 mm, far past the 10.0 mm" in (capture_range_reached(short, 13.0, near) or "")
     unknown = dataclasses.replace(CT_MODEL, capture_range=0.0)
     assert warnings(tmp_path, chest(), chest(), unknown, length=12.0) == []

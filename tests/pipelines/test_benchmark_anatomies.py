@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from training_cases import load_pipeline
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
+from regnet_itk.networks.model import read_model_header, shipped_models
 
 benchmark = load_pipeline("benchmark_anatomies")
 
@@ -64,6 +66,8 @@ def test_the_table(
     monkeypatch.setattr(benchmark, "START", "rigid")
     words = ["--out", tmp_path, "--images", organ, "--amplitudes", "9", "--contrasts", "same", "--threads", "1"]
     words += ["--pairs", tmp_path / "pairs.csv", "--methods", "regnet_general_oneshot", "--peers"]
+    model = shutil.copy(shipped_models()["regnet_general"], tmp_path / "regnet_general_oneshot.safetensors")
+    words += ["--record", model]
     monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, words)])
     assert benchmark.main() == 0
     text = (tmp_path / "anatomies.md").read_text()
@@ -74,5 +78,9 @@ def test_the_table(
     inside = sitk.GetArrayFromImage(sitk.ReadImage(pair.fixed_mask)) > 0
     assert float(cells[0][2]) == pytest.approx(np.linalg.norm(truth, axis=-1)[inside].mean(), abs=0.02)
     assert float(cells[2][2]) < 0.6 * float(cells[1][2])
+    recorded = read_model_header(Path(model))[0].accuracy["by_anatomy_and_contrast"]
+    assert recorded["organ, 9 mm, same"]["error_in_the_end"] == pytest.approx(float(cells[2][2]), abs=0.006)
+    assert recorded["organ, 9 mm, same"]["error_after_rigid"] == pytest.approx(float(cells[1][2]), abs=0.006)
+    assert recorded["real"]["dice_after_rigid"] == pytest.approx(1.0, abs=0.02)
     unmoved = next(line for line in text.splitlines() if line.startswith("| real | before |"))
     assert unmoved.split("|")[5].strip() == "1.000"

@@ -102,7 +102,7 @@ def test_realistic_recipes_differ_in_the_part_that_is_left_out() -> None:
         assert all(flat(variant)[f".{path}"] == plain[f".{path}"] for path in wanted)
         everything |= wanted
     waves = {f"phases.0.fields.{name}" for name in ("sigma", "theta", "strain", "terms")}
-    setting = {"phases.0.steps", "phases.0.block_size", "phases.0.learning_rate"}
+    setting = {"phases.0.steps", "phases.0.blocks", "phases.0.block_size", "phases.0.learning_rate"}
     assert (
         differences(complete, dataclasses.replace(complete, phases=(Phase(steps=1),))) == everything | waves | setting
     )
@@ -118,6 +118,7 @@ def test_parts_of_the_scenes_are_left_out_one_at_a_time() -> None:
         "tubes and trees": "tubes_share trees_share", "walls": "walls_share", "organs": "organs_share",
         "textures": "texture",
     }  # fmt: skip
+    assert changed.pop("complete, other random numbers") == {"seed"}
     assert changed == {
         f"without {part}": {f"phases.0.scenes.{name}" for name in names.split()} for part, names in of_scenes.items()
     }

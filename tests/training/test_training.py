@@ -670,6 +670,20 @@ def test_frozen_statistics_stay_as_they_were_measured(images: Path, tmp_path: Pa
     assert float(before.abs().max()) > 0
 
 
+def test_a_model_that_training_begins_with_keeps_the_statistics_that_it_was_learnt_with(
+    images: Path, tmp_path: Path
+) -> None:
+    phase = dataclasses.replace(tiny("regnet").phases[0], steps=1, texture_share=0.0, frozen_statistics=True)
+    first = Trainer(tiny("regnet", phases=(phase,)), images, tmp_path / "first", CPU).run()
+    options = dataclasses.replace(CPU, start_from=first)
+    second = Trainer(tiny("regnet", phases=(phase, phase), seed=8), images, tmp_path / "second", options).run()
+    before, after = (load_model(path).network.state_dict() for path in (first, second))
+    names = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    assert names
+    assert all(torch.equal(before[name], after[name]) for name in names)
+    assert not all(torch.equal(before[name], after[name]) for name in before)  # the weights have learnt
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(images: Path, tmp_path: Path) -> None:
     short = (dataclasses.replace(tiny("coarse_to_fine").phases[0], steps=1),)
     Trainer(tiny("coarse_to_fine", phases=short), images, tmp_path, CPU).run()

@@ -72,7 +72,7 @@ def test_a_sliding_pair_is_consistent_inside_the_lung_and_jumps_at_the_wall() ->
         theta=(0.0, 0.0), breathing=12.0, breathing_share=1.0, sliding=1.0, sliding_share=1.0
     )  # fmt: skip
     jumps = []
-    for seed in range(20):
+    for seed in range(8, 20):
         block = made(seed, recipe)
         u, lungs = block.displacement[0].numpy(), block.weight[0, 0].numpy() > 0.99
         inner = ndimage.binary_erosion(lungs, iterations=2)
@@ -89,7 +89,7 @@ def test_a_sliding_pair_is_consistent_inside_the_lung_and_jumps_at_the_wall() ->
         step = np.linalg.norm(np.diff(u, axis=2), axis=0)
         jumps.append(step.max())
         seems_lung = (fixed > -950) & (fixed < -500)  # below lies what is outside of the source
-        assert (seems_lung & (block.weight[0, 0].numpy() == 0)).mean() < 0.015
+        assert (seems_lung & (block.weight[0, 0].numpy() == 0)).mean() < 0.01
     assert len(jumps) >= 3
     assert max(jumps) > 1.0  # mm from one voxel to the next: no smooth field
 
@@ -103,7 +103,9 @@ def test_pairs_of_one_block_each_show_their_own_displacement_slide_and_look() ->
         sigma=(10.0, 30.0), theta=(1.0, 6.0), strain=0.3, terms=3, breathing=12.0, breathing_share=0.5, translation=2.0,
         linear=0.03, small_share=0.3, even=8.0, even_share=0.5, sliding=0.9, sliding_share=0.5,
     )  # fmt: skip
-    block = BlockMaker([SOURCE, SOURCE], (40, 40, 40), 2.0, Random(4)).make(recipe, PLAIN, 7)
+    block = BlockMaker([SOURCE, Source.from_image(*chest((2.6, 1.9, 2.1)))], (40, 40, 40), 2.0, Random(4)).make(
+        recipe, PLAIN, 7
+    )
     assert block.fixed.shape == (7, 1, 40, 40, 40)
     assert block.displacement.shape == (7, 3, 40, 40, 40)
     judged = 0

@@ -2,11 +2,13 @@
 
 All of them compare the fixed image with the warped one: how much their self-similarity contexts differ, whether they
 would differ less if the warped image were moved, how sharp that minimum is, what structure there is to tell it by, and
-how the transform bends. Nothing is asked of the method that found the transform, so that every chain can be judged.
+how the transform bends. Nothing is asked of the method that found the transform, so that every chain can be judged. All
+lengths are in working voxels, so that what was learnt holds for large and small bodies.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +22,9 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.networks.coarse_to_fine import cube_of_offsets
-from regnet_itk.networks.correlation import correlate
 from regnet_itk.networks.resampling import resample_for_network
-from regnet_itk.networks.self_similarity import CHANNELS, REACH, mind_features
+from regnet_itk.networks.self_similarity import REACH, mind_features
+from regnet_itk.trust.costs import mean_around, moved_costs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,20 +32,25 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.chain import TransformChain
 
 _VOXELS_WANTED = 1_500_000  # of the region's box
-_VOXEL_SIZES = (1.0, 2.5)  # mm
+_SMALLEST = 0.5  # mm of a working voxel
 _POOL = 2  # working voxels along an edge of the lattice's
-_SEARCH = 2  # lattice voxels in all directions
+_FAR = {"far": 2, "wide": 4, "widest": 8}  # working voxels of a step
+_SEARCH = 2  # steps in all directions
 _PERCENTILES = (1.0, 99.0)
-_SLAB_VALUES = 20_000_000  # of the cost volume, at once
 _TEMPERATURE = 0.02  # of differences of self-similarity contexts
+_LEAST_CURVATURE = 1e-3  # of the same
+_DEEPEST = 20.0  # working voxels from a border, beyond which it does not matter
 
-NAMES = (
-    "difference", "difference_around", "could_be_less_far", "less_at_far", "soft_far", "spread_far",
-    "could_be_less_near", "soft_near", "structure", "structure_least", "correlation", "contrast",
+_LOCAL = (
+    "difference", "gain_near", "shift_near", "common_shift_near", "sharpness", "sharpness_least",
+    *(f"{what}_{where}" for where in _FAR for what in ("gain", "shift", "common_shift", "spread")),
+    "structure", "structure_least", "correlation", "contrast",
     "log_determinant", "bending", "from_affine", "to_border", "to_moving_border",
-    "all_difference", "all_could_be_less", "all_soft_far", "all_correlation", "all_overlap", "voxel_size", "coarsest",
 )  # fmt: skip
-"""What the columns of the clues are; those of ``all_`` are the same everywhere in a pair. Lengths in mm."""
+_OF_ALL = ("difference", "common_shift_near", "common_shift_far", "common_shift_wide", "common_shift_widest", "correlation")
+NAMES = (*_LOCAL, *(f"all_{name}" for name in _OF_ALL), *(f"worst_{name}" for name in _OF_ALL), "overlap", "coarsest")
+"""What the columns of the clues are; from those of ``all_`` on they are the same everywhere in a pair: means, and the
+values that a tenth of the lattice is worse than."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +64,14 @@ class Clues:
     values : ndarray, shape (z, y, x, len(NAMES)), float32
     known : ndarray, shape (z, y, x), bool
         Where anything can be said: inside the region, and where T leads into the moving image.
+    voxel_size : float
+        mm of a working voxel.
     """
 
     grid: Grid
     values: npt.NDArray[np.float32]
     known: npt.NDArray[np.bool_]
+    voxel_size: float
 
 
 def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None) -> Clues:
@@ -74,17 +84,17 @@ def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image
     chain : TransformChain
         Fixed to moving.
     region : Image, optional
-        On the fixed image's grid: where anything is to be said; its foreground by default.
+        On any grid: where anything is to be said; the fixed image's foreground by default.
 
     Raises
     ------
     ImageError
         If the fixed image is the same everywhere.
     """
-    working = _working_grid(fixed, region)
+    region = region or _foreground(fixed)
+    working = _working_grid(region, fixed.grid, moving.grid)
     lattice = _lattice(working)
-    inside = _region_on(fixed, region, lattice)
-    u = chain.displacement_on(lattice)
+    inside = _shown_on(region, lattice)
     transform = chain.to_sitk(working)
     known = _known(moving, working, transform)
     seen = [
@@ -92,38 +102,49 @@ def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image
         for image, by, where in ((fixed, None, None), (moving, transform, known))
     ]
     valid = inside & _pooled_least(known)
-    columns = _compare(*seen, working.spacing[0])
-    columns |= _local_correlation(*seen)
-    columns |= _of_the_field(u)
-    columns |= _borders(fixed, moving, lattice, u)
-    columns |= _of_all(columns, valid, inside, working, fixed, moving)
-    values = np.stack([np.broadcast_to(columns[name], lattice.shape) for name in NAMES], axis=-1)
-    return Clues(lattice, values.astype(np.float32), valid)
+    columns = {name: values.numpy() for name, values in (_compare(*seen) | _local_correlation(*seen)).items()}
+    u = chain.displacement_on(lattice)
+    columns |= _of_the_field(u, working.spacing[0])
+    columns |= _borders(fixed, moving, u, working.spacing[0])
+    shared = _of_all(columns, valid)
+    shared["overlap"] = float(valid.sum() / max(1, inside.sum()))
+    shared["coarsest"] = max(*fixed.grid.spacing, *moving.grid.spacing) / working.spacing[0]
+    values = np.stack([np.broadcast_to((columns | shared)[name], lattice.shape) for name in NAMES], axis=-1)
+    return Clues(lattice, values.astype(np.float32), valid, working.spacing[0])
 
 
-def _working_grid(fixed: Image, region: Image | None) -> Grid:
-    """Return the voxels on which images are compared: those of the region's box, a multiple of the lattice's."""
-    coarse = fixed.grid.isotropic(max(4.0, min(fixed.grid.spacing)))
-    found = _region_on(fixed, region, coarse)
-    box = bounding_box(found if found.any() else np.ones_like(found), 2)
-    grid = coarse.part(box)
+def _foreground(fixed: Image) -> Image:
+    """Return what stands out of the fixed image, on voxels of 4 mm."""
+    return Scan(fixed).find("foreground", fixed.grid.isotropic(max(4.0, min(fixed.grid.spacing))))
+
+
+def _working_grid(region: Image, *grids: Grid) -> Grid:
+    """Return the voxels on which images are compared: those of the region's box, no finer than the images' own.
+
+    The largest steps fit into it a whole number of times.
+    """
+    shown = region.array > 0
+    grid = region.grid.part(bounding_box(shown if shown.any() else np.ones_like(shown), 1))
     volume = float(np.prod(grid.spacing) * np.prod(grid.size))
-    size = float(np.clip((volume / _VOXELS_WANTED) ** (1 / 3), *_VOXEL_SIZES))
-    return grid.isotropic(size)
+    finest = min(float(np.prod(g.spacing)) ** (1 / 3) for g in grids)
+    size = max(_SMALLEST, finest, (volume / _VOXELS_WANTED) ** (1 / 3))
+    whole = max(_FAR.values())
+    counts = [whole * math.ceil(n * s / size / whole) for n, s in zip(grid.size, grid.spacing, strict=True)]
+    middle = grid.index_to_point([(n - 1) / 2 for n in grid.size])
+    first = middle - size * np.asarray(grid.direction) @ [(n - 1) / 2 for n in counts]
+    return Grid(tuple(counts), (size, size, size), tuple(first), grid.direction)  # type: ignore[arg-type]
 
 
 def _lattice(grid: Grid) -> Grid:
-    """Return the grid of voxels that are `_POOL` times as long; what is left over at the ends is dropped."""
+    """Return the grid of voxels that are `_POOL` times as long."""
     size = tuple(n // _POOL for n in grid.size)
     first = grid.index_to_point(np.full(3, (_POOL - 1) / 2))
     return Grid(size, tuple(s * _POOL for s in grid.spacing), tuple(first), grid.direction)  # type: ignore[arg-type]
 
 
-def _region_on(fixed: Image, region: Image | None, grid: Grid) -> npt.NDArray[np.bool_]:
-    if region is None:
-        return Scan(fixed).find("foreground", grid).array > 0
+def _shown_on(region: Image, grid: Grid) -> npt.NDArray[np.bool_]:
     shown = Image((region.array != 0).astype(np.uint8), region.grid)
-    return shown.resampled(grid, order=0).array > 0
+    return np.asarray(shown.resampled(grid, order=0).array > 0)
 
 
 def _known(moving: Image, grid: Grid, transform: object) -> Tensor:
@@ -140,7 +161,7 @@ def _scaled(image: Image, where: Tensor | None) -> Tensor:
 
 
 def _pooled(values: Tensor) -> Tensor:
-    """Return means (channel, z, y, x) over the voxels of the lattice."""
+    """Return means (channel, z, y, x) over cubes of twice the length."""
     return functional.avg_pool3d(values[None], _POOL)[0]
 
 
@@ -151,117 +172,88 @@ def _pooled_least(known: Tensor) -> npt.NDArray[np.bool_]:
         window, padding = [1, 1, 1], [0, 0, 0]
         window[axis], padding[axis] = 2 * REACH + 1, REACH
         unknown = functional.max_pool3d(unknown, window, stride=1, padding=padding)
-    return functional.max_pool3d(unknown, _POOL)[0, 0].numpy() < 0.5
+    return np.asarray(functional.max_pool3d(unknown, _POOL)[0, 0].numpy() < 0.5)
 
 
-def _compare(fixed: Tensor, warped: Tensor, spacing: float) -> dict[str, FloatArray]:
+def _compare(fixed: Tensor, warped: Tensor) -> dict[str, Tensor]:
     """Compare self-similarity contexts where they are, and where they would be if the warped image moved."""
     a, b = (mind_features(image).movedim(-1, 0).contiguous() for image in (fixed, warped))
-    near = _moved_costs(a, b, 1, spacing)
-    far = _moved_costs(_pooled(a), _pooled(b), _SEARCH, spacing * _POOL)
-    own = _moved_costs(_pooled(a), _pooled(a), 1, spacing * _POOL, own=True)
-    found = {
-        "difference": _pooled(((a - b) ** 2).mean(0, keepdim=True))[0],
-        "difference_around": far["at_rest"],
-        "could_be_less_far": far["gain"],
-        "less_at_far": far["at"],
-        "soft_far": far["soft"],
-        "spread_far": far["spread"],
-        "could_be_less_near": _pooled(near["gain"][None])[0],
-        "soft_near": _pooled(near["soft"][None])[0],
-        "structure": own["mean"],
-        "structure_least": own["least"],
-    }
-    return {name: values.numpy() for name, values in found.items()}
+    found = _near(a, b)
+    shape = found["difference"].shape
+    a, b = _pooled(a), _pooled(b)
+    for name, unit in _FAR.items():
+        if unit > _POOL:
+            a, b = _pooled(a), _pooled(b)
+        told = _far(mean_around(moved_costs(a, b, cube_of_offsets(_SEARCH))), float(unit))
+        found |= {f"{what}_{name}": _on_lattice(values, shape) for what, values in told.items()}
+        if unit == _POOL:
+            own = mean_around(moved_costs(a, a, cube_of_offsets(1)))
+            others = torch.cat([own[: len(own) // 2], own[len(own) // 2 + 1 :]])
+            found |= {"structure": others.mean(0), "structure_least": others.amin(0)}
+    return found
 
 
-def _moved_costs(fixed: Tensor, moving: Tensor, radius: int, spacing: float, own: bool = False) -> dict[str, Tensor]:
-    """Return what the mean squared difference of features would be if one image moved by up to some voxels.
-
-    Parameters
-    ----------
-    fixed, moving : Tensor, shape (channel, z, y, x)
-    radius : int
-        Voxels.
-    spacing : float
-        mm of a voxel.
-    own : bool
-        Whether to tell of all steps but none: of an image against itself.
-    """
-    offsets = cube_of_offsets(radius)
-    rest = len(offsets) // 2
-    lengths = spacing * torch.tensor(offsets).float().norm(dim=1).view(-1, 1, 1, 1)
-    rows = max(1, _SLAB_VALUES // (len(offsets) * fixed[0, 0].numel()))
-    halo, parts = radius + 1, []
-    for start in range(0, fixed.shape[1], rows):
-        low, high = max(0, start - halo), min(fixed.shape[1], start + rows + halo)
-        f, m = fixed[:, low:high], moving[:, low:high]
-        cost = _costs(f, m, offsets)[:, start - low : start - low + rows]
-        parts.append(_told_own(cost, rest) if own else _told(cost, rest, lengths))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _costs(fixed: Tensor, moving: Tensor, offsets: list[tuple[int, int, int]]) -> Tensor:
-    """Return mean squared differences (offset, z, y, x) over 3x3x3 voxels; beyond the border those of no step."""
-    products = correlate(fixed[None], moving[None], offsets)[0]
-    squares = functional.pad(moving.square().sum(0)[None, None], [max(map(max, offsets))] * 6, value=float("nan"))[0, 0]
-    of_fixed = fixed.square().sum(0)
-    reach, shape = max(map(max, offsets)), of_fixed.shape
-    for k, (dz, dy, dx) in enumerate(offsets):
-        z, y, x = dz + reach, dy + reach, dx + reach
-        there = squares[z : z + shape[0], y : y + shape[1], x : x + shape[2]]
-        products[k] = (of_fixed + there - 2.0 * products[k]) / len(fixed)
-    rest = products[len(offsets) // 2].clone()
-    costs = torch.where(products.isnan(), rest, products).clamp_(min=0.0)
-    for axis in (1, 2, 3):
-        costs = _mean_of_three(costs, axis)
-    return costs
-
-
-def _mean_of_three(values: Tensor, axis: int) -> Tensor:
-    """Average with both neighbours along an axis: several times faster than pooling of many channels."""
-    count = values.shape[axis]
-    found = values.clone()
-    found.narrow(axis, 1, count - 1).add_(values.narrow(axis, 0, count - 1))
-    found.narrow(axis, 0, count - 1).add_(values.narrow(axis, 1, count - 1))
-    found.narrow(axis, 0, 1).add_(values.narrow(axis, 0, 1))
-    found.narrow(axis, count - 1, 1).add_(values.narrow(axis, count - 1, 1))
-    return found.div_(3.0)
-
-
-def _told(cost: Tensor, rest: int, lengths: Tensor) -> dict[str, Tensor]:
-    """Return what the costs of all steps say: how much less one could be, which one, how sure that is."""
-    least, at = cost.min(0)
-    weights = (-cost / _TEMPERATURE).softmax(0)
-    soft = (weights * lengths).sum(0)
+def _near(fixed: Tensor, warped: Tensor) -> dict[str, Tensor]:
+    """Tell how much features differ, where between the voxels they would differ least, and how sharp that is."""
+    costs = mean_around(moved_costs(fixed, warped, cube_of_offsets(1), _POOL))
+    rest = costs[_index_of((0, 0, 0))]
+    shifts, sharpness = [], []
+    for axis in range(3):
+        step = tuple(int(other == axis) for other in range(3))
+        ahead, back = costs[_index_of(step)], costs[_index_of(tuple(-s for s in step))]
+        curvature = ahead + back - 2.0 * rest
+        shifts.append((0.5 * (back - ahead) / curvature.clamp(min=_LEAST_CURVATURE)).clamp(-1.0, 1.0))
+        sharpness.append(curvature)
+    shift, sharp = torch.stack(shifts), torch.stack(sharpness)
     return {
-        "at_rest": cost[rest],
-        "gain": cost[rest] - least,
-        "at": lengths.flatten()[at],
-        "soft": soft,
-        "spread": ((weights * lengths**2).sum(0) - soft**2).clamp(min=0.0).sqrt(),
+        "difference": rest,
+        "gain_near": rest - costs.amin(0),
+        "shift_near": shift.norm(dim=0),
+        "common_shift_near": mean_around(shift, 2).norm(dim=0),
+        "sharpness": sharp.mean(0),
+        "sharpness_least": sharp.amin(0),
     }
 
 
-def _told_own(cost: Tensor, rest: int) -> dict[str, Tensor]:
-    others = torch.cat([cost[:rest], cost[rest + 1 :]])
-    return {"mean": others.mean(0), "least": others.amin(0)}
+def _index_of(offset: tuple[int, ...]) -> int:
+    return cube_of_offsets(1).index(offset)  # type: ignore[arg-type]
 
 
-def _local_correlation(fixed: Tensor, warped: Tensor) -> dict[str, FloatArray]:
+def _far(costs: Tensor, unit: float) -> dict[str, Tensor]:
+    """Tell how much less the costs of some steps could be, where, and how sure that is; lengths in working voxels."""
+    offsets = unit * torch.tensor(cube_of_offsets(_SEARCH)).float()
+    rest, least = costs[len(offsets) // 2], costs.amin(0)
+    weights = ((least - costs) / _TEMPERATURE).softmax(0)
+    soft = torch.einsum("kzyx,ka->azyx", weights, offsets)
+    square = torch.einsum("kzyx,k->zyx", weights, offsets.square().sum(1))
+    return {
+        "gain": rest - least,
+        "shift": soft.norm(dim=0),
+        "common_shift": mean_around(soft, 3).norm(dim=0),
+        "spread": (square - soft.square().sum(0)).clamp(min=0.0).sqrt(),
+    }
+
+
+def _on_lattice(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return values of larger voxels on the lattice."""
+    if values.shape == shape:
+        return values
+    return functional.interpolate(values[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def _local_correlation(fixed: Tensor, warped: Tensor) -> dict[str, Tensor]:
     """Return squared correlations over cubes of 5 voxels of the lattice, and how much the fixed image varies there."""
 
     def mean(values: Tensor) -> Tensor:
-        pooled = functional.avg_pool3d(values[None, None], _POOL)
-        return functional.avg_pool3d(pooled, 5, stride=1, padding=2, count_include_pad=False)[0, 0]
+        return mean_around(_pooled(values[None])[0], 2)
 
     f, w = mean(fixed), mean(warped)
     ff, ww, fw = mean(fixed**2) - f**2, mean(warped**2) - w**2, mean(fixed * warped) - f * w
     correlation = fw.square() / (ff * ww).clamp(min=1e-8)
-    return {"correlation": correlation.clamp(0.0, 1.0).numpy(), "contrast": ff.clamp(min=0.0).sqrt().numpy()}
+    return {"correlation": correlation.clamp(0.0, 1.0), "contrast": ff.clamp(min=0.0).sqrt()}
 
 
-def _of_the_field(u: DisplacementField) -> dict[str, FloatArray]:
+def _of_the_field(u: DisplacementField, unit: float) -> dict[str, FloatArray]:
     """Return how the transform stretches, bends, and how far it is from the affine one that fits best."""
     determinant = u.jacobian_determinant()
     smooth = np.stack(np.gradient(u.vectors, axis=(0, 1, 2)), axis=-1) / u.grid.spacing[0]
@@ -274,40 +266,32 @@ def _of_the_field(u: DisplacementField) -> dict[str, FloatArray]:
     return {
         "log_determinant": np.log(np.clip(determinant, 0.05, 20.0)),
         "bending": np.sqrt(second.sum(-1)),
-        "from_affine": np.linalg.norm(rest, axis=1).reshape(u.grid.shape),
+        "from_affine": np.linalg.norm(rest, axis=1).reshape(u.grid.shape) / unit,
     }
 
 
-def _borders(fixed: Image, moving: Image, lattice: Grid, u: DisplacementField) -> dict[str, FloatArray]:
-    """Return how many mm it is to where an image ends, 40 at most, on both sides."""
-    points = lattice.points()
+def _borders(fixed: Image, moving: Image, u: DisplacementField, unit: float) -> dict[str, FloatArray]:
+    """Return how far it is to where an image ends, on both sides."""
+    points = u.grid.points()
     return {
-        "to_border": _depth(fixed.grid, points),
-        "to_moving_border": _depth(moving.grid, points + u.vectors),
+        "to_border": np.minimum(_depth(fixed.grid, points) / unit, _DEEPEST),
+        "to_moving_border": np.minimum(_depth(moving.grid, points + u.vectors) / unit, _DEEPEST),
     }
 
 
 def _depth(grid: Grid, points: FloatArray) -> FloatArray:
+    """Return the mm to the nearest side of a grid; 0 outside."""
     index = grid.point_to_index(points)
     inside = np.minimum(index, np.array(grid.size) - 1 - index) * np.array(grid.spacing)
-    return np.clip(inside.min(-1), -5.0, 40.0)
+    return np.maximum(inside.min(-1), 0.0)
 
 
-def _of_all(
-    columns: dict[str, FloatArray], valid: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_], working: Grid,
-    fixed: Image, moving: Image,
-) -> dict[str, float]:  # fmt: skip
-    """Return what holds for the whole pair."""
-
-    def mean(name: str) -> float:
-        return float(columns[name][valid].mean()) if valid.any() else 0.0
-
-    return {
-        "all_difference": mean("difference"),
-        "all_could_be_less": mean("could_be_less_far"),
-        "all_soft_far": mean("soft_far"),
-        "all_correlation": mean("correlation"),
-        "all_overlap": float(valid.sum() / max(1, inside.sum())),
-        "voxel_size": working.spacing[0],
-        "coarsest": max(*fixed.grid.spacing, *moving.grid.spacing),
-    }
+def _of_all(columns: dict[str, FloatArray], valid: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return what holds for the whole pair: means, and what a tenth of the lattice is worse than."""
+    found = {}
+    for name in _OF_ALL:
+        there = columns[name][valid]
+        share = 10.0 if name == "correlation" else 90.0
+        found[f"all_{name}"] = float(there.mean()) if there.size else 0.0
+        found[f"worst_{name}"] = float(np.percentile(there, share)) if there.size else 0.0
+    return found

@@ -130,7 +130,7 @@ def field_chain(field: DisplacementField) -> TransformChain:
 def made_errors(pair: KnownPair, rng: np.random.Generator, count: int) -> Iterator[tuple[str, TransformChain]]:
     """Yield the truth with errors of many sizes and kinds."""
     mean = float(np.mean(pair.fixed.grid.spacing))
-    grid = pair.fixed.grid.isotropic(max(2.0 * mean, max(pair.fixed.grid.spacing)))
+    grid = pair.fixed.grid.isotropic(max(2.0 * mean, *pair.fixed.grid.spacing))
     points = grid.points()
     truth = pair.truth.at(points)
     unit = mean

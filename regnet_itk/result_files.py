@@ -31,6 +31,7 @@ RECORD = "registration.json"
 
 RUN_FILES = OutputFiles(
     r"(TransformParameters|InitialTransform)\.\d+(\.R\d+|\.It\d+)*(-part\d+|-Composite)?(\.txt)?\.(txt|toml|h5|tfm|dat)"
+    r"|errorMap\.\d+\.mha"
     r"|(d|initialD)eformationField\.\d+(-part\d+)?\.\w+"
     rf"|result\.\d+(\.R\d+|\.It\d+)*\.({FORMATS})|(Fixed|Moving)ImagePyramid\d+(\.\d+)?\.R\d+\.mha"
     r"|IterationInfo\.\d+\.R\d+\.txt"

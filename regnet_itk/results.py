@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
+from regnet_itk.errors import ImageError
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.outputs import staged_folder
@@ -26,6 +27,8 @@ from regnet_itk.versions import package_versions
 if TYPE_CHECKING:
     from regnet_itk.metrics.inverse_consistency import InverseConsistency
     from regnet_itk.stages.base import ImagePair
+    from regnet_itk.trust.error_map import ErrorMap
+    from regnet_itk.trust.verdict import Verdict
 
 BACKWARD_FOLDER = "backward"
 """Where, in the folder of a registration both ways, the one of the fixed to the moving image lies."""
@@ -99,6 +102,34 @@ class RegistrationResult:
         return folding_share(self._overview, on_grid)
 
     @cached_property
+    def expected_error(self) -> ErrorMap | None:
+        """How far T may be from the truth, in mm: ``expected_error.at(points)``; None where nothing can be said.
+
+        Inside the fixed mask, or else in what stands out of the fixed image.
+        """
+        from regnet_itk.trust.error_map import find_error_map
+
+        try:
+            return find_error_map(self.pair.fixed, self.pair.moving, self.chain, self.pair.fixed_mask)
+        except ImageError:  # an image in which nothing stands out
+            return None
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """Whether to use this registration, to look at it first, or not to use it, and why; None if nobody can say."""
+        from regnet_itk.trust.verdict import give_verdict
+
+        if self.expected_error is None:
+            return None
+        judgements = [(report.name, report.judgement) for report in self.stages if report.judgement is not None]
+        longest = max(*self.pair.fixed.grid.spacing, *self.pair.moving.grid.spacing)
+        return give_verdict(self.expected_error, judgements, self.folding, longest, self._region_name)
+
+    @property
+    def _region_name(self) -> str:
+        return "fixed mask" if self.pair.fixed_mask is not None else "foreground"
+
+    @cached_property
     def _overview(self) -> DisplacementField:
         """The whole displacement on a grid that is coarse enough to look at a smooth transform quickly."""
         return self.chain.displacement_on(choose_overview_grid(self.pair.fixed.grid))
@@ -131,6 +162,8 @@ class RegistrationResult:
                 "spacing_mm": list(choose_overview_grid(self.pair.fixed.grid).spacing),
                 "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
             },
+            **({"verdict": asdict(self.verdict)} if self.verdict else {}),
+            **({"expected_error": self.expected_error.summary(self._region_name)} if self.expected_error else {}),
             **({"inverse_consistency": asdict(self.inverse_consistency)} if self.inverse_consistency else {}),
         }
 
@@ -139,9 +172,9 @@ class RegistrationResult:
 
         ``TransformParameters.N.txt`` (with ``deformationField.N.mha`` for RegNet) and ``result.N.<format>`` for each
         stage, ``InitialTransform.N.txt`` for the transforms that were given to start from,
-        ``TransformParameters.N-Composite.h5`` for the last stage, ``registration.json``, ``registration.png``, and
-        ``regnet-itk.log``. If both ways were asked for, the same of the way back, but for the log, in ``backward``. The
-        files of an earlier registration in the folder are removed.
+        ``TransformParameters.N-Composite.h5`` and ``errorMap.N.mha`` for the last stage, ``registration.json``,
+        ``registration.png``, and ``regnet-itk.log``. If both ways were asked for, the same of the way back, but for the
+        log, in ``backward``. The files of an earlier registration in the folder are removed.
 
         Parameters
         ----------
@@ -176,9 +209,12 @@ class RegistrationResult:
         """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
         from regnet_itk.figures.overview import draw_registration
 
+        errors = self.expected_error
         self.write_stages(folder, final)
         last = len(self.stages) - 1
         write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
+        if errors is not None:
+            errors.write(folder / f"errorMap.{last}.mha")
         (folder / RECORD).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         draw_registration(
             self.pair.fixed,
@@ -188,6 +224,7 @@ class RegistrationResult:
             folder / "registration.png",
             mask=self.pair.fixed_mask,
             landmarks=self.landmarks,
+            expected_error=None if errors is None else errors.expected_at,
         )
 
     def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:

@@ -41,6 +41,9 @@ FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 NOT_INVERTED = 3
 """Exit status when the results were written, and a part of them has no inverse."""
 
+NOT_TO_BE_USED = 4
+"""Exit status when the results were written, and ``--strict`` asks to tell by it that their verdict is "failed"."""
+
 
 class StrictCommand(click.Command):
     """A command that refuses unknown flags with the nearest right one.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regnet_itk.cli import options
-from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.main import NOT_TO_BE_USED, StrictCommand
 from regnet_itk.cli.options import bound_threads
 from regnet_itk.cli.screen import Screen
 from regnet_itk.elastix.numbered_flags import IMAGE_FLAGS, in_order, split_number
@@ -76,19 +76,27 @@ class _SeveralImages(StrictCommand):
     "--both-ways", "both_ways", is_flag=True,
     help="Register the fixed to the moving image as well, into DIR/backward, and say how well both ways agree.",
 )  # fmt: skip
+@click.option(
+    "--strict", "strict", is_flag=True,
+    help="End with exit status 4 if the verdict on the result is 'failed'; all is written nevertheless.",
+)  # fmt: skip
 @options.threads
 @click.option("-priority", "priority", type=click.Choice(options.PRIORITIES), help="Priority of elastix's process.")
 @options.loglevel
 @options.device
 @options.elastix_seed
-def command(**given: Any) -> None:
+@click.pass_context
+def command(context: click.Context, strict: bool, **given: Any) -> None:
     """Register the moving to the fixed image by a chain of elastix and RegNet stages.
 
     Writes to DIR, for each stage N: TransformParameters.N.txt, result.N.<format>, and for RegNet
-    deformationField.N.mha; at the end TransformParameters.N-Composite.h5 (ITK, SimpleITK), registration.json,
-    registration.png and regnet-itk.log. With --both-ways, the same of the way back to DIR/backward.
+    deformationField.N.mha; at the end TransformParameters.N-Composite.h5 (ITK, SimpleITK), errorMap.N.mha (the
+    expected error in mm, and the radius that holds in 90 % of the cases), registration.json, registration.png and
+    regnet-itk.log. With --both-ways, the same of the way back to DIR/backward.
     """
-    run(**given)
+    verdict = getattr(run(**given), "verdict", None)  # none of what elastix computes as a whole
+    if strict and verdict is not None and verdict.word == "failed":
+        context.exit(NOT_TO_BE_USED)
 
 
 def run(
@@ -137,6 +145,9 @@ def run(
             fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks, both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority, events=shown,
         )  # fmt: skip
+        if isinstance(result, RegistrationResult) and result.verdict is not None:
+            shown.say(result.verdict.describe())
+            log.note(result.verdict.describe())
         log.note(f"total {log.seconds():.1f} s")
         result.write(out, log.lines)
         folding = ""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _NAMED = 10  # points that a message lists
 _LOG = "transformix.log"
+EXPECTED_ERRORS = "expectedErrors.csv"
+"""How far off each of the mapped points may be."""
+
 _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 
 
@@ -242,8 +245,30 @@ class _Work:
         suffix = ".mrk.json" if path.lower().endswith(".json") else Path(path).suffix.lower()
         if suffix not in (".txt", ".pts"):
             write_landmarks(mapped.landmarks(), self.stage / f"outputpoints{suffix}")
+        self._expected_errors(mapped)
         self._warn_of_outside(mapped, back)
         return self._tell_of_inverse(mapped) if back else 0
+
+    def _expected_errors(self, mapped: MappedPoints) -> None:
+        """Write how far off each point may be, if the run has said how far its transform may be."""
+        import numpy as np
+
+        from regnet_itk.trust.error_map import find_error_map_of, read_error_map
+
+        path = find_error_map_of(self.asked.transform)
+        if path is None:
+            return
+        in_fixed = mapped.mapped if self.asked.back else mapped.given.points
+        found = read_error_map(path).at(in_fixed)
+        rows = ["point,expected_error_mm,radius_90_mm"]
+        rows += [f"{mapped.name(i)},{e:.2f},{r:.2f}" for i, (e, r) in enumerate(found.tolist())]
+        (self.stage / EXPECTED_ERRORS).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        known = np.isfinite(found[:, 0])
+        if known.any():
+            self.log.say(
+                f"expected error of the points: mean {found[known, 0].mean():.2g} mm, worst "
+                f"{found[known, 0].max():.2g} mm; see {EXPECTED_ERRORS}"
+            )
 
     def _warn_of_outside(self, mapped: MappedPoints, back: bool) -> None:
         """Warn of points that are not in the fixed image, where a transform was not estimated."""
@@ -282,7 +307,7 @@ def _files(asked: Request) -> OutputFiles:
              "fullSpatialJacobian": asked.matrices}  # fmt: skip
     names += [f"{name}\\.({_FORMATS}|json)" for name, wanted in kinds.items() if wanted]
     if asked.points and asked.points != "all":
-        names.append(r"outputpoints\..+")
+        names += [r"outputpoints\..+", re.escape(EXPECTED_ERRORS)]
     return OutputFiles("|".join([*names, re.escape(_LOG)]), _LOG, exclusive=False)
 
 

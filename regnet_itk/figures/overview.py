@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _PAPER = "white"
 _PANEL_INCHES, _DPI = 2.6, 130
+_FAR_OFF = 3.0  # mm of expected error, the least at the bright end
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ def draw_registration(
     title: str = "",
     mask: Image | None = None,
     landmarks: FloatArray | None = None,
+    expected_error: Callable[[FloatArray], FloatArray] | None = None,
 ) -> None:
     """Draw a registration: three planes of the images, their differences and the length of the displacement.
 
     Rows are the axial, coronal and sagittal plane, as radiologists see them; columns are fixed, moving, warped,
-    the differences fixed - moving and fixed - warped, and |u|.
+    the differences fixed - moving and fixed - warped, |u|, and the expected error, if it is known.
 
     Parameters
     ----------
@@ -81,6 +84,9 @@ def draw_registration(
     landmarks : ndarray, shape (n, 3), optional
         Points of the fixed image in mm, LPS; those within 4 mm of a plane are drawn.
 
+    expected_error : callable, optional
+        Takes points (.., 3) of the fixed image in mm, LPS; returns the expected error (..) in mm. NaN is left white.
+
     Raises
     ------
     OutputError
@@ -96,6 +102,8 @@ def draw_registration(
     planes = choose_planes(fixed.grid, mask)
     images = _Images(fixed, moving_before, warped, mask)
     columns = [*_columns(images, planes), _lengths(displacement, fixed.grid, planes)]
+    if expected_error is not None:
+        columns.append(_errors(expected_error, planes))
     figure = Figure(facecolor=_PAPER)
     FigureCanvasAgg(figure)
     layout = _Layout(planes, len(columns), top=0.9 if title else 0.6)
@@ -152,6 +160,13 @@ def _lengths(displacement: DisplacementField, grid: Grid, planes: tuple[Plane, .
     highest = max(float(length.max()) for length in lengths)
     shade = Shade(0.0, highest if highest > 1e-6 else 1.0, "magma", "mm")
     return _Column("displacement", lengths, shade, bar=True, outline=True)
+
+
+def _errors(expected_error: Callable[[FloatArray], FloatArray], planes: tuple[Plane, ...]) -> _Column:
+    """Return the expected error on the planes; 3 mm or more is bright whatever else there is."""
+    pictures = tuple(expected_error(plane.points()) for plane in planes)
+    highest = max((float(np.nanmax(picture)) for picture in pictures if np.isfinite(picture).any()), default=0.0)
+    return _Column("expected error", pictures, Shade(0.0, max(highest, _FAR_OFF), "magma", "mm"), bar=True)
 
 
 @dataclass(frozen=True)

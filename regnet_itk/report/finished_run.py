@@ -28,6 +28,8 @@ from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, mea
 from regnet_itk.result_files import RECORD
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
+from regnet_itk.trust.error_map import read_error_map
+from regnet_itk.trust.verdict import Verdict
 
 PICTURE = "registration.png"
 
@@ -154,6 +156,7 @@ def _check_record(record: Any) -> None:
         _expect(list, *stage["parameters"].values())
     for errors in _recorded_errors(record):
         _expect(int | float | Value | None, *errors)
+    _verdict(record)
     _both_ways(record)
 
 
@@ -218,7 +221,9 @@ def _methods(folder: Path, record: Mapping[str, Any]) -> list[ViewerMethod]:
         methods.append(ViewerMethod("initial transform", chain))
     for number, stage in enumerate(record["stages"]):
         chain = read_chain(folder / f"TransformParameters.{number}.txt")
-        methods.append(ViewerMethod(f"{number} {stage['name']}", chain))
+        error_map = folder / f"errorMap.{number}.mha"
+        expected = read_error_map(error_map) if error_map.is_file() else None
+        methods.append(ViewerMethod(f"{number} {stage['name']}", chain, expected))
     return methods
 
 
@@ -340,9 +345,25 @@ def _summary(run: FinishedRun) -> str:
     names = ", ".join(str(stage["name"]) for stage in record["stages"])
     count = len(record["stages"])
     parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
+    parts += _verdict(record)
     parts += _both_ways(record)
     parts += [f"Warning: {warning}." for warning in run.warnings]
     return " ".join(parts)
+
+
+def _verdict(record: Mapping[str, Any]) -> list[str]:
+    """Return a sentence with the verdict, and one with the expected error, if the record has them."""
+    parts = []
+    if "verdict" in record:
+        found = Verdict(record["verdict"]["word"], tuple(record["verdict"]["reasons"]))
+        parts.append(f"V{found.describe()[1:]}.")
+    if "expected_error" in record:
+        told = record["expected_error"]
+        parts.append(
+            f"Expected error in the {told['region']}: {told['mean_mm']:.2g} mm in the mean, above "
+            f"{told['a_tenth_above_mm']:.2g} mm in a tenth of it."
+        )
+    return parts
 
 
 def _both_ways(record: Mapping[str, Any]) -> list[str]:

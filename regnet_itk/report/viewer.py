@@ -26,6 +26,7 @@ from regnet_itk.errors import ImageError, ParameterError, PointsError
 from regnet_itk.figures.slices import choose_planes
 from regnet_itk.metrics.measures import landmark_differences
 from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.trust.error_map import ErrorMap
 
 LONGEST_AXIS = 192
 """Voxels along the longest axis of the viewer's grid, at most."""
@@ -55,10 +56,13 @@ class ViewerMethod:
         As it is shown; no two methods of a pair have the same.
     chain : TransformChain
         T, fixed to moving, mm, LPS. Warped image, displacement and det J are computed from it.
+    expected_error : ErrorMap, optional
+        How far it may be from the truth.
     """
 
     name: str
     chain: TransformChain
+    expected_error: ErrorMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ class Volume:
     Parameters
     ----------
     name : str
-        "fixed", "moving", or the method's number with "warped", "displacement" or "jacobian": "0-warped".
+        "fixed", "moving", or the method's number with "warped", "displacement", "jacobian" or "error": "0-warped".
     codes : ndarray of uint8, shape (z, y, x)
         0 for no value; 1 to 255 for `low` to `high`.
     low, high : float
@@ -197,7 +201,7 @@ def _shown_box(pair: ViewerPair) -> tuple[FloatArray, FloatArray]:
 
 
 def sample_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
-    """Yield the volumes of a pair: fixed, moving, then for each method the warped image, |u| in mm and log2 det J.
+    """Yield the volumes of a pair: fixed, moving, then of each method the warped image, |u|, log2 det J, the error.
 
     Images that are finer than the grid are smoothed for it, so that voxels between its own count too.
 
@@ -222,6 +226,10 @@ def sample_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
         longest = float(length[inside].max(initial=0.0))
         yield _volume(f"{number}-displacement", length, (0.0, max(longest, 1e-3)), inside)
         yield _jacobian_volume(f"{number}-jacobian", field.jacobian_determinant(), inside)
+        if method.expected_error is not None:
+            expected = method.expected_error.expected_at(grid.points())
+            highest = float(np.nanmax(expected, initial=0.0))
+            yield _volume(f"{number}-error", expected, (0.0, max(highest, 1e-3)), inside & np.isfinite(expected))
 
 
 def _jacobian_volume(name: str, determinant: FloatArray, inside: npt.NDArray[np.bool_]) -> Volume:

@@ -27,8 +27,8 @@ from regnet_itk.report.viewer import (
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# all are told apart by the colour-blind; the first is perceptually uniform, the others are white in the middle
-_COLOUR_MAPS = {"displacement": "viridis", "difference": "RdBu_r", "jacobian": "PuOr"}
+# all are told apart by the colour-blind; those of lengths are perceptually uniform, the others white in the middle
+_COLOUR_MAPS = {"displacement": "viridis", "difference": "RdBu_r", "jacobian": "PuOr", "error": "magma"}
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,12 @@ def _remark(pair: ViewerPair, grid: Grid, display: Display | None) -> str:
 
 def _methods(pair: ViewerPair, folded: Sequence[int]) -> list[dict[str, Any]]:
     return [
-        {"name": method.name, "residuals": _rounded(measure_residuals(pair, method)), "folded": count}
+        {
+            "name": method.name, "residuals": _rounded(measure_residuals(pair, method)), "folded": count,
+            "worst": [] if method.expected_error is None else method.expected_error.worst_places(),
+        }
         for method, count in zip(pair.methods, folded, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _rounded(vectors: FloatArray | None) -> list[list[float]] | None:

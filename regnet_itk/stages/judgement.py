@@ -72,6 +72,12 @@ class Judgement:
         largest, _, least = self.scales
         return bool(np.linalg.det(self.matrix) <= 0 or largest > _LARGEST_SCALE or least < 1 / _LARGEST_SCALE)
 
+    @property
+    def has_little_in_common(self) -> bool:
+        """Whether the images hardly show the same after the stage."""
+        unlike = self.after.similarity < _ALIKE[self.any_contrast] or self.after.overlap < _LITTLE_OVERLAP
+        return self.after.score > 0 and unlike
+
     def describe(self) -> str:
         """Return the judgement as one line of text."""
         start = f"start: {self.start}, " if self.start else ""
@@ -119,9 +125,7 @@ class Judgement:
                 f"the transform mirrors or stretches (singular values {' '.join(f'{s:.2f}' for s in self.scales)}) as "
                 "no body does; look at the result"
             )
-        if self.after.score > 0 and (
-            self.after.similarity < _ALIKE[self.any_contrast] or self.after.overlap < _LITTLE_OVERLAP
-        ):
+        if self.has_little_in_common:
             found.append(
                 f"the images have little in common after it (similarity {self.after.similarity:.2f}, overlap "
                 f"{self.after.overlap:.0%}): do they show the same part of the body?"

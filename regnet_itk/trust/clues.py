@@ -47,7 +47,14 @@ _LOCAL = (
     "structure", "structure_least", "correlation", "contrast",
     "log_determinant", "bending", "from_affine", "to_border", "to_moving_border",
 )  # fmt: skip
-_OF_ALL = ("difference", "common_shift_near", "common_shift_far", "common_shift_wide", "common_shift_widest", "correlation")
+_OF_ALL = (
+    "difference",
+    "common_shift_near",
+    "common_shift_far",
+    "common_shift_wide",
+    "common_shift_widest",
+    "correlation",
+)
 NAMES = (*_LOCAL, *(f"all_{name}" for name in _OF_ALL), *(f"worst_{name}" for name in _OF_ALL), "overlap", "coarsest")
 """What the columns of the clues are; from those of ``all_`` on they are the same everywhere in a pair: means, and the
 values that a tenth of the lattice is worse than."""
@@ -132,7 +139,7 @@ def _working_grid(region: Image, *grids: Grid) -> Grid:
     counts = [whole * math.ceil(n * s / size / whole) for n, s in zip(grid.size, grid.spacing, strict=True)]
     middle = grid.index_to_point([(n - 1) / 2 for n in grid.size])
     first = middle - size * np.asarray(grid.direction) @ [(n - 1) / 2 for n in counts]
-    return Grid(tuple(counts), (size, size, size), tuple(first), grid.direction)  # type: ignore[arg-type]
+    return Grid(tuple(counts), (size, size, size), tuple(first), grid.direction)
 
 
 def _lattice(grid: Grid) -> Grid:
@@ -257,7 +264,7 @@ def _of_the_field(u: DisplacementField, unit: float) -> dict[str, FloatArray]:
     """Return how the transform stretches, bends, and how far it is from the affine one that fits best."""
     determinant = u.jacobian_determinant()
     smooth = np.stack(np.gradient(u.vectors, axis=(0, 1, 2)), axis=-1) / u.grid.spacing[0]
-    second = sum(np.gradient(smooth[..., axis], axis=axis) ** 2 for axis in range(3))
+    second = np.sum([np.gradient(smooth[..., axis], axis=axis) ** 2 for axis in range(3)], axis=0)
     points = u.grid.points().reshape(-1, 3)
     design = np.column_stack([points - points.mean(0), np.ones(len(points))])
     step = max(1, len(points) // 20_000)

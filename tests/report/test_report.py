@@ -22,12 +22,13 @@ from browser import Browser, find_chromium
 from command import call
 from PIL import Image as Picture
 from quick_stages import AFFINE
+from scipy import ndimage
 
 from regnet_itk.anatomy.lungs import body_mask
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
-from regnet_itk.data.image import Image
+from regnet_itk.data.image import Image, place
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.data.landmarks import Landmarks
 from regnet_itk.errors import OutputError, ParameterError, PointsError
@@ -40,6 +41,7 @@ from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 from regnet_itk.transforms.chain import Link, TransformChain, link_field
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.trust.error_map import ErrorMap
 
 TURN = sitk.Euler3DTransform((0, 0, 0), 0.2, -0.15, 0.3)
 FLIPPED = np.reshape(TURN.GetMatrix(), (3, 3)) @ np.array([[0, -1, 0], [0, 0, 1], [1, 0, 0]])  # axes along y, -x, z
@@ -70,13 +72,23 @@ def folding_field() -> DisplacementField:
     return DisplacementField(u, grid)
 
 
+def error_map() -> ErrorMap:
+    """An expected error that grows towards the patient's left, on a coarse oblique grid; unknown towards the feet."""
+    grid = FIXED.isotropic(4.0)
+    at = grid.points() - CENTRE
+    index = FIXED.point_to_index(grid.points())
+    known = (at[..., 2] > -12.0) & ((index > 2) & (index < np.asarray(FIXED.size) - 3)).all(axis=-1)
+    expected = np.where(known, 2.0 + 0.08 * at[..., 0] + 0.02 * at[..., 1], np.nan)
+    return ErrorMap(np.stack([expected, 2 * expected], axis=-1).astype(np.float32), grid)
+
+
 def pair_of(name: str = "rotated </script><pair>", hounsfield: bool = True) -> ViewerPair:
     fixed, moving = (Image(scene(grid.points(), hounsfield).astype(np.float32), grid) for grid in (FIXED, MOVING))
     affine = TransformChain((AFFINE_LINK,))
     folded = affine.then(link_field(folding_field()))
     points = CENTRE + np.array([(9.0, -7.0, 10.0), (-12.0, 4.0, -8.0), (3.0, 2.0, 1.0)])
     moved = points + np.array([(4.0, 0.0, 3.0), (0.0, 5.0, -2.0), (1.0, 1.0, 1.0)])
-    methods = [ViewerMethod("affine", affine), ViewerMethod("affine, then a fold", folded)]
+    methods = [ViewerMethod("affine", affine), ViewerMethod("affine, then a fold", folded, error_map())]
     return ViewerPair(
         name, fixed, moving, methods, EVERYWHERE if hounsfield else None,
         Landmarks(points, ("tip", "base", "middle")), Landmarks(moved),
@@ -248,6 +260,23 @@ def test_volumes_are_what_itk_resamples(pair, decoded):
         compare(decoded.values(f"{number}-displacement"), length, inside)
         determinant = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))
         check_jacobian(decoded, number, determinant, inside)
+
+
+def test_the_expected_error_is_where_it_belongs(pair, decoded):
+    known = ~np.isnan(error_map().expected)
+    image = place(
+        sitk.GetImageFromArray(np.where(known, error_map().expected, -9e6).astype(np.float32)), error_map().grid
+    )
+    wanted = sitk.GetArrayFromImage(sitk.Resample(image, decoded.reference(), sitk.Transform(), sitk.sitkLinear, -9e6))
+    values, step = decoded.values("1-error")
+    clear = np.isfinite(values) & (wanted > 0)
+    assert clear.mean() > 0.05
+    assert np.abs(values - wanted)[clear].max() < 0.51 * step + 1e-3
+    assert not np.isfinite(values[ndimage.binary_erosion(wanted < -8e6, iterations=3)]).any()
+    assert "0-error" not in decoded.pair()["volumes"]
+    assert decoded.pair()["methods"][0]["worst"] == []
+    worst = decoded.pair()["methods"][1]["worst"][0]
+    assert worst["expected_mm"] == pytest.approx(np.nanmax(error_map().expected), abs=0.01)
 
 
 def compare(told: tuple[np.ndarray, float], expected: np.ndarray, known: np.ndarray) -> None:
@@ -546,6 +575,9 @@ def test_every_mode_shows_its_values(viewer):
     viewer.mode("displacement")
     viewer.set("range", 8)
     check_colours(viewer, decoded.values("1-displacement")[0] / 8, "viridis")
+    viewer.mode("error")
+    assert viewer.browser.value("document.getElementById('range').valueAsNumber") == 3
+    check_colours(viewer, decoded.values("1-error")[0] / 3, "magma")
     viewer.mode("jacobian")
     folded = decoded.codes("1-jacobian") == 1
     check_colours(viewer, np.where(folded, np.nan, (decoded.values("1-jacobian")[0] + 1) / 2), "PuOr")
@@ -649,6 +681,24 @@ def test_landmarks_lie_where_they_should(viewer):
         assert f"error {mean:.2f} ±" in browser.value("document.getElementById('errors').textContent")
     browser.click("#landmarks")
     assert (viewer.pixels(0, "overlay") == 0).all()
+
+
+@needs_browser
+def test_the_worst_places_are_listed_and_lead_there(viewer):
+    told = viewer.decoded.pair()
+    worst = told["methods"][1]["worst"][0]
+    viewer.choose("worst", "0")
+    viewer.pixels(0)
+    place = [round((p - o) / told["spacing"]) for p, o in zip(worst["point"], told["origin"], strict=True)]
+    shown = [viewer.browser.value(f"document.querySelectorAll('.panel input')[{n}].valueAsNumber") for n in (2, 1, 0)]
+    assert shown == place
+    readout = viewer.browser.value("document.getElementById('readout').textContent")
+    assert f"expected error {worst['expected_mm']:.1f} mm" in readout
+    viewer.browser.click("input[name=method][value='0']")
+    assert viewer.browser.value("document.querySelector('.for-worst').hidden")
+    viewer.choose("pair", "1")
+    viewer.browser.click("input[name=method][value='1']")
+    assert not viewer.browser.value("document.querySelector('label.for-error').hidden")
 
 
 @needs_browser
@@ -785,7 +835,10 @@ def test_the_report_of_a_run_says_how_good_each_stage_is(home, capsys):
     assert record["versions"]["itk-elastix"] in text
     assert str(home.parent) not in text  # folders may be named after patients
     assert all(name in text for name in ("moving.mha", "fixed_mask.mha", "fixed_points.txt"))
+    assert record["verdict"]["word"] in text
+    assert "Expected error in the fixed mask" in text
     told = Decoded(home / "run/report.html").pair()
+    assert "2-error" in told["volumes"]
     assert [method["name"] for method in told["methods"]] == names[1:]
     np.testing.assert_allclose(told["landmarks"], x, atol=1e-3)
 

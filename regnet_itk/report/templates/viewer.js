@@ -12,7 +12,7 @@
   const section = byId("viewer");
   section.hidden = false;
 
-  const MODES = ["fixed", "moving", "warped", "checkerboard", "difference", "displacement", "jacobian"];
+  const MODES = ["fixed", "moving", "warped", "checkerboard", "difference", "displacement", "jacobian", "error"];
   const FOLDED = 1;
   const OPAQUE = 0xff000000, HAZARD = [0xff000000, 0xff00e0ff]; // black and yellow, as 0xAABBGGRR
   const WINDOWS = { lung: [-600, 1500], soft: [40, 400] };
@@ -160,8 +160,12 @@
 
   // What is shown: the names of the volumes that a mode needs, then one painter a mode
 
-  const KINDS = ["displacement", "jacobian"];
-  const part = (method, kind) => (method === BEFORE ? (kind === "warped" ? "moving" : null) : `${method}-${kind}`);
+  const KINDS = ["displacement", "jacobian", "error"];
+  const FAR_OFF = 3; // mm of expected error: what is farther off has the brightest colour at first
+  const part = (method, kind) => {
+    const name = method === BEFORE && kind === "warped" ? "moving" : `${method}-${kind}`;
+    return name in pair().volumes ? name : null;
+  };
 
   function needed(mode, method) {
     if (mode === "fixed" || mode === "moving") return [mode];
@@ -190,6 +194,7 @@
       };
     },
     displacement: ([fixed, length]) => over(fixed, length, 0, state.ranges.displacement, palettes.displacement),
+    error: ([fixed, expected]) => over(fixed, expected, 0, state.ranges.error, palettes.error),
     jacobian([fixed, determinant]) {
       const paint = over(fixed, determinant, -state.ranges.jacobian, state.ranges.jacobian, palettes.jacobian);
       return (i, column, row) => (determinant?.codes[i] === FOLDED ? HAZARD[(column + row) & 1] : paint(i));
@@ -317,7 +322,7 @@
     return { fixed: "fixed image", moving: "moving image without registration", warped: `moving image warped by ${by}`,
       checkerboard: `checkerboard of the fixed image and the one warped by ${by}`,
       difference: `fixed less warped image, ${by}`, displacement: `length of the displacement, ${by}`,
-      jacobian: `log det J, ${by}` }[mode];
+      jacobian: `log det J, ${by}`, error: `expected error, ${by}` }[mode];
   }
 
   // Lines
@@ -383,6 +388,7 @@
       paintBar(bar, mode);
       const ends = { difference: [`−${short(range)} ${unit}`, "0", `${short(range)} ${unit}`],
         displacement: ["0 mm", `${short(range / 2)} mm`, `${short(range)} mm`],
+        error: ["0 mm", `${short(range / 2)} mm`, `${short(range)} mm or more`],
         jacobian: [`−${short(range)} (× ${short(2 ** -range)})`, "0", `${short(range)} (× ${short(2 ** range)})`] }[mode];
       ends.forEach((text, n) => { bar.querySelectorAll("span")[n].textContent = text; });
     }
@@ -401,6 +407,10 @@
   function meaning(mode) {
     if (mode === "difference") return ["fixed − warped: red where the fixed image is brighter, blue where it is darker"];
     if (mode === "displacement") return ["|T(x) − x|, the whole displacement from the fixed to the moving image"];
+    if (mode === "error") {
+      const found = part(state.method, "error");
+      return [found ? "expected |T(x) − truth|; grey where nothing can be said" : `no expected error of ${methodName(state.method)} was computed`];
+    }
     if (mode !== "jacobian") return [];
     const hazard = make("span", "hazard"), method = pair().methods[state.method];
     const folded = method ? `det J ≤ 0, folding (${method.folded} voxels here)` : "det J ≤ 0, folding";
@@ -437,6 +447,7 @@
     add("|u|", value(part(state.method, "displacement")), (number) => `${number.toFixed(1)} mm`);
     const determinant = volumes.get(part(state.method, "jacobian"));
     add("det J", value(part(state.method, "jacobian")), (number) => (determinant.codes[i] === FOLDED ? "≤ 0" : (2 ** number).toFixed(2)));
+    add("expected error", value(part(state.method, "error")), (number) => `${number.toFixed(1)} mm`);
     byId("readout").replaceChildren(...texts.map((text) => Object.assign(make("span"), { textContent: text })));
   }
 
@@ -459,11 +470,11 @@
     show(".for-grey", grey);
     show(".for-checkerboard", mode === "checkerboard");
     show(".for-colour", coloured);
-    show(".for-overlay", mode === "displacement" || mode === "jacobian");
+    show(".for-overlay", KINDS.includes(mode));
     if (coloured) {
       byId("range").value = Number(state.ranges[mode].toPrecision(4));
-      byId("range").parentElement.firstChild.textContent = mode === "displacement" ? "Range 0 to " : "Range ± ";
-      byId("range-unit").textContent = { difference: pair().unit, displacement: "mm", jacobian: "" }[mode];
+      byId("range").parentElement.firstChild.textContent = mode === "displacement" || mode === "error" ? "Range 0 to " : "Range ± ";
+      byId("range-unit").textContent = { difference: pair().unit, displacement: "mm", jacobian: "", error: "mm" }[mode];
     }
     draw();
   }
@@ -476,6 +487,7 @@
     state.method = method;
     section.querySelector(`input[name="method"][value="${method}"]`).checked = true;
     listLandmarks();
+    listWorst();
     draw();
   }
 
@@ -491,6 +503,21 @@
     const first = Object.assign(make("option"), { value: "", textContent: "landmark …" });
     byId("landmark").replaceChildren(first, ...order.map(([length, n]) => Object.assign(make("option"), {
       value: n, textContent: `${pair().names?.[n] || n}: ${length.toFixed(1)} mm` })));
+  }
+
+  // The places where the largest errors are expected.
+  function listWorst() {
+    const places = pair().methods[state.method]?.worst ?? [];
+    show(".for-worst", places.length > 0);
+    const first = Object.assign(make("option"), { value: "", textContent: "worst place …" });
+    byId("worst").replaceChildren(first, ...places.map(({ point, expected_mm: expected }, n) => Object.assign(make("option"), {
+      value: n, textContent: `${expected.toFixed(1)} mm at ${point.map((v) => v.toFixed(0)).join(", ")}` })));
+  }
+
+  function lookAt(point) {
+    if (!point) return;
+    point.forEach((value, axis) => setAt(axis, Math.round((value - pair().origin[axis]) / pair().spacing)));
+    draw();
   }
 
   function setWindow(level, width) {
@@ -517,12 +544,13 @@
     volumes = new Map();
     const { size, methods, unit, landmarks, fixed_span: span, shown } = pair();
     state.at = shown.slice();
-    state.ranges = { difference: unit ? 500 : nice(span / 3), jacobian: 1,
+    state.ranges = { difference: unit ? 500 : nice(span / 3), jacobian: 1, error: FAR_OFF,
       displacement: nice(Math.max(1, ...methods.map((m, n) => pair().volumes[`${n}-displacement`].high))) };
     const kept = methods.findIndex((method) => method.name === state.name);
     const names = [BEFORE, ...methods.keys()];
     byId("methods").replaceChildren(byId("methods").firstElementChild, ...names.map(methodButton));
     show(".for-landmarks", Boolean(landmarks));
+    show(".for-error", Object.keys(pair().volumes).some((name) => name.endsWith("-error")));
     for (const option of byId("window").options) option.hidden = option.value in WINDOWS && !unit;
     byId("fine").textContent = pair().remark;
     chooseWindow(unit && state.window !== "auto" ? state.window : "auto");
@@ -644,12 +672,8 @@
       draw();
     });
   }
-  byId("landmark").addEventListener("change", () => {
-    const point = pair().landmarks[byId("landmark").value];
-    if (!point) return;
-    point.forEach((value, axis) => setAt(axis, Math.round((value - pair().origin[axis]) / pair().spacing)));
-    draw();
-  });
+  byId("landmark").addEventListener("change", () => lookAt(pair().landmarks[byId("landmark").value]));
+  byId("worst").addEventListener("change", () => lookAt(pair().methods[state.method].worst[byId("worst").value]?.point));
   new ResizeObserver(() => fit()).observe(byId("panels"));
   state.window = pairs[0].unit ? "lung" : "auto";
   showPair(0);

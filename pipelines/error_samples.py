@@ -29,6 +29,9 @@ from regnet_itk.training.random_numbers import Random
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.trust.clues import NAMES, find_clues
 
+MADE_ERRORS = ("waves", "place", "rigid", "share")
+"""How the names of made errors begin; all else was found by a chain."""
+
 POINTS = 600
 """Of a transform, that are learnt from."""
 
@@ -135,7 +138,7 @@ def made_errors(pair: KnownPair, rng: np.random.Generator, count: int) -> Iterat
     truth = pair.truth.at(points)
     unit = mean
     for number in range(count):
-        kind = ("waves", "waves", "place", "rigid", "share")[int(rng.integers(5))]
+        kind = ("waves", *MADE_ERRORS)[int(rng.integers(5))]
         size = float(np.exp(rng.uniform(np.log(0.15), np.log(15.0)))) * unit
         if kind == "share":
             u = truth * rng.uniform(0.0, 0.95)
@@ -173,6 +176,21 @@ def found_chains(pair: KnownPair, chains: dict[str, list[str]]) -> Iterator[tupl
             yield name, register(pair.fixed, pair.moving, stages=stages, fixed_mask=pair.region).chain
         except RegNetItkError:
             continue
+
+
+def with_scaled_errors(
+    pair: KnownPair, found: Iterator[tuple[str, TransformChain]], factors: tuple[float, ...] = (0.5, 2.0)
+) -> Iterator[tuple[str, TransformChain]]:
+    """Yield what chains found, and the same with smaller and larger errors in the same places."""
+    grid = pair.fixed.grid.isotropic(max(2.0 * float(np.mean(pair.fixed.grid.spacing)), *pair.fixed.grid.spacing))
+    points = grid.points()
+    truth = pair.truth.map_points(points)
+    for name, chain in found:
+        yield name, chain
+        error = chain.map_points(points) - truth
+        for factor in factors:
+            u = truth + factor * error - points
+            yield f"{name} x {factor:g}", field_chain(DisplacementField(u.astype(np.float32), grid))
 
 
 def sample(pair: KnownPair, chain: TransformChain, rng: np.random.Generator, points: int = POINTS) -> Samples | None:

@@ -71,5 +71,9 @@ from .transforms.repair import repair_folder as repair_folder
 from .transforms.warping import WarpSettings as WarpSettings
 from .transforms.warping import warp_image as warp_image
 from .transforms.warping import warp_labels as warp_labels
+from .trust.error_map import ErrorMap as ErrorMap
+from .trust.error_map import read_error_map as read_error_map
+from .trust.prediction import find_error_map as find_error_map
+from .trust.verdict import Verdict as Verdict
 
 __version__: str

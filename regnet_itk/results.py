@@ -107,7 +107,7 @@ class RegistrationResult:
 
         Inside the fixed mask, or else in what stands out of the fixed image.
         """
-        from regnet_itk.trust.error_map import find_error_map
+        from regnet_itk.trust.prediction import find_error_map
 
         try:
             return find_error_map(self.pair.fixed, self.pair.moving, self.chain, self.pair.fixed_mask)

@@ -48,7 +48,7 @@ MATRIX = Given(ParameterMap({"ResultImageFormat": ("mha",)}), plain(affine()))
 FIELD = Given(ParameterMap({"ResultImageFormat": ("nrrd",)}), link_field(smooth_field(), SETTINGS))
 HU = Image(np.random.default_rng(0).integers(-1000, 500, FIXED.shape).astype(np.int16), FIXED)
 ONE = {"TransformParameters.0.txt", "TransformParameters.0-Composite.h5", "result.0.mha", "registration.json",
-       "registration.png", "regnet-itk.log"}  # fmt: skip
+       "registration.png", "regnet-itk.log", "errorMap.0.mha"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

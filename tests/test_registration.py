@@ -209,7 +209,7 @@ def test_what_is_written(result, tmp_path):
     assert names == {
         "TransformParameters.0.txt", "TransformParameters.1.txt", "TransformParameters.1-Composite.h5",
         "deformationField.1.mha", "result.0.mha", "result.1.mha", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt",
-        "registration.json", "registration.png", "regnet-itk.log",
+        "registration.json", "registration.png", "regnet-itk.log", "errorMap.1.mha",
     }  # fmt: skip
     summary = json.loads((tmp_path / "out" / "registration.json").read_text(encoding="utf-8"))
     assert summary["stages"][1]["model_sha256"] == result.stages[1].details["model_sha256"]

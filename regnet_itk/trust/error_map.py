@@ -5,25 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from regnet_itk.data.grid import FloatArray, Grid
-from regnet_itk.data.image import Image, grid_of, place
+from regnet_itk.data.image import grid_of, place
 from regnet_itk.data.image_files import open_image
 from regnet_itk.errors import ImageError
-from regnet_itk.trust.clues import find_clues
-from regnet_itk.trust.error_model import load_error_model
-
-if TYPE_CHECKING:
-    from regnet_itk.transforms.chain import TransformChain
 
 _NUMBER = re.compile(r"TransformParameters\.(\d+)(-Composite)?\.(txt|toml|h5)")
 _APART = 25.0  # mm
-_WIDENED = 1.5  # the radius, where the pair is unlike all that the model learnt from
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,36 +124,6 @@ class ErrorMap:
 
 def _sampled(values: npt.NDArray[np.float32], index: FloatArray) -> FloatArray:
     return np.asarray(ndimage.map_coordinates(values, index, np.float64, order=1, mode="constant", cval=0.0))
-
-
-def find_error_map(fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None) -> ErrorMap:
-    """Tell how far a transform may be from the truth, from what the images look like under it.
-
-    Parameters
-    ----------
-    fixed, moving : Image
-        Of any anatomy and contrast.
-    chain : TransformChain
-        Fixed to moving, found by whatever method.
-    region : Image, optional
-        Where something is to be said; the fixed image's foreground by default.
-
-    Raises
-    ------
-    ImageError
-        If the fixed image is the same everywhere.
-
-    References
-    ----------
-    Sokooti et al., "Quantitative error prediction of medical image registration using regression forests", Medical
-    Image Analysis 2019, for learning the error from synthetic pairs.
-    """
-    model = load_error_model()
-    clues = find_clues(fixed, moving, chain, region)
-    values, unusual = model.predict(clues), model.unusual(clues)
-    if unusual:
-        values[..., 1] *= _WIDENED
-    return ErrorMap(values, clues.grid, unusual)
 
 
 def find_error_map_of(transform_file: str | Path) -> Path | None:

@@ -77,7 +77,7 @@ def test_all_that_a_run_prints_and_writes(here, phantom, capfd):
     assert {file.name for file in folder.iterdir()} == {
         "TransformParameters.0.txt", "TransformParameters.1.txt", "TransformParameters.1-Composite.h5",
         "deformationField.1.mha", "result.0.mha", "result.1.mha", "IterationInfo.0.R0.txt", "IterationInfo.0.R1.txt",
-        "registration.json", "registration.png", "regnet-itk.log",
+        "registration.json", "registration.png", "regnet-itk.log", "errorMap.1.mha",
     }  # fmt: skip
     summary = json.loads((folder / "registration.json").read_text(encoding="utf-8"))
     assert summary["settings"] == {"threads": 1, "seed": 7, "device": "cpu", "priority": "belownormal"}

@@ -15,7 +15,8 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError
 from regnet_itk.transforms.chain import Link, TransformChain
-from regnet_itk.trust.error_map import ErrorMap, find_error_map, read_error_map
+from regnet_itk.trust.error_map import ErrorMap, read_error_map
+from regnet_itk.trust.prediction import find_error_map
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (10, -20, 30), degrees=True).as_matrix()))
 GRID = Grid((60, 56, 40), (2.0, 2.2, 3.0), (-30.0, 50.0, 200.0), TURNED)

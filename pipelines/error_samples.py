@@ -20,6 +20,7 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import RegNetItkError
+from regnet_itk.outputs import write_whole
 from regnet_itk.registration import register
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.config import TrainingConfig
@@ -206,19 +207,22 @@ def sample(pair: KnownPair, chain: TransformChain, rng: np.random.Generator, poi
 
 
 def keep_samples(path: Path, pair: KnownPair, chains: Iterator[tuple[str, TransformChain]], seed: int) -> None:
-    """Write the samples of all transforms of a pair into a file, unless it is there."""
+    """Write the samples of all transforms of a pair into a file; none, if nothing can be said anywhere."""
     rng = np.random.default_rng(seed)
-    names, values, errors, sizes = [], [], [], []
-    for name, chain in chains:
-        found = sample(pair, chain, rng)
-        if found is not None:
-            names += [name] * len(found.errors)
-            values.append(found.values)
-            errors.append(found.errors)
-            sizes += [found.voxel_size] * len(found.errors)
-    if not values:
+    found = [(name, s) for name, chain in chains if (s := sample(pair, chain, rng)) is not None]
+    if not found:
         return
-    np.savez_compressed(
-        path, names=np.array(names), values=np.concatenate(values).astype(np.float32), columns=np.array(NAMES),
-        errors=np.concatenate(errors).astype(np.float32), voxel_sizes=np.array(sizes, dtype=np.float32), kind=pair.kind,
-    )  # fmt: skip
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                names=np.repeat([name for name, _ in found], [len(s.errors) for _, s in found]),
+                values=np.concatenate([s.values for _, s in found]).astype(np.float32),
+                errors=np.concatenate([s.errors for _, s in found]).astype(np.float32),
+                voxel_sizes=np.concatenate([np.full(len(s.errors), s.voxel_size, np.float32) for _, s in found]),
+                columns=np.array(NAMES),
+                kind=pair.kind,
+            )
+
+    write_whole(path, write)

@@ -1,0 +1,106 @@
+"""The pipelines of the error model: samples are true, and what is learnt from them is calibrated."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_cases import load_pipeline
+
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import Grid
+from regnet_itk.networks.world import CHEST_CT
+from regnet_itk.training.config import find_recipe
+from regnet_itk.training.prepared import Prepared
+from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.trust.clues import NAMES
+from regnet_itk.trust.error_model import load_error_model
+
+error_samples = load_pipeline("error_samples")
+train_error_model = load_pipeline("train_error_model")
+
+
+@pytest.fixture(scope="module")
+def scene_pair() -> error_samples.KnownPair:
+    recipe = find_recipe("regnet_general")
+    prepared = Prepared([], [], CHEST_CT, recipe.phases[-1].scenes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(error_samples, "_BLOCK", (48, 48, 48))
+        return next(error_samples.block_pairs(prepared, recipe, "scenes", range(3, 4)))
+
+
+def test_errors_of_samples_are_those_of_simpleitk(scene_pair: error_samples.KnownPair) -> None:
+    rng = np.random.default_rng(0)
+    for name, chain in error_samples.made_errors(scene_pair, rng, 4):
+        found = error_samples.sample(scene_pair, chain, np.random.default_rng(1), points=40)
+        clues = error_samples.find_clues(scene_pair.fixed, scene_pair.moving, chain, scene_pair.region)
+        there = np.argwhere(clues.known)
+        chosen = there[np.random.default_rng(1).choice(len(there), len(found.errors), replace=False)]
+        points = [tuple(clues.grid.index_to_point(index[::-1].astype(float))) for index in chosen]
+        truth, transform = scene_pair.truth.to_sitk_transform(), chain.to_sitk(scene_pair.fixed.grid)
+        wanted = [
+            np.linalg.norm(np.subtract(transform.TransformPoint(p), truth.TransformPoint(p))) / clues.voxel_size
+            for p in points
+        ]
+        np.testing.assert_allclose(found.errors, wanted, atol=2e-3, err_msg=name)
+
+
+def test_errors_grow_with_their_factor(scene_pair: error_samples.KnownPair) -> None:
+    off = np.zeros((*scene_pair.fixed.grid.shape, 3), np.float32)
+    off[..., 0] = 2.0
+    wrong = error_samples.field_chain(DisplacementField(scene_pair.truth.vectors + off, scene_pair.fixed.grid))
+    means = {}
+    for name, chain in error_samples.with_scaled_errors(scene_pair, iter([("found", wrong)])):
+        samples = error_samples.sample(scene_pair, chain, np.random.default_rng(0), points=200)
+        means[name] = float(np.median(samples.errors)) * samples.voxel_size
+    assert means["found"] == pytest.approx(2.0, abs=0.01)
+    assert means["found x 0.5"] == pytest.approx(1.0, abs=0.15)
+    assert means["found x 2"] == pytest.approx(4.0, abs=0.15)
+
+
+def made_samples(folder: Path, pairs: int, seed: int) -> None:
+    """Clues of which one tells the size of the error, whose spread is known."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(pairs):
+        values = rng.normal(size=(800, len(NAMES))).astype(np.float32)
+        size = np.exp(values[:, 0])
+        errors = (size * rng.gamma(2.0, 0.5, 800)).astype(np.float32)
+        np.savez_compressed(
+            folder / f"p{number}.npz", names=np.repeat(["found", "waves-1"], 400), values=values, errors=errors,
+            columns=np.array(NAMES), voxel_sizes=np.full(800, 2.0, np.float32), kind="made",
+        )  # fmt: skip
+
+
+def test_what_is_learnt_is_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, pairs, seed in (("train", 12, 0), ("val", 4, 1), ("test", 6, 2)):
+        made_samples(tmp_path / "samples" / name, pairs, seed)
+    out = tmp_path / "model.safetensors"
+    words = ["train_error_model", tmp_path / "samples", "--out", out, "--epochs", "60"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    train_error_model.main()
+    printed = capsys.readouterr().out
+    assert "coverage" in printed
+    model = load_error_model(out)
+    table = train_error_model.read_samples(tmp_path / "samples" / "test")
+    found = model.predict_points(table.values)
+    assert np.corrcoef(np.log(found[:, 0]), table.values[:, 0])[0, 1] > 0.95
+    assert float((table.errors <= found[:, 1]).mean()) == pytest.approx(0.9, abs=0.03)
+    assert found[:, 0].mean() == pytest.approx(table.errors.mean(), rel=0.15)
+    small = table.values[:, 0] < -0.5  # the radius holds where errors are small, and where they are large
+    for part in (small, ~small):
+        assert float((table.errors <= found[:, 1])[part].mean()) == pytest.approx(0.9, abs=0.05)
+    assert model.card.accuracy["judged"][0]["group"] == "all"
+
+
+def test_a_rigid_error_is_as_large_as_asked() -> None:
+    points = Grid((20, 20, 20), (5.0, 5.0, 5.0)).points()
+    lengths = [
+        np.linalg.norm(error_samples._rigid(points, 6.0, np.random.default_rng(k)), axis=-1).mean() for k in range(30)
+    ]
+    assert 2.0 < np.median(lengths) < 10.0
+    assert TransformChain().map_points(points[0, 0]).shape == (20, 3)

@@ -1,4 +1,4 @@
-"""Torch's threads: how long one that waits for others keeps its core busy, and that they do not survive a fork."""
+"""Threads: how many resample; how long one of Torch's that waits keeps its core busy; that they survive no fork."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def wait_briefly() -> None:
     """
     if not any(name in os.environ for name in _ALREADY_CHOSEN):
         os.environ["GOMP_SPINCOUNT"] = _TURNS
+
+
+def bound_resampling(count: int | None) -> None:
+    """Bound the threads with which SimpleITK resamples, of the whole process; None or 0 leaves all."""
+    if count:
+        import SimpleITK as sitk
+
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
 
 
 class _Use:

@@ -14,13 +14,13 @@ import pytest
 from command import call
 from transform_cases import CHAINS, FIXED, SETTINGS, affine, moving_image, plain, smooth_field
 
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import compare
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import OutputError
 from regnet_itk.held_folders import HeldFolder
 from regnet_itk.outputs import staged_folder, write_whole
+from regnet_itk.pairs import Pair
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.registration import register
 from regnet_itk.stages.base import Stage, StageResult

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from regnet_itk.cli.flags import name_flags
-from regnet_itk.cli.run_log import WarningsToStderr, heard_by, tell
+from regnet_itk.cli.run_log import WarningsToStderr, tell
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
+from regnet_itk.run_log import heard_by
 from regnet_itk.threads import wait_briefly
 
 _COMMANDS = {

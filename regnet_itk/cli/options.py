@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from regnet_itk.threads import bound_resampling
+
 LOG_LEVELS = ("info", "warning", "error", "off")
 PRIORITIES = ("high", "abovenormal", "normal", "belownormal", "idle")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -39,12 +41,8 @@ def bound_threads(count: int | None, *, torch_too: bool = True) -> None:
     torch_too : bool
         Whether torch is used at all: it takes seconds to load.
     """
-    if not count:
-        return
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-    if torch_too:
+    bound_resampling(count)
+    if count and torch_too:
         import torch
 
         torch.set_num_threads(count)

@@ -110,12 +110,12 @@ def run(
     seed: int | None = None,
 ) -> RegistrationResult | ElastixResult:
     """Do what the command says; the parameters are its options."""
-    from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import register
     from regnet_itk.registration_inputs import as_several, initial_files
     from regnet_itk.result_files import RUN_FILES
     from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
+    from regnet_itk.run_log import RunLog, heard_by
     from regnet_itk.stages.choice import CHEST_CT_STAGES
     from regnet_itk.transforms.elastix_keys import check_nameable
 

@@ -25,9 +25,8 @@ from regnet_itk.comparison import run as comparison_module
 from regnet_itk.comparison.figures import write_figures
 from regnet_itk.comparison.methods import Method, read_methods
 from regnet_itk.comparison.outputs import write_comparison
-from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.comparison.run import compare
-from regnet_itk.comparison.step import StepSettings, _run, peak_memory
+from regnet_itk.comparison.step import StepSettings, peak_memory, run_step
 from regnet_itk.comparison.table_text import format_latex
 from regnet_itk.comparison.tables import (
     collect_error_rows,
@@ -47,6 +46,7 @@ from regnet_itk.events import Events
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.networks.model import find_model
+from regnet_itk.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
 from regnet_itk.stages.base import Stage, StageResult
 from regnet_itk.stages.regnet import RegNetStage
@@ -136,12 +136,12 @@ class Shown(Events):
         self.show = show
 
     def progress(self, now):
-        self.show(now.fraction, now.text)
+        self.show(now)
 
 
 def run_here(step, show):
     try:
-        _run(step, Shown(show))
+        run_step(step, Shown(show))
     except RegNetItkError as error:
         raise RegistrationError(str(error)) from None
 

@@ -34,6 +34,14 @@ def bound_resampling(count: int | None) -> None:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
 
 
+def share_of_threads(processes: int) -> int | None:
+    """Return how many threads each of several processes may have; None, for all, if there is one alone."""
+    if processes == 1:
+        return None
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // processes)
+
+
 class _Use:
     """Where Torch has been used."""
 

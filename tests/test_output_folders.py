@@ -186,7 +186,7 @@ def test_images_among_what_a_comparison_may_throw_away(images, tmp_path):
     inner = tmp_path / "pairs" / "one" / "fixed.mha"
     inner.parent.mkdir(parents=True)
     shutil.copy(images / "fixed.mha", inner)
-    with pytest.raises(OutputError, match=r"'.*fixed.mha' lies in '.*pairs', where earlier steps are removed"):
+    with pytest.raises(OutputError, match=r"'.*fixed.mha' lies in '.*pairs', where earlier results are removed"):
         compare([Pair("one", inner, inner)], [], tmp_path)
 
 

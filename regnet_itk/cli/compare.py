@@ -113,11 +113,11 @@ def run_comparison(
     from regnet_itk.cli.screen import Screen
     from regnet_itk.comparison.outputs import write_comparison
     from regnet_itk.comparison.run import compare
-    from regnet_itk.comparison.table_text import format_markdown
     from regnet_itk.comparison.tables import tabulate_errors, tabulate_quality
+    from regnet_itk.report.table_text import format_markdown
     from regnet_itk.run_log import heard_by
 
-    shown = Screen(loglevel)
+    shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
         comparison = compare(pairs, methods, out, settings, capture_range=capture_range, events=shown)
         shown.say("writing tables, figures and the report ..")

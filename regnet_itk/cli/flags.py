@@ -25,6 +25,7 @@ FLAGS = {
     "new": "--new",
     "offset": "--offset",
     "order": "--order",
+    "part": "--part",
     "slices": "--slices",
     "spacing": "--spacing",
     "vectors": "--nifti-vectors",

@@ -20,6 +20,7 @@ from regnet_itk.threads import wait_briefly
 
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
+    "batch": "Register many pairs, on one machine or many.",
     "train": "Train a network on a folder of images.",
     "synthesize": "Make pairs of images with a known displacement, as in the paper.",
     "models": "List the models that ship, and explain one.",

@@ -56,11 +56,7 @@ class _SeveralImages(StrictCommand):
 )  # fmt: skip
 @click.option("-m", "moving", required=True, multiple=True, metavar="IMAGE", help="Moving image; several: -m0 -m1 ..")
 @options.out_folder
-@click.option(
-    "-p", "stages", multiple=True, metavar="FILE|NAME",
-    help="Parameter file of a stage (.txt or .toml), or the name of a shipped one; repeat for more stages. "
-    "Default: affine, then regnet_multistage for CTs of the chest; affine_mi, then regnet_general for all else.",
-)  # fmt: skip
+@options.stages
 @click.option(
     "-fMask", "fixed_mask", multiple=True, metavar="IMAGE",
     help="Mask on the fixed image's grid; voxels other than 0 count. Several: -fMask0 -fMask1 ..",
@@ -72,12 +68,9 @@ class _SeveralImages(StrictCommand):
     help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",
 )  # fmt: skip
 @click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
-@click.option(
-    "--both-ways", "both_ways", is_flag=True,
-    help="Register the fixed to the moving image as well, into DIR/backward, and say how well both ways agree.",
-)  # fmt: skip
+@options.both_ways
 @options.threads
-@click.option("-priority", "priority", type=click.Choice(options.PRIORITIES), help="Priority of elastix's process.")
+@options.priority
 @options.loglevel
 @options.device
 @options.elastix_seed

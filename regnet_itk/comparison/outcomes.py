@@ -104,6 +104,11 @@ class Comparison:
         return self.methods[1].labels[0]
 
     @property
+    def registered_methods(self) -> list[Method]:
+        """The methods that go beyond the reference stage."""
+        return [method for method in self.methods if method.stages and method.labels != (self.reference,)]
+
+    @property
     def failures(self) -> list[tuple[Pair, Method, str]]:
         """What failed, with the reason."""
         found = (

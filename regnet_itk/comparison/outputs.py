@@ -9,7 +9,6 @@ from pathlib import Path
 
 from regnet_itk.comparison.figures import Drawn, write_figures
 from regnet_itk.comparison.outcomes import Comparison
-from regnet_itk.comparison.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.comparison.tables import (
     format_errors_csv,
     format_measures_csv,
@@ -25,6 +24,7 @@ from regnet_itk.outputs import staged_folder
 from regnet_itk.pairs import Pair
 from regnet_itk.report.elements import Figure, Note, Table
 from regnet_itk.report.page import write_report
+from regnet_itk.report.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 
 VIEWER_VOXELS = 32e6

@@ -20,12 +20,12 @@ from regnet_itk.comparison.outcomes import CAPTURE_RANGE, Comparison, Outcome
 from regnet_itk.comparison.records import RECORD, StepRecord, as_array
 from regnet_itk.comparison.step import Step, StepSettings, run_step
 from regnet_itk.digests import digest_file, digest_text
-from regnet_itk.errors import OutputError, ParameterError, RegistrationError
+from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
-from regnet_itk.pairs import Pair
+from regnet_itk.pairs import Pair, check_inputs_outside
 from regnet_itk.versions import package_versions
 
 _FOR_REGISTRATION = ("fixed", "moving")
@@ -72,7 +72,7 @@ def compare(
     metrics = known_metrics()
     check_portable(metrics)
     folder, settings = Path(out).resolve() / "pairs", settings or StepSettings()
-    _check_inputs_stay(pairs, folder)
+    check_inputs_outside(pairs, folder)
     steps = _Steps(folder, settings, events or Events(), _unique_labels(methods), metrics=metrics)
     compared = (Method(BEFORE, (), ()), *methods)
     outcomes = {}
@@ -81,12 +81,6 @@ def compare(
         for method in compared:
             outcomes[pair.name, method.name] = steps.outcome(pair, method)
     return Comparison(tuple(pairs), compared, outcomes, capture_range, settings, metrics=metrics)
-
-
-def _check_inputs_stay(pairs: Sequence[Pair], folder: Path) -> None:
-    for file in (file for pair in pairs for file in pair.files().values()):
-        if folder in file.resolve().parents:
-            raise OutputError(f"'{file}' lies in '{folder}', where earlier steps are removed; give another folder")
 
 
 def _unique_labels(methods: Sequence[Method]) -> dict[str, str]:

@@ -72,6 +72,11 @@ class Judgement:
         largest, _, least = self.scales
         return bool(np.linalg.det(self.matrix) <= 0 or largest > _LARGEST_SCALE or least < 1 / _LARGEST_SCALE)
 
+    @property
+    def made_worse(self) -> bool:
+        """Whether the stage made the pair worse, found something worse than its start, or what no body allows."""
+        return self.is_worse or self.kept_start or self.is_impossible
+
     def describe(self) -> str:
         """Return the judgement as one line of text."""
         start = f"start: {self.start}, " if self.start else ""

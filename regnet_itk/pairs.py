@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from regnet_itk.data.image_files import read_grid
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
@@ -74,7 +75,8 @@ class Pair:
 
     def absolute(self) -> Pair:
         """Return the pair with whole paths, for processes that stand in other folders."""
-        return replace(self, **{column: Path(os.path.abspath(path)) for column, path in self.files().items()})
+        files: dict[str, Any] = {column: Path(os.path.abspath(path)) for column, path in self.files().items()}
+        return replace(self, **files)
 
 
 def read_pairs(path: str | Path, *, check_files: bool = True) -> list[Pair]:

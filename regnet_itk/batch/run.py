@@ -122,29 +122,36 @@ def run_batch(plan: BatchPlan, engine: Engine | None = None, events: Events | No
     OutputError
         If the folder cannot be written.
     """
-    watch = _Watch(len(plan.tasks), events or Events(), time.monotonic())
+    watch = _Watch(len(plan.tasks), events or Events(), time.monotonic(), plan.settings.fingerprint())
     records = plan.find_finished()
     watch.kept = len(records)
     if records:
         watch.events.log.info(f"{len(records)} of {len(plan.tasks)} pairs are finished and kept")
     left = [task for task in plan.tasks if task.pair.name not in records]
-    with engine or LocalEngine(1) as ready:
-        while left:
-            busy = []
-            for task, record in ready.run(left, watch.hear):
-                watch.running.pop(task.pair.name, None)
-                if record is None:
-                    busy.append(task)
-                    continue
-                records[task.pair.name] = record
-                watch.ended(task, record)
-            if busy:
-                watch.tell(f"waiting for {len(busy)} that others work on")
-                time.sleep(_BETWEEN_LOOKS)
-            left = busy
-    with contextlib.suppress(OSError):  # others are at work
+    if left:
+        with engine or LocalEngine(1) as ready:
+            records |= _run_all(left, ready, watch)
+    with contextlib.suppress(OSError):  # there is none, or others are at work
         (plan.out / CLAIMS).rmdir()
     return plan.with_records(records)
+
+
+def _run_all(tasks: Sequence[PairTask], engine: Engine, watch: _Watch) -> dict[str, PairRecord]:
+    """Register pairs until none is left that somebody else works on."""
+    records: dict[str, PairRecord] = {}
+    while tasks:
+        busy = []
+        for task, record in engine.run(tasks, watch.hear):
+            if record is None:
+                busy.append(task)
+            else:
+                records[task.pair.name] = record
+            watch.ended(task, record)
+        if busy:
+            watch.tell(f"waiting for {len(busy)} that others work on")
+            time.sleep(_BETWEEN_LOOKS)
+        tasks = busy
+    return records
 
 
 def collect_batch(plan: BatchPlan) -> Batch:
@@ -174,6 +181,8 @@ class _Watch:
     count: int
     events: Events
     started: float
+    settings: str
+    warned: bool = False
     kept: int = 0
     done: int = 0
     failed: int = 0
@@ -184,12 +193,20 @@ class _Watch:
         self.running[task.pair.name] = now.fraction
         self.tell(f"{task.pair.name}: {now.text}" if len(self.running) == 1 else f"{len(self.running)} at work")
 
-    def ended(self, task: PairTask, record: PairRecord) -> None:
-        """Hear what became of a pair."""
+    def ended(self, task: PairTask, record: PairRecord | None) -> None:
+        """Hear what became of a pair; None if somebody else works on it."""
+        self.running.pop(task.pair.name, None)
+        if record is None:
+            return
         self.done += record.status == "done"
         self.failed += record.status == "failed"
         how = f"failed: {record.reason}" if record.status == "failed" else record.facts.describe()
         self.events.log.info(f"{task.pair.name}: {record.seconds:.1f} s, {how}")
+        if record.settings != self.settings and not self.warned:
+            self.warned = True
+            self.events.log.warning(
+                "a worker has other versions or models than this process: the next start registers its pairs anew"
+            )
         self.tell("")
 
     def tell(self, text: str) -> None:

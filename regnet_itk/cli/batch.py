@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from regnet_itk.cli.main import FAILED, StrictCommand
 from regnet_itk.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from regnet_itk.batch.engines import Engine
     from regnet_itk.batch.run import Batch
     from regnet_itk.stages.base import Stage
 
@@ -22,7 +23,7 @@ _NO_PART = "none"
 
 
 @click.command("batch", cls=StrictCommand, context_settings=options.HELP)
-@click.argument("pairs", metavar="PAIRS.csv", type=Path)
+@click.argument("pairs", metavar="PAIRS", type=Path)
 @options.out_folder
 @options.stages
 @options.both_ways
@@ -35,6 +36,25 @@ _NO_PART = "none"
     help="Do part K of N, without table and page; none: write only these, of what is there. Default: what the "
     "variables of a job array say (SLURM, Grid Engine, LSF), else all.",
 )  # fmt: skip
+@click.option("--images", metavar="PATTERN", help="Of a BIDS folder: which files of a session. Default: anat/*.nii*.")
+@click.option(
+    "--fixed-session", metavar="LABEL", help="Of a BIDS folder: the session to register to. Default: a subject's first."
+)
+@click.option(
+    "--fixed-frame",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of a 4D image: the frame to register to. Default: 0.",
+)
+@click.option(
+    "--scheduler", metavar="WHERE",
+    help="Register on Dask's workers: local, slurm, pbs, sge, kubernetes (--jobs says how many), or the address of a "
+    "running scheduler.",
+)  # fmt: skip
+@click.option(
+    "--scheduler-settings", metavar="FILE.toml", type=Path,
+    help="What slurm, pbs, sge or kubernetes need: the arguments of the class in dask-jobqueue or dask-kubernetes.",
+)  # fmt: skip
 @click.option("--title", default="Batch", show_default=True, help="Heading of the page.")
 @options.threads
 @options.priority
@@ -46,49 +66,67 @@ def command(
     pairs: Path,
     out: Path,
     stages: tuple[str, ...],
-    both_ways: bool,
     jobs: int,
     part: str | None,
+    scheduler: str | None,
+    scheduler_settings: Path | None,
     title: str,
     threads: int | None,
-    priority: str | None,
     loglevel: str,
-    device: str,
-    seed: int | None,
+    images: str | None,
+    fixed_session: str | None,
+    fixed_frame: int | None,
+    **how: Any,
 ) -> int:
-    """Register the pairs that PAIRS.csv names, each as `regnet-itk run` does.
+    """Register many pairs, each as `regnet-itk run` does.
 
-    The file has a row a pair, with the columns fixed and moving, and any of name, group, fixed_mask, moving_mask,
-    fixed_landmarks, moving_landmarks; its paths are relative to it.
+    PAIRS is a CSV file with a row a pair, and the columns fixed and moving, and any of name, group, fixed_mask,
+    moving_mask, fixed_landmarks, moving_landmarks; its paths are relative to it. Or it is a BIDS folder, of whose
+    subjects all sessions are registered to the first; or a 4D image, of which all frames are registered to one.
 
     Writes to DIR/pairs/NAME what run writes, and to DIR batch.csv (all pairs) and batch.html (the worst first). Started
     again, it keeps what is finished. Several may work on the same DIR at a time, on several machines too.
     """
-    from regnet_itk.batch.engines import LocalEngine
     from regnet_itk.batch.outputs import BATCH_FILES, write_batch
     from regnet_itk.batch.parts import Part, find_part
     from regnet_itk.batch.run import collect_batch, plan_batch, run_batch
     from regnet_itk.batch.settings import BatchSettings
+    from regnet_itk.batch.sources import SourceOptions, read_source
     from regnet_itk.cli.run_log import LogToScreen
     from regnet_itk.outputs import check_writable
-    from regnet_itk.pairs import read_pairs
     from regnet_itk.run_log import heard_by
     from regnet_itk.threads import share_of_threads
 
     chosen = find_part(os.environ) if part is None else None if part == _NO_PART else Part.parse(part)
     BATCH_FILES.check(out, [pairs])
     check_writable(out)
-    read = read_pairs(pairs, check_files=False)
-    planned = _stages(stages)
-    settings = BatchSettings(planned, threads or share_of_threads(jobs), seed, device, priority, both_ways)
-    plan = plan_batch(read if chosen is None else chosen.of(read), out, settings)
+    engine = _engine(scheduler, scheduler_settings, jobs)
+    share = share_of_threads(jobs) if scheduler in (None, "local") else None
+    settings = BatchSettings(_stages(stages), threads or share, **how)
+    source = read_source(pairs, out, SourceOptions(images, fixed_session, fixed_frame))
+    plan = plan_batch(source.pairs if chosen is None else chosen.of(source.pairs), out, settings, source.export)
     shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
-        batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, LocalEngine(jobs), shown)
+        batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
         if chosen is None:
             write_batch(batch, out, title)
             shown.say(f"written to {out}; see {out / 'batch.html'}")
+            if source.finish is not None and not batch.failed and not batch.missing:
+                shown.say(f"written: {source.finish()}")
     return _tell_end(batch, shown)
+
+
+def _engine(scheduler: str | None, settings_file: Path | None, jobs: int) -> Engine:
+    """Return what registers: processes of this machine, unless a scheduler is named."""
+    if scheduler is None and settings_file is not None:
+        raise click.UsageError("--scheduler-settings needs --scheduler", click.get_current_context())
+    if scheduler is None:
+        from regnet_itk.batch.engines import LocalEngine
+
+        return LocalEngine(jobs)
+    from regnet_itk.batch.dask_engine import DaskEngine
+
+    return DaskEngine(scheduler, jobs, settings_file)
 
 
 def _stages(names: tuple[str, ...]) -> tuple[Stage, ...] | None:

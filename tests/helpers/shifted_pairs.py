@@ -50,7 +50,10 @@ class Shift(Stage):
         options.progress(0.5, "half")
         time.sleep(values.get_float("Wait", 0.0))
         move = MatrixTransform(np.eye(3), translation=np.array(values.get_floats("Vector", 3)))
-        return StageResult(initial.then(Link(move)), 1.25, None, {"of": "a test"})
+        chain = initial.then(Link(move))
+        grid = pair.fixed.grid
+        warped = pair.moving.resampled(grid, chain.to_sitk(grid), 3, 0.0) if values.get_bool("Warp", False) else None
+        return StageResult(chain, 1.25, warped, {"of": "a test"})
 
 
 def shift(log, *vector, **more):

@@ -22,12 +22,11 @@ from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pai
 from peers import PEERS, peer_methods
 
 from regnet_itk.anatomy.lungs import lung_mask
-from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.cli.run_log import LogToScreen
 from regnet_itk.cli.screen import Screen
 from regnet_itk.comparison.methods import Method, read_methods
 from regnet_itk.comparison.outcomes import Comparison, Outcome
 from regnet_itk.comparison.outputs import write_comparison
-from regnet_itk.comparison.pairs import Pair, check_pairs
 from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.comparison.tables import divide_pairs
@@ -37,6 +36,8 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.metrics.measures import ErrorMoments
 from regnet_itk.outputs import write_whole
+from regnet_itk.pairs import Pair, check_pairs
+from regnet_itk.run_log import heard_by
 from regnet_itk.stages.base import Stage
 from regnet_itk.training.paper_pairs import breathing_displacement
 from regnet_itk.training.sources import find_images

@@ -26,12 +26,11 @@ from known_pairs import deformed_image_pair, is_made, make_deformed
 from peers import PEERS
 
 from regnet_itk.anatomy.regions import Scan
-from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.cli.run_log import LogToScreen
 from regnet_itk.cli.screen import Screen
 from regnet_itk.comparison.methods import Method, plan_method, read_methods
 from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.comparison.outputs import write_comparison
-from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs
 from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.field import DisplacementField
@@ -41,6 +40,8 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError
 from regnet_itk.networks.model import find_model, load_model, save_model
 from regnet_itk.outputs import write_whole
+from regnet_itk.pairs import Pair, check_pairs, read_pairs
+from regnet_itk.run_log import heard_by
 from regnet_itk.training.fields import FieldMaker
 from regnet_itk.training.random_numbers import Random
 

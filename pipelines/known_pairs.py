@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.outputs import staged_folder
+from regnet_itk.pairs import Pair
 from regnet_itk.training.paper_pairs import deform_pair
 
 NOISE = 5.0

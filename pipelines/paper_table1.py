@@ -20,12 +20,12 @@ from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pai
 from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.compare import run_comparison
 from regnet_itk.comparison.methods import DEFAULT_METHODS, read_methods
-from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.grid import Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
+from regnet_itk.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.training.loop import find_images
 from regnet_itk.training.paper_pairs import FREQUENCIES, draw_displacement
 

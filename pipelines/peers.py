@@ -21,13 +21,13 @@ import numpy as np
 from regnet_itk.anatomy.hounsfield import is_hounsfield
 from regnet_itk.cli.compare import run_comparison
 from regnet_itk.comparison.methods import DEFAULT_METHODS, Method, plan_method, read_methods
-from regnet_itk.comparison.pairs import check_pairs, read_pairs
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.digests import digest_text
 from regnet_itk.errors import ParameterError, RegNetItkError
+from regnet_itk.pairs import check_pairs, read_pairs
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from evaluate_models import test_pairs
 
-from regnet_itk.cli.run_log import LogToScreen, heard_by
+from regnet_itk.cli.run_log import LogToScreen
 from regnet_itk.cli.train import TrainingScreen
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
@@ -37,6 +37,7 @@ from regnet_itk.networks.devices import find_precision
 from regnet_itk.networks.model import find_model, load_model
 from regnet_itk.outputs import write_whole
 from regnet_itk.parameters import ParameterMap
+from regnet_itk.run_log import heard_by
 from regnet_itk.stages.base import ImagePair, RunOptions
 from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.training.config import (

@@ -7,9 +7,6 @@ from .comparison.methods import Method as Method
 from .comparison.methods import read_methods as read_methods
 from .comparison.outcomes import Comparison as Comparison
 from .comparison.outputs import write_comparison as write_comparison
-from .comparison.pairs import Pair as Pair
-from .comparison.pairs import read_pairs as read_pairs
-from .comparison.pairs import write_pairs as write_pairs
 from .comparison.run import compare as compare
 from .data.field import DisplacementField as DisplacementField
 from .data.field import read_displacement_field as read_displacement_field
@@ -41,6 +38,9 @@ from .networks.model import ModelDescription as ModelDescription
 from .networks.model import load_model as load_model
 from .networks.model import save_model as save_model
 from .networks.model import shipped_models as shipped_models
+from .pairs import Pair as Pair
+from .pairs import read_pairs as read_pairs
+from .pairs import write_pairs as write_pairs
 from .parameters import ParameterMap as ParameterMap
 from .parameters import read_parameter_map as read_parameter_map
 from .parameters import shipped_parameter_files as shipped_parameter_files

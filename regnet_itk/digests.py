@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +27,34 @@ def digest_file(path: Path) -> str:
         If it cannot be read.
     """
     if path.is_dir():
-        return digest_text([digest_file(file) for file in sorted(path.iterdir()) if file.is_file()])
-    files = sorted(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() in _SEVERAL_FILES else [path]
+        return digest_text([digest_file(file) for file in _files(path)])
     digest = hashlib.sha256()
-    for file in files:
+    for file in _files(path):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def state_of(path: Path) -> str:
+    """Return sizes and times of the files that `digest_file` reads: while they stay, so most probably does the content.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+    found = os.stat(path)
+    if stat.S_ISREG(found.st_mode) and path.suffix.lower() not in _SEVERAL_FILES:
+        return _state(found)
+    return digest_text([_state(os.stat(file)) for file in _files(path)])
+
+
+def _state(found: os.stat_result) -> str:
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files that belong to what a path names."""
+    if path.suffix.lower() in _SEVERAL_FILES and path.is_file():
+        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

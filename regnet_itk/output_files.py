@@ -38,6 +38,19 @@ class OutputFiles:
             return []
         return [file for file in self._matching(folder) if file.is_file() or file.is_symlink()]
 
+    def clear(self, folder: Path) -> None:
+        """Remove what such a run, whole or broken off, has left in a folder.
+
+        Raises
+        ------
+        OSError
+            If something cannot be removed.
+        """
+        if folder.is_dir():
+            (folder / self.record).unlink(missing_ok=True)  # from here on it is no whole run
+            for file in self._matching(folder):
+                file.unlink(missing_ok=True)
+
     def _matching(self, folder: Path) -> list[Path]:
         return sorted(f for f in folder.iterdir() if f.name in self.with_it or re.fullmatch(self.names, f.name))
 

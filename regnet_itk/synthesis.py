@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
@@ -22,6 +21,7 @@ from regnet_itk.figures.slices import Plane, Shade, choose_planes, draw_slice
 from regnet_itk.inputs import is_file
 from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import write_whole
+from regnet_itk.pairs import Pair
 from regnet_itk.training.paper_pairs import FREQUENCIES, SyntheticPair, paper_pairs
 
 PAIRS_OF_AN_IMAGE = 2 * len(FREQUENCIES)

@@ -1,4 +1,4 @@
-"""Torch's threads: how long one that waits for others keeps its core busy, and that they do not survive a fork."""
+"""Threads: how many resample; how long one of Torch's that waits keeps its core busy; that they survive no fork."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def wait_briefly() -> None:
     """
     if not any(name in os.environ for name in _ALREADY_CHOSEN):
         os.environ["GOMP_SPINCOUNT"] = _TURNS
+
+
+def bound_resampling(count: int | None) -> None:
+    """Bound the threads with which SimpleITK resamples, of the whole process; None or 0 leaves all."""
+    if count:
+        import SimpleITK as sitk
+
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+
+
+def share_of_threads(processes: int) -> int | None:
+    """Return how many threads each of several processes may have; None, for all, if there is one alone."""
+    if processes == 1:
+        return None
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // processes)
 
 
 class _Use:

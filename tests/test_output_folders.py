@@ -14,13 +14,13 @@ import pytest
 from command import call
 from transform_cases import CHAINS, FIXED, SETTINGS, affine, moving_image, plain, smooth_field
 
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.run import compare
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.errors import OutputError
 from regnet_itk.held_folders import HeldFolder
 from regnet_itk.outputs import staged_folder, write_whole
+from regnet_itk.pairs import Pair
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.registration import register
 from regnet_itk.stages.base import Stage, StageResult
@@ -186,7 +186,7 @@ def test_images_among_what_a_comparison_may_throw_away(images, tmp_path):
     inner = tmp_path / "pairs" / "one" / "fixed.mha"
     inner.parent.mkdir(parents=True)
     shutil.copy(images / "fixed.mha", inner)
-    with pytest.raises(OutputError, match=r"'.*fixed.mha' lies in '.*pairs', where earlier steps are removed"):
+    with pytest.raises(OutputError, match=r"'.*fixed.mha' lies in '.*pairs', where earlier results are removed"):
         compare([Pair("one", inner, inner)], [], tmp_path)
 
 

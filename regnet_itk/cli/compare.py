@@ -14,8 +14,8 @@ from regnet_itk.cli.main import FAILED, StrictCommand
 
 if TYPE_CHECKING:
     from regnet_itk.comparison.methods import Method
-    from regnet_itk.comparison.pairs import Pair
     from regnet_itk.comparison.step import StepSettings
+    from regnet_itk.pairs import Pair
 
 _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
 
@@ -69,9 +69,9 @@ def command(
     """
     from regnet_itk.comparison.methods import read_methods
     from regnet_itk.comparison.outputs import COMPARISON_FILES
-    from regnet_itk.comparison.pairs import check_pairs, read_pairs
     from regnet_itk.comparison.step import StepSettings
     from regnet_itk.outputs import check_writable
+    from regnet_itk.pairs import check_pairs, read_pairs
 
     COMPARISON_FILES.check(out, [pairs])
     check_writable(out)
@@ -109,14 +109,15 @@ def run_comparison(
     int
         The exit status: not 0 if something failed.
     """
-    from regnet_itk.cli.run_log import LogToScreen, heard_by
+    from regnet_itk.cli.run_log import LogToScreen
     from regnet_itk.cli.screen import Screen
     from regnet_itk.comparison.outputs import write_comparison
     from regnet_itk.comparison.run import compare
-    from regnet_itk.comparison.table_text import format_markdown
     from regnet_itk.comparison.tables import tabulate_errors, tabulate_quality
+    from regnet_itk.report.table_text import format_markdown
+    from regnet_itk.run_log import heard_by
 
-    shown = Screen(loglevel)
+    shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
         comparison = compare(pairs, methods, out, settings, capture_range=capture_range, events=shown)
         shown.say("writing tables, figures and the report ..")

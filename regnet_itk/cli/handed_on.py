@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from regnet_itk.cli.run_log import RunLog
     from regnet_itk.cli.transform_request import Request
     from regnet_itk.data.image_nd import ImageND
+    from regnet_itk.run_log import RunLog
     from regnet_itk.transforms.transformix import Applied, ElastixTransform
 
 LARGEST_LABEL = 2**24

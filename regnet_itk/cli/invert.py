@@ -12,9 +12,9 @@ import click
 from regnet_itk.cli import options
 from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
 from regnet_itk.cli.options import bound_threads
-from regnet_itk.cli.run_log import RunLog, heard_by
 from regnet_itk.cli.screen import Screen
 from regnet_itk.output_files import OutputFiles
+from regnet_itk.run_log import RunLog, heard_by
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 

@@ -13,12 +13,14 @@ from typing import Any
 import click
 
 from regnet_itk.cli.flags import name_flags
-from regnet_itk.cli.run_log import WarningsToStderr, heard_by, tell
+from regnet_itk.cli.run_log import WarningsToStderr, tell
 from regnet_itk.errors import InterruptedRunError, RegNetItkError, did_you_mean
+from regnet_itk.run_log import heard_by
 from regnet_itk.threads import wait_briefly
 
 _COMMANDS = {
     "run": "Register two images by a chain of elastix and RegNet stages.",
+    "batch": "Register many pairs, on one machine or many.",
     "train": "Train a network on a folder of images.",
     "synthesize": "Make pairs of images with a known displacement, as in the paper.",
     "models": "List the models that ship, and explain one.",

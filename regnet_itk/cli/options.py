@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from regnet_itk.threads import bound_resampling
+
 LOG_LEVELS = ("info", "warning", "error", "off")
 PRIORITIES = ("high", "abovenormal", "normal", "belownormal", "idle")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -18,7 +20,19 @@ Option = Callable[[Any], Any]
 out_folder: Option = click.option(
     "-out", "out", required=True, metavar="DIR", type=Path, help="Output folder; created if needed."
 )
+stages: Option = click.option(
+    "-p", "stages", multiple=True, metavar="FILE|NAME",
+    help="Parameter file of a stage (.txt or .toml), or the name of a shipped one; repeat for more stages. "
+    "Default: affine, then regnet_multistage for CTs of the chest; affine_mi, then regnet_general for all else.",
+)  # fmt: skip
+both_ways: Option = click.option(
+    "--both-ways", "both_ways", is_flag=True,
+    help="Register the fixed to the moving image as well, into DIR/backward, and say how well both ways agree.",
+)  # fmt: skip
 threads: Option = click.option("-threads", "threads", type=click.IntRange(min=1), help="CPU threads; all by default.")
+priority: Option = click.option(
+    "-priority", "priority", type=click.Choice(PRIORITIES), help="Priority of elastix's process."
+)
 loglevel: Option = click.option(
     "-loglevel", "loglevel", type=click.Choice(LOG_LEVELS), default="info", help="What is shown on the screen."
 )
@@ -39,12 +53,8 @@ def bound_threads(count: int | None, *, torch_too: bool = True) -> None:
     torch_too : bool
         Whether torch is used at all: it takes seconds to load.
     """
-    if not count:
-        return
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-    if torch_too:
+    bound_resampling(count)
+    if count and torch_too:
         import torch
 
         torch.set_num_threads(count)

@@ -56,11 +56,7 @@ class _SeveralImages(StrictCommand):
 )  # fmt: skip
 @click.option("-m", "moving", required=True, multiple=True, metavar="IMAGE", help="Moving image; several: -m0 -m1 ..")
 @options.out_folder
-@click.option(
-    "-p", "stages", multiple=True, metavar="FILE|NAME",
-    help="Parameter file of a stage (.txt or .toml), or the name of a shipped one; repeat for more stages. "
-    "Default: affine, then regnet_multistage for CTs of the chest; affine_mi, then regnet_general for all else.",
-)  # fmt: skip
+@options.stages
 @click.option(
     "-fMask", "fixed_mask", multiple=True, metavar="IMAGE",
     help="Mask on the fixed image's grid; voxels other than 0 count. Several: -fMask0 -fMask1 ..",
@@ -72,16 +68,13 @@ class _SeveralImages(StrictCommand):
     help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",
 )  # fmt: skip
 @click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
-@click.option(
-    "--both-ways", "both_ways", is_flag=True,
-    help="Register the fixed to the moving image as well, into DIR/backward, and say how well both ways agree.",
-)  # fmt: skip
+@options.both_ways
 @click.option(
     "--strict", "strict", is_flag=True,
     help="End with exit status 4 if the verdict on the result is 'failed'; all is written nevertheless.",
 )  # fmt: skip
 @options.threads
-@click.option("-priority", "priority", type=click.Choice(options.PRIORITIES), help="Priority of elastix's process.")
+@options.priority
 @options.loglevel
 @options.device
 @options.elastix_seed
@@ -118,12 +111,12 @@ def run(
     seed: int | None = None,
 ) -> RegistrationResult | ElastixResult:
     """Do what the command says; the parameters are its options."""
-    from regnet_itk.cli.run_log import RunLog, heard_by
     from regnet_itk.outputs import check_writable
     from regnet_itk.registration import register
     from regnet_itk.registration_inputs import as_several, initial_files
     from regnet_itk.result_files import RUN_FILES
     from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
+    from regnet_itk.run_log import RunLog, heard_by
     from regnet_itk.stages.choice import CHEST_CT_STAGES
     from regnet_itk.transforms.elastix_keys import check_nameable
 

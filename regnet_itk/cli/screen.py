@@ -1,4 +1,4 @@
-"""Progress on the screen: a bar for each stage on a terminal, plain lines elsewhere."""
+"""Progress on the screen: a bar for each stage, or one for the whole, on a terminal; plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ class Screen(RegistrationEvents):
     ----------
     loglevel : {"info", "warning", "error", "off"}
         Progress and reports are shown at "info" only, warnings at "warning" too.
+    whole : bool
+        Whether the progress is that of everything, and not of one stage after the other.
     """
 
-    def __init__(self, loglevel: str = "info") -> None:
+    def __init__(self, loglevel: str = "info", *, whole: bool = False) -> None:
+        self._whole = whole
         self.quiet = loglevel != "info"
         self._warns = loglevel in ("info", "warning")
         self._bars: Bars | None = None
@@ -60,11 +63,14 @@ class Screen(RegistrationEvents):
             return
         if self._bars is not None:
             if now.number not in self._tasks:
-                self._tasks[now.number] = self._bars.add_task(f"{now.number} {now.name}", total=1.0, text="")
+                self._tasks[now.number] = self._bars.add_task(self._label(now), total=1.0, text="")
             self._bars.update(self._tasks[now.number], completed=now.fraction, text=now.text)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"stage {now.number} {now.name}: {now.fraction:.0%} {now.text}")
+            self.say(f"{'' if self._whole else 'stage '}{self._label(now)}: {now.fraction:.0%} {now.text}")
+
+    def _label(self, now: Progress) -> str:
+        return now.name if self._whole else f"{now.number} {now.name}"
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""

@@ -18,7 +18,6 @@ from regnet_itk.cli import options
 from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import INTERRUPTED, StrictCommand, terminated
 from regnet_itk.cli.options import LOG_LEVELS
-from regnet_itk.cli.run_log import heard_by
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.interfaces.stand_ins import (
     ELASTIX_VERSION,
@@ -30,6 +29,7 @@ from regnet_itk.interfaces.stand_ins import (
     run_elastix,
     usage,
 )
+from regnet_itk.run_log import heard_by
 
 _SHOWN_FROM = dict(zip(LOG_LEVELS, (logging.DEBUG, logging.WARNING, logging.ERROR, logging.CRITICAL), strict=True))
 

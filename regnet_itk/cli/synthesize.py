@@ -44,8 +44,8 @@ def command(images: tuple[Path, ...], out: Path, seed: int, fields: int, masks: 
     in mm, LPS), NAME_K_fixed_mask.mha if there are lungs, NAME_displacements.png; and pairs.csv for regnet-itk compare.
     """
     from regnet_itk.cli.screen import Screen
-    from regnet_itk.comparison.pairs import Pair, write_pairs
     from regnet_itk.outputs import check_writable, staged_folder
+    from regnet_itk.pairs import Pair, write_pairs
     from regnet_itk.registration_events import StageEvents
     from regnet_itk.synthesis import PAIRS_FILE, synthetic_files, write_synthetic_pairs
 

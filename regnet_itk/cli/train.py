@@ -12,7 +12,8 @@ import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
-from regnet_itk.cli.run_log import LogToScreen, heard_by, tell
+from regnet_itk.cli.run_log import LogToScreen, tell
+from regnet_itk.run_log import heard_by
 from regnet_itk.training.events import TrainingEvents
 
 if TYPE_CHECKING:

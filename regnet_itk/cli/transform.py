@@ -15,11 +15,11 @@ import click
 from regnet_itk.cli import options
 from regnet_itk.cli.main import NOT_INVERTED, StrictCommand
 from regnet_itk.cli.options import bound_threads
-from regnet_itk.cli.run_log import RunLog, heard_by
 from regnet_itk.cli.screen import Screen
 from regnet_itk.cli.transform_request import Request
 from regnet_itk.data.suffixes import RESULT_FORMATS
 from regnet_itk.output_files import OutputFiles
+from regnet_itk.run_log import RunLog, heard_by
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid

@@ -17,13 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from regnet_itk.comparison.pairs import Pair, read_pairs, write_pairs
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, write_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError
 from regnet_itk.outputs import staged_folder
+from regnet_itk.pairs import Pair, read_pairs, write_pairs
 
 OFFSET = 1024
 PAIRS_FILE = "PAIRS.csv"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regnet_itk.comparison.figure_style import registered_methods
 from regnet_itk.comparison.image_figures import Example, choose_pairs, draw_displacements, draw_images
 from regnet_itk.comparison.landmark_figures import draw_all_landmarks, draw_captured_landmarks
 from regnet_itk.comparison.outcomes import Comparison
@@ -51,7 +50,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Drawn]:
     """
     examples = [Example.read(comparison, pair) for pair in choose_pairs(comparison)]
     landmarks = any(len(comparison.differences(pair, comparison.methods[0])) for pair in comparison.pairs)
-    moved = [method.name for method in registered_methods(comparison)]
+    moved = [method.name for method in comparison.registered_methods]
     drawn = []
     if examples and moved:
         caption = (

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regnet_itk.anatomy.hounsfield import AIR
-from regnet_itk.comparison.figure_style import LETTERS, new_figure
 from regnet_itk.comparison.outcomes import Comparison
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.image_files import read_image
+from regnet_itk.figures.canvas import LETTERS, new_figure
 from regnet_itk.figures.slices import (
     Plane,
     Shade,
@@ -26,6 +25,7 @@ from regnet_itk.figures.slices import (
     draw_slice,
 )
 from regnet_itk.metrics.measures import normalised_correlation
+from regnet_itk.pairs import Pair
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regnet_itk.comparison.figure_style import LETTERS, new_figure, registered_methods
 from regnet_itk.comparison.methods import Method
 from regnet_itk.comparison.outcomes import Comparison
 from regnet_itk.comparison.records import as_array
 from regnet_itk.data.grid import FloatArray
+from regnet_itk.figures.canvas import LETTERS, new_figure
 from regnet_itk.figures.slices import INK
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _distances(comparison: Comparison, method: Method, limit: float | None) -> F
 
 def draw_all_landmarks(comparison: Comparison) -> Figure:
     """Draw the distances of all landmarks, and those after each method against those after the reference stage."""
-    methods = registered_methods(comparison)
+    methods = comparison.registered_methods
     columns = min(3, max(1, len(methods)))
     rows = -(-len(methods) // columns)
     figure = new_figure(7.2, 2.9 + 2.4 * rows)
@@ -94,7 +94,7 @@ def _name_axes(axes: Axes, title: str, across: str, up: str) -> None:
 
 def draw_captured_landmarks(comparison: Comparison) -> Figure:
     """Draw the landmarks within the capture range, and their predicted against their true displacements."""
-    methods = registered_methods(comparison)
+    methods = comparison.registered_methods
     columns = 1 if len(methods) <= 4 else 2  # so that they fit on a page
     rows = -(-len(methods) // columns)
     heights = [2.9, *[2.2 if columns == 1 else 1.65] * rows]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from regnet_itk.anatomy.hounsfield import AIR, is_hounsfield
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import Measures
 from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.grid import FloatArray
@@ -18,6 +17,7 @@ from regnet_itk.data.landmarks import check_landmarks, read_landmarks
 from regnet_itk.metrics.measures import ErrorMoments, transform_error
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registered_pair import RegisteredPair, mask_on
+from regnet_itk.pairs import Pair
 from regnet_itk.stages.base import ImagePair
 from regnet_itk.transforms.chain import TransformChain
 

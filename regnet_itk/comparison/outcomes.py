@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from regnet_itk.comparison.methods import Method
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import StepRecord, as_array
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
+from regnet_itk.pairs import Pair
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.versions import package_versions
@@ -102,6 +102,11 @@ class Comparison:
     def reference(self) -> str:
         """Name of the stage after which landmarks count as inside the capture range: the first method's first."""
         return self.methods[1].labels[0]
+
+    @property
+    def registered_methods(self) -> list[Method]:
+        """The methods that go beyond the reference stage."""
+        return [method for method in self.methods if method.stages and method.labels != (self.reference,)]
 
     @property
     def failures(self) -> list[tuple[Pair, Method, str]]:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from regnet_itk.comparison.figures import Drawn, write_figures
 from regnet_itk.comparison.outcomes import Comparison
-from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.comparison.tables import (
     format_errors_csv,
     format_measures_csv,
@@ -23,8 +21,10 @@ from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
+from regnet_itk.pairs import Pair
 from regnet_itk.report.elements import Figure, Note, Table
 from regnet_itk.report.page import write_report
+from regnet_itk.report.table_text import format_csv, format_latex, format_markdown
 from regnet_itk.report.viewer import ViewerMethod, ViewerPair
 
 VIEWER_VOXELS = 32e6

@@ -7,27 +7,25 @@ runs once a pair. Each stage runs in a process of its own, and what is finished 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from regnet_itk.child_processes import run_apart
 from regnet_itk.comparison.methods import BEFORE, Method
 from regnet_itk.comparison.outcomes import CAPTURE_RANGE, Comparison, Outcome
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import RECORD, StepRecord, as_array
 from regnet_itk.comparison.step import Step, StepSettings, run_step
 from regnet_itk.digests import digest_file, digest_text
-from regnet_itk.errors import OutputError, ParameterError, RegistrationError
+from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
+from regnet_itk.pairs import Pair, check_inputs_outside
 from regnet_itk.versions import package_versions
 
 _FOR_REGISTRATION = ("fixed", "moving")
@@ -74,7 +72,7 @@ def compare(
     metrics = known_metrics()
     check_portable(metrics)
     folder, settings = Path(out).resolve() / "pairs", settings or StepSettings()
-    _check_inputs_stay(pairs, folder)
+    check_inputs_outside(pairs, folder)
     steps = _Steps(folder, settings, events or Events(), _unique_labels(methods), metrics=metrics)
     compared = (Method(BEFORE, (), ()), *methods)
     outcomes = {}
@@ -83,12 +81,6 @@ def compare(
         for method in compared:
             outcomes[pair.name, method.name] = steps.outcome(pair, method)
     return Comparison(tuple(pairs), compared, outcomes, capture_range, settings, metrics=metrics)
-
-
-def _check_inputs_stay(pairs: Sequence[Pair], folder: Path) -> None:
-    for file in (file for pair in pairs for file in pair.files().values()):
-        if folder in file.resolve().parents:
-            raise OutputError(f"'{file}' lies in '{folder}', where earlier steps are removed; give another folder")
 
 
 def _unique_labels(methods: Sequence[Method]) -> dict[str, str]:
@@ -184,7 +176,7 @@ class _Steps:
         elif kept is not None:
             shutil.rmtree(step.folder)
         try:
-            _run_apart(step, lambda fraction, text: self._show(step, fraction, text))
+            _run_apart(step, lambda now: self._show(step, now))
         except RegistrationError as error:
             self._report(step, f"failed: {error}")
             return str(error)
@@ -194,10 +186,10 @@ class _Steps:
         self._report(step, _summary(found))
         return found
 
-    def _show(self, step: Step, fraction: float, text: str) -> None:
+    def _show(self, step: Step, now: Progress) -> None:
         number, count, steps = self.begun
-        share = (number + min(1.0, (len(self.done) + fraction) / steps)) / count
-        what = f"pair {number + 1} of {count} ({step.pair.name}), {step.label}: {text}"
+        share = (number + min(1.0, (len(self.done) + now.fraction) / steps)) / count
+        what = f"pair {number + 1} of {count} ({step.pair.name}), {step.label}: {now.text}"
         self.events.progress(Progress(share, what, name="comparison"))
 
     def _report(self, step: Step, text: str) -> None:
@@ -214,46 +206,6 @@ def _summary(record: StepRecord) -> str:
     return ", ".join([*parts, f"correlation {mean_of(record.measures.metrics.get('correlation')):.3f}"])
 
 
-def _run_apart(step: Step, show: Callable[[float, str], None]) -> None:
-    """Run a step in a process of its own.
-
-    Raises
-    ------
-    RegistrationError
-        If it failed or was ended.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=run_step, args=(step, sender))
-    child.start()
-    sender.close()
-    try:
-        failure = _follow(receiver, show)
-        child.join()
-    finally:
-        if child.is_alive():
-            child.terminate()
-            child.join(10)
-            child.kill()
-        child.join()
-        receiver.close()
-    if failure is None:
-        why = "; probably memory ran out: use smaller images" if child.exitcode == -9 else ""
-        failure = f"its process ended with the status {child.exitcode}{why}"
-    if failure:
-        raise RegistrationError(failure)
-
-
-def _follow(receiver: Connection[Any, Any], show: Callable[[float, str], None]) -> str | None:
-    """Pass progress on until the child ends; return its error, an empty string for none, None if it said nothing."""
-    while True:
-        try:
-            kind, fraction, text = receiver.recv()
-        except EOFError:
-            return None
-        if kind == "progress":
-            show(fraction, text)
-        elif kind == "done":
-            return ""
-        elif kind == "failed":
-            return str(text)
+def _run_apart(step: Step, show: Callable[[Progress], None]) -> None:
+    """Run a step in a process of its own; a RegistrationError says why it failed."""
+    run_apart(run_step, step, show)

@@ -1,26 +1,22 @@
-"""One step of a comparison, in a process of its own: run a stage on a pair of images, and measure what it found."""
+"""One step of a comparison: run a stage on a pair of images, and measure what it found."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 
 from regnet_itk.comparison.measuring import measure_transform
-from regnet_itk.comparison.pairs import Pair
 from regnet_itk.comparison.records import RECORD, StepRecord
-from regnet_itk.errors import RegNetItkError
 from regnet_itk.events import Events, Progress
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.outputs import staged_folder
+from regnet_itk.pairs import Pair
 from regnet_itk.registration_inputs import image_pair
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
 from regnet_itk.stages.judged_run import run_judged
-from regnet_itk.threads import wait_briefly
+from regnet_itk.threads import bound_resampling
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
@@ -78,42 +74,15 @@ class Step:
     kept: StepRecord | None = None
 
 
-def run_step(step: Step, sender: Connection) -> None:
-    """Run and measure a step; report progress, and at the end "done" or "failed" with a reason, to `sender`."""
-    wait_briefly()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    signal.signal(signal.SIGTERM, _terminated)
+def run_step(step: Step, events: Events) -> None:
+    """Run and measure a step, and write its transform and record.
 
-    try:
-        _run(step, _ToParent(sender))
-        sender.send(("done", 1.0, ""))
-    except RegNetItkError as error:
-        sender.send(("failed", 0.0, str(error)))
-    except MemoryError:
-        sender.send(("failed", 0.0, "out of memory; use smaller images or a mask"))
-    except Exception as error:  # one pair must not stop the others
-        sender.send(("failed", 0.0, f"{type(error).__name__}: {error}"))
-
-
-class _ToParent(Events):
-    """Tells the parent how far the step is; its log is nobody's."""
-
-    def __init__(self, sender: Connection) -> None:
-        self._sender = sender
-
-    def progress(self, now: Progress) -> None:
-        self._sender.send(("progress", now.fraction, now.text))
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # unwinds the stack, so that temporary files and elastix's process go
-
-
-def _run(step: Step, events: Events) -> None:
-    if step.settings.threads:
-        import SimpleITK as sitk
-
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(step.settings.threads)
+    Raises
+    ------
+    RegNetItkError
+        If the stage fails, or something cannot be read or written.
+    """
+    bound_resampling(step.settings.threads)
     pair = step.pair
     images = image_pair(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
     done = _keep(step, step.kept) if step.kept is not None else _register(step, images, events)

@@ -12,12 +12,12 @@ import numpy as np
 
 from regnet_itk.comparison.methods import BEFORE, Method
 from regnet_itk.comparison.outcomes import Comparison, Outcome
-from regnet_itk.comparison.pairs import Pair
-from regnet_itk.comparison.table_text import format_number, format_rows
 from regnet_itk.metrics.measures import summarise_errors
 from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.paired_tests import PairedDifference, adjust_by_holm, paired_difference
+from regnet_itk.pairs import Pair
 from regnet_itk.report.elements import Cell, Column, Table, Value
+from regnet_itk.report.table_text import format_number, format_rows
 
 ALL, NO_GROUP = "all", "no group"
 

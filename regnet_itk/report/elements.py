@@ -48,7 +48,22 @@ class Value:
     text: str
 
 
-Cell = str | int | float | Value | None
+@dataclass(frozen=True)
+class Link:
+    """A text that leads to a file.
+
+    Parameters
+    ----------
+    text : str
+    target : str
+        Path of the file, relative to the page.
+    """
+
+    text: str
+    target: str
+
+
+Cell = str | int | float | Value | Link | None
 """A text, a number, or None where there is nothing to say (a number that is NaN says nothing either)."""
 
 

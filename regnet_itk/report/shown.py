@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from regnet_itk.errors import ParameterError
-from regnet_itk.report.elements import Cell, Column, Figure, Table, Value
+from regnet_itk.report.elements import Cell, Column, Figure, Link, Table, Value
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,15 @@ class ShownCell:
         Whether there is nothing to say.
     best : bool
         Whether it is the best number of its column.
+    target : str
+        The address where it leads to, if it leads anywhere.
     """
 
     text: str
     number: float | None
     empty: bool
     best: bool
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,9 @@ def _show_cell(cell: Cell, column: Column, best: float | None) -> ShownCell:
     return ShownCell(
         _text_of(cell, number, column),
         number,
-        empty=number is None and not isinstance(cell, str),
+        empty=number is None and not isinstance(cell, str | Link),
         best=number is not None and number == best,
+        target=quote(cell.target) if isinstance(cell, Link) else "",
     )
 
 
@@ -92,7 +97,7 @@ def _number_of(cell: Cell) -> float | None:
 
 
 def _text_of(cell: Cell, number: float | None, column: Column) -> str:
-    if isinstance(cell, Value):
+    if isinstance(cell, Value | Link):
         return cell.text
     if number is None or isinstance(cell, str):
         return str(cell or "")

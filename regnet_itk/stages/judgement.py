@@ -78,6 +78,11 @@ class Judgement:
         unlike = self.after.similarity < _ALIKE[self.any_contrast] or self.after.overlap < _LITTLE_OVERLAP
         return self.after.score > 0 and unlike
 
+    @property
+    def made_worse(self) -> bool:
+        """Whether the stage made the pair worse, found something worse than its start, or what no body allows."""
+        return self.is_worse or self.kept_start or self.is_impossible
+
     def describe(self) -> str:
         """Return the judgement as one line of text."""
         start = f"start: {self.start}, " if self.start else ""

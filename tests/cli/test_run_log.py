@@ -10,10 +10,11 @@ import sys
 from command import call
 from listening import Heard
 
-from regnet_itk.cli.run_log import LogToScreen, RunLog, heard_by
+from regnet_itk.cli.run_log import LogToScreen
 from regnet_itk.cli.screen import Screen
 from regnet_itk.events import LOGGER, Events, PrefixedLog, Progress
 from regnet_itk.registration_events import StageEvents, WayBackEvents
+from regnet_itk.run_log import RunLog, heard_by
 
 
 def test_the_library_is_silent_until_asked():

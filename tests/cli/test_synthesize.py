@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from regnet_itk.anatomy.phantom import make_phantom
-from regnet_itk.comparison.pairs import read_pairs
 from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
+from regnet_itk.pairs import read_pairs
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (15, -25, 35), degrees=True).as_matrix()))
 GRID = Grid((40, 36, 24), (3.1, 3.6, 5.2), (-40.0, 15.0, 130.0), TURNED)

@@ -6,11 +6,9 @@ import csv
 import dataclasses
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import subprocess
-import time
 import warnings
 from pathlib import Path
 
@@ -19,16 +17,15 @@ import pytest
 from command import call
 from listening import Heard
 from scipy import stats
+from shifted_pairs import GRID, TRUE, make_pairs, runs, shift
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.comparison import run as comparison_module
 from regnet_itk.comparison.figures import write_figures
 from regnet_itk.comparison.methods import Method, read_methods
 from regnet_itk.comparison.outputs import write_comparison
-from regnet_itk.comparison.pairs import Pair, check_pairs, read_pairs, write_pairs
 from regnet_itk.comparison.run import compare
-from regnet_itk.comparison.step import StepSettings, _run, peak_memory
-from regnet_itk.comparison.table_text import format_latex
+from regnet_itk.comparison.step import StepSettings, peak_memory, run_step
 from regnet_itk.comparison.tables import (
     collect_error_rows,
     compare_methods,
@@ -38,7 +35,6 @@ from regnet_itk.comparison.tables import (
     tabulate_quality,
 )
 from regnet_itk.data.field import DisplacementField
-from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
@@ -47,40 +43,10 @@ from regnet_itk.events import Events
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import register_metric, unregister_metric
 from regnet_itk.networks.model import find_model
-from regnet_itk.parameters import ParameterMap, as_values, read_parameter_map
-from regnet_itk.stages.base import Stage, StageResult
+from regnet_itk.pairs import check_pairs, read_pairs, write_pairs
+from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.report.table_text import format_latex
 from regnet_itk.stages.regnet import RegNetStage
-from regnet_itk.transforms.chain import Link
-from regnet_itk.transforms.matrix import MatrixTransform
-
-#: turned about x by 30 degrees, anisotropic, offset
-GRID = Grid(
-    (16, 14, 12), (1.5, 2.0, 2.5), (-20.0, 35.0, 10.0), ((1, 0, 0), (0, 0.75**0.5, -0.5), (0, 0.5, 0.75**0.5))
-)  # fmt: skip
-TRUE = np.array([3.0, -4.0, 1.0])
-
-
-@dataclasses.dataclass(frozen=True)
-class Shift(Stage):
-    """A stage that moves by a vector, and notes each run; it may also fail, die or wait."""
-
-    name: str = "Shift"
-
-    def run(self, pair, initial, options):
-        values = self.parameters
-        with Path(values.get_str("Log")).open("a", encoding="utf-8") as file:
-            file.write(f"{self.name} {'masked' if pair.fixed_mask else 'unmasked'}\n")
-        what = values.get_str("What", "")
-        if what == "fail":
-            raise RegistrationError("it does not converge")
-        if what == "die":
-            os._exit(7)
-        if what == "crash":
-            raise ZeroDivisionError("a mistake")
-        options.progress(0.5, "half")
-        time.sleep(values.get_float("Wait", 0.0))
-        move = MatrixTransform(np.eye(3), translation=np.array(values.get_floats("Vector", 3)))
-        return StageResult(initial.then(Link(move)), 1.25, None, {"of": "a test"})
 
 
 @pytest.fixture
@@ -88,40 +54,8 @@ def log(tmp_path):
     return tmp_path / "log.txt"
 
 
-def shift(log, *vector, **more):
-    values = {"Log": str(log), "Vector": vector or (0, 0, 0), **more}
-    return Shift(ParameterMap({key: as_values(value) for key, value in values.items()}))
-
-
 def method(name, *stages):
     return Method(name, stages, tuple(f"s{n}" for n in range(len(stages))))
-
-
-def runs(log):
-    return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
-
-
-def make_pairs(folder):
-    """Two pairs whose moving image is the fixed one moved by TRUE; the landmarks of the second are 1 mm off in x."""
-    folder.mkdir()
-    found = []
-    rng = np.random.default_rng(0)
-    for number, group in enumerate(("near", "far")):
-        values = np.cumsum(rng.normal(0, 60, GRID.shape), axis=0) - 700
-        fixed = Image(values.astype(np.int16), GRID)
-        moving = Image(fixed.array, dataclasses.replace(GRID, origin=tuple(np.array(GRID.origin) + TRUE)))
-        mask = np.zeros(GRID.shape, np.uint8)
-        mask[3:9, 3:11, 3:12] = 1
-        points = GRID.index_to_point(rng.uniform((4, 4, 4), (11, 9, 8), (12, 3)))
-        files = {name: folder / f"{number}-{name}.mha" for name in ("fixed", "moving", "fixed_mask", "displacement")}
-        files |= {name: folder / f"{number}-{name}.csv" for name in ("fixed_landmarks", "moving_landmarks")}
-        for name, image in (("fixed", fixed), ("moving", moving), ("fixed_mask", Image(mask, GRID))):
-            write_image(image, files[name])
-        DisplacementField(np.broadcast_to(TRUE, (*GRID.shape, 3)).copy(), GRID).write(files["displacement"])
-        write_landmarks(Landmarks(points), files["fixed_landmarks"])
-        write_landmarks(Landmarks(points + TRUE + (number, 0, 0)), files["moving_landmarks"])
-        found.append(Pair(f"p{number}", group=group, **files))
-    return found
 
 
 @pytest.fixture
@@ -136,12 +70,12 @@ class Shown(Events):
         self.show = show
 
     def progress(self, now):
-        self.show(now.fraction, now.text)
+        self.show(now)
 
 
 def run_here(step, show):
     try:
-        _run(step, Shown(show))
+        run_step(step, Shown(show))
     except RegNetItkError as error:
         raise RegistrationError(str(error)) from None
 

@@ -19,10 +19,10 @@ from regnet_itk.comparison.dirlab import (
     read_raw,
     slices_from_feet,
 )
-from regnet_itk.comparison.pairs import check_pairs, read_pairs
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError
+from regnet_itk.pairs import check_pairs, read_pairs
 
 SMALL = Grid((14, 12, 10), (0.97, 0.97, 2.5))
 BRIGHT = 3000  # raw: 1976 HU

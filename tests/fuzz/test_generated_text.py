@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regnet_itk.comparison.pairs import read_pairs
 from regnet_itk.data.landmarks import read_landmarks
 from regnet_itk.errors import ParameterError, RegNetItkError
+from regnet_itk.pairs import read_pairs
 from regnet_itk.parameters import ParameterMap, parse_parameter_text, parse_parameter_toml
 from regnet_itk.training.config import read_training_config
 from regnet_itk.transforms.elastix_reading import read_chain

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from regnet_itk.comparison.pairs import check_pairs, read_pairs
 from regnet_itk.comparison.records import StepRecord, as_array
 from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.grid import Grid
@@ -30,6 +29,7 @@ from regnet_itk.errors import RegNetItkError
 from regnet_itk.inspection import describe_inspection, inspect_file
 from regnet_itk.metrics.metric import mean_of
 from regnet_itk.networks.model import load_model, read_model_header
+from regnet_itk.pairs import check_pairs, read_pairs
 from regnet_itk.parameters import read_parameter_map
 from regnet_itk.report.finished_run import read_finished_run, write_run_report
 from regnet_itk.stages.planning import read_stages

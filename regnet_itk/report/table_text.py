@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 
-from regnet_itk.report.elements import Cell, Column, Table, Value
+from regnet_itk.report.elements import Cell, Column, Link, Table, Value
 
 
 def format_csv(table: Table) -> str:
@@ -73,7 +73,7 @@ def _heading(column: Column) -> str:
 def _texts(table: Table, row: Sequence[Cell]) -> Iterator[str]:
     """Yield the cells of a row as they are shown."""
     for column, cell in zip(table.columns, row, strict=True):
-        if isinstance(cell, Value):
+        if isinstance(cell, Value | Link):
             yield cell.text
         elif isinstance(cell, float):
             yield "" if math.isnan(cell) else f"{cell:.{3 if column.digits is None else column.digits}f}"

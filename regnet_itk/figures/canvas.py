@@ -1,11 +1,8 @@
-"""What the figures of a comparison have in common."""
+"""What figures of numbers and of images have in common."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from regnet_itk.comparison.methods import Method
-from regnet_itk.comparison.outcomes import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +19,3 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def registered_methods(comparison: Comparison) -> list[Method]:
-    """Return the methods that go beyond the reference stage."""
-    return [method for method in comparison.methods if method.stages and method.labels != (comparison.reference,)]

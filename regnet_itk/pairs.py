@@ -6,13 +6,14 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from regnet_itk.data.image_files import read_grid
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
-from regnet_itk.errors import ImageError, ParameterError, PointsError, did_you_mean
+from regnet_itk.errors import ImageError, OutputError, ParameterError, PointsError, did_you_mean
 from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.outputs import write_whole
 
@@ -72,8 +73,13 @@ class Pair:
         given = ((column, getattr(self, column)) for column in FILE_COLUMNS)
         return {column: path for column, path in given if path is not None}
 
+    def absolute(self) -> Pair:
+        """Return the pair with whole paths, for processes that stand in other folders."""
+        files: dict[str, Any] = {column: Path(os.path.abspath(path)) for column, path in self.files().items()}
+        return replace(self, **files)
 
-def read_pairs(path: str | Path) -> list[Pair]:
+
+def read_pairs(path: str | Path, *, check_files: bool = True) -> list[Pair]:
     """Read a set of pairs, and check that its files exist.
 
     Parameters
@@ -82,6 +88,10 @@ def read_pairs(path: str | Path) -> list[Pair]:
         A CSV file (comma or semicolon) whose first row names the columns: `fixed` and `moving`, and any of `name`,
         `group`, `fixed_mask`, `moving_mask`, `fixed_landmarks`, `moving_landmarks`, `displacement`, `fixed_labels`
         and `moving_labels`. Cells may be empty. Paths are relative to the CSV file.
+    check_files : bool
+        False to leave it open whether the files exist: of many thousands, one that is missing shall not stop the rest.
+
+        .. versionadded:: 0.2
 
     Raises
     ------
@@ -95,7 +105,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     rows = _rows(path)
     if not rows:
         raise ParameterError(f"{path}: holds no pair; give a row of column names, then a row a pair")
-    pairs = [_pair(path, number, row) for number, row in rows]
+    pairs = [_pair(path, number, row, check_files) for number, row in rows]
     for what in ("name", "file_name"):
         counts = Counter(getattr(pair, what) for pair in pairs)
         name, count = counts.most_common(1)[0]
@@ -139,13 +149,13 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         raise ParameterError(f"{path}, row 1: a column is named twice: {', '.join(columns)}")
 
 
-def _pair(path: Path, number: int, row: dict[str, str]) -> Pair:
+def _pair(path: Path, number: int, row: dict[str, str], check_files: bool) -> Pair:
     where = f"{path}, row {number}"
     files: dict[str, Path] = {}
     for column in FILE_COLUMNS:
         if row.get(column):
             files[column] = path.parent / row[column]
-            why = why_no_file(files[column])
+            why = why_no_file(files[column]) if check_files else None
             if why is not None and not (why == FOLDER and column not in _NO_IMAGES):  # of a DICOM series
                 raise ParameterError(f"{where}: the {column.replace('_', ' ')} '{files[column]}' {why}")
         elif column in ("fixed", "moving"):
@@ -193,6 +203,24 @@ def _cell(value: Path | str | None, folder: Path) -> str:
         return value or ""
     relative = os.path.relpath(value, folder)
     return str(value.resolve()) if relative.startswith("..") else Path(relative).as_posix()
+
+
+def check_inputs_outside(pairs: Iterable[Pair], folder: Path) -> None:
+    """Refuse pairs of which a file lies in the folder where results are written, and earlier ones removed.
+
+    Raises
+    ------
+    OutputError
+    """
+    target = folder.resolve()
+    inside: dict[Path, bool] = {}  # of the folders, as many files lie in the same one
+    for file in (file for pair in pairs for file in pair.files().values()):
+        where = Path(os.path.realpath(file)).parent if file.is_symlink() else file.parent
+        if where not in inside:
+            parent = where.resolve()
+            inside[where] = target in (parent, *parent.parents)
+        if inside[where]:
+            raise OutputError(f"'{file}' lies in '{target}', where earlier results are removed; give another folder")
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:

@@ -1,0 +1,1 @@
+"""Many pairs, registered by workers that share a folder."""

@@ -1,0 +1,195 @@
+"""Who works on a pair: of all processes, on all machines that share a folder, one at a time.
+
+A claim is a file that only one process can create. While its process lives the file is locked, and its time is set anew
+every few seconds. Where one of both has ended, so has the claim: the lock tells at once on the same machine, the time
+tells in the end on all others, whose file system may not pass locks on. The claim of a dead process is not removed, as
+that could meet one that has just been made; the next one gets the next number, which again only one can create.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from regnet_itk.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: only the time tells
+    fcntl = None  # type: ignore[assignment]
+
+LEASE = 300.0
+"""Seconds after which a process on another machine that has not been heard of is taken for dead."""
+
+_BEAT = 15.0
+_SUFFIX = ".claim"
+
+
+class Claim:
+    """The right to work on something, until it is released; used as a context. See :func:`take_claim`."""
+
+    def __init__(self, path: Path, opened: int) -> None:
+        self._path, self._opened = path, opened
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def holds(self) -> bool:
+        """Say whether the claim is still ours: another machine may have taken this process for dead."""
+        name, number = _parts(self._path.name)
+        try:
+            return self._is_there() and max(_numbers(self._path.parent, name)) == number
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Give it up."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            if self._is_there():
+                self._path.unlink()
+        os.close(self._opened)
+
+    def _is_there(self) -> bool:
+        """Say whether the file is the one that we made."""
+        try:
+            return os.path.samestat(os.fstat(self._opened), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT):
+            with contextlib.suppress(OSError):  # a shared folder may be away for a moment
+                os.utime(self._path)
+
+
+def take_claim(folder: Path, name: str) -> Claim | None:
+    """Claim something for this process.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the claims lie; created if needed. All who may work on the same thing must use the same folder.
+    name : str
+        Of what is claimed: part of a file name.
+
+    Returns
+    -------
+    Claim or None
+        None if somebody else works on it.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        dead = _numbers(folder, name)
+        if any(_lives(_file(folder, name, number)) for number in dead):
+            return None
+        path = _file(folder, name, max(dead, default=0) + 1)
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except (FileExistsError, FileNotFoundError):  # somebody was quicker, or has removed the folder, which was empty
+        return None
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # no locks there: the time has to tell
+            fcntl.flock(opened, fcntl.LOCK_EX)
+    os.write(opened, _this_machine().encode())
+    claim = Claim(path, opened)
+    if set(_numbers(folder, name)) - set(dead) != {_parts(path.name)[1]}:  # others came while we looked; both step back
+        claim.release()
+        return None
+    for number in dead:
+        _file(folder, name, number).unlink(missing_ok=True)
+    return claim
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write to the output folder '{folder}': {error.strerror}")
+
+
+def _file(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}~{number}{_SUFFIX}"
+
+
+def _parts(file_name: str) -> tuple[str, int]:
+    """Return what a claim's file is of, and its number; another file has the number 0."""
+    name, _, number = file_name.removesuffix(_SUFFIX).rpartition("~")
+    return name, int(number) if number.isdigit() and file_name.endswith(_SUFFIX) else 0
+
+
+def _numbers(folder: Path, name: str) -> list[int]:
+    """Return the numbers of the claims on something."""
+    found = (_parts(entry.name) for entry in os.scandir(folder))
+    return sorted(number for of, number in found if of == name and number)
+
+
+def _lives(path: Path) -> bool:
+    """Say whether the process of a claim is at work."""
+    try:
+        opened = os.open(path, os.O_RDWR)
+        try:
+            seen = _Seen.of(opened)
+            if seen.locked:
+                return True
+            return not (seen.can_lock and seen.machine == _this_machine()) and _age(path) < LEASE
+        finally:
+            os.close(opened)
+    except FileNotFoundError:  # released just now; whoever wants it comes again
+        return True
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a claim's file tells."""
+
+    locked: bool
+    can_lock: bool
+    machine: str
+
+    @classmethod
+    def of(cls, opened: int) -> _Seen:
+        locked, can_lock = False, fcntl is not None
+        if fcntl is not None:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                locked = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+                can_lock = locked
+        return cls(locked, can_lock, os.read(opened, 1000).decode(errors="replace"))
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file was touched, by the clock of the disk it lies on."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="now-") as now:
+        return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
+
+
+def _this_machine() -> str:
+    """Return what tells this machine, since it was started, from all others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"

@@ -1,0 +1,73 @@
+"""What a finished registration says about itself, as far as a list of many needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regnet_itk.elastix_results import ElastixResult
+from regnet_itk.results import RegistrationResult
+
+
+@dataclass(frozen=True, slots=True)
+class PairFacts:
+    """How a registration went; None where that is not known.
+
+    Parameters
+    ----------
+    stages : str
+        Their names, in their order.
+    worse : str
+        The names of those after which the images were less alike, or whose transform is one that no body allows.
+    similarity_before, similarity_after : float, optional
+        How alike the images were, from 0 to 1.
+    folding : float, optional
+        Share (0 to 1) of voxels with det J <= 0.
+    tre_before, tre_after : float, optional
+        Mean landmark error, mm.
+    inverse_consistency : float, optional
+        Mean residual of both ways together, mm.
+    warnings : str
+        What a user should know.
+    """
+
+    stages: str = ""
+    worse: str = ""
+    similarity_before: float | None = None
+    similarity_after: float | None = None
+    folding: float | None = None
+    tre_before: float | None = None
+    tre_after: float | None = None
+    inverse_consistency: float | None = None
+    warnings: str = ""
+
+    @classmethod
+    def of(cls, result: RegistrationResult | ElastixResult) -> PairFacts:
+        """Take them from a result."""
+        judged = [(stage.name, stage.judgement) for stage in result.stages if stage.judgement is not None]
+        warned = (stage for stage in result.stages if "warnings" in stage.details)
+        whole = result if isinstance(result, RegistrationResult) else None
+        last = result.stages[-1].tre
+        return cls(
+            stages=", ".join(stage.name for stage in result.stages),
+            worse=", ".join(name for name, judgement in judged if judgement.made_worse),
+            similarity_before=judged[0][1].before.similarity if judged else None,
+            similarity_after=judged[-1][1].after.similarity if judged else None,
+            folding=whole.folding if whole else None,
+            tre_before=whole.initial_tre.mean if whole and whole.initial_tre else None,
+            tre_after=last.mean if last else None,
+            inverse_consistency=whole.inverse_consistency.mean if whole and whole.inverse_consistency else None,
+            warnings="; ".join(f"{stage.name}: {stage.details['warnings']}" for stage in warned),
+        )
+
+    def describe(self) -> str:
+        """Return them as one line."""
+        parts = []
+        if self.similarity_before is not None and self.similarity_after is not None:
+            parts.append(f"similarity {self.similarity_before:.2f} -> {self.similarity_after:.2f}")
+        if self.tre_before is not None and self.tre_after is not None:
+            parts.append(f"TRE {self.tre_before:.2f} -> {self.tre_after:.2f} mm")
+        if self.folding:
+            parts.append(f"det J <= 0 at {self.folding:.3%}")
+        if self.worse:
+            parts.append(f"made worse by {self.worse}")
+        return ", ".join(parts) or self.stages

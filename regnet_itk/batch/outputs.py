@@ -1,0 +1,205 @@
+"""What a batch writes when it ends: a table of all pairs, and a page with the worst of them first."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from regnet_itk.batch.facts import PairFacts
+from regnet_itk.batch.figures import draw_distributions
+from regnet_itk.batch.records import PairRecord
+from regnet_itk.batch.run import Batch
+from regnet_itk.batch.work import PAIRS
+from regnet_itk.output_files import OutputFiles
+from regnet_itk.outputs import staged_folder
+from regnet_itk.pairs import Pair
+from regnet_itk.report.elements import Cell, Column, Figure, Link, Note, Table
+from regnet_itk.report.page import write_report
+from regnet_itk.report.table_text import format_number, format_rows
+from regnet_itk.versions import package_versions
+
+SHOWN = 500
+"""Rows of a table in the page, at most; the CSV file has all."""
+
+PICTURES = 6
+"""Pictures of the worst pairs in the page."""
+
+BATCH_FILES = OutputFiles(r"batch\.(csv|html|json)", "batch.json", exclusive=False)
+"""What a batch writes, beside the folder `pairs`."""
+
+_CSV_COLUMNS = (
+    "name", "group", "status", "similarity_before", "similarity_after", "worse", "folding", "tre_before_mm",
+    "tre_after_mm", "inverse_consistency_mm", "seconds", "stages", "warnings", "reason", "folder",
+)  # fmt: skip
+
+
+def write_batch(batch: Batch, folder: str | Path, title: str = "Batch") -> None:
+    """Write ``batch.csv``, ``batch.html`` and ``batch.json``.
+
+    Parameters
+    ----------
+    batch : Batch
+    folder : str or Path
+        That of the batch: the page leads to the pictures in it.
+    title : str
+        Of the page.
+
+    Raises
+    ------
+    OutputError
+        If something cannot be written.
+    """
+    worst = sort_worst_first(batch)
+    with staged_folder(folder, BATCH_FILES) as stage:
+        rows = [_csv_row(pair, batch.records.get(pair.name)) for pair in batch.pairs]
+        (stage / "batch.csv").write_text(format_rows([_CSV_COLUMNS, *rows]), encoding="utf-8")
+        (stage / "batch.json").write_text(json.dumps(_facts(batch), indent=1) + "\n", encoding="utf-8")
+        write_report(
+            stage / "batch.html", title, summary=describe_batch(batch), tables=_tables(batch, worst),
+            figures=[*_distributions(batch), *_pictures(batch, worst)],
+            notes=[Note("Settings", {name: str(value) for name, value in _settings(batch).items()})],
+        )  # fmt: skip
+
+
+def sort_worst_first(batch: Batch) -> list[Pair]:
+    """Return the pairs: failed, missing, made worse by a stage, then by folding, then by similarity in the end."""
+
+    def badness(pair: Pair) -> tuple[float, ...]:
+        record = batch.records.get(pair.name)
+        if record is None:
+            return (1, 0, 0, 0)
+        if record.status == "failed":
+            return (0, 0, 0, 0)
+        similarity = record.facts.similarity_after
+        return (2, not record.facts.worse, -(record.facts.folding or 0.0), 1.0 if similarity is None else similarity)
+
+    return sorted(batch.pairs, key=badness)
+
+
+def describe_batch(batch: Batch) -> str:
+    """Return in a sentence or two how it went."""
+    failed, missing = len(batch.failed), len(batch.missing)
+    parts = [f"{len(batch.pairs)} pairs, {len(batch.pairs) - failed - missing} of them done"]
+    if failed:
+        parts.append(f"{failed} failed")
+    if missing:
+        parts.append(f"{missing} not registered yet")
+    done = [record.facts for record in batch.records.values() if record.status == "done"]
+    worse, folded = sum(bool(facts.worse) for facts in done), sum(bool(facts.folding) for facts in done)
+    return f"{', '.join(parts)}. Made worse by a stage: {worse}; with folding: {folded}."
+
+
+def _csv_row(pair: Pair, record: PairRecord | None) -> list[str]:
+    if record is None:
+        return [pair.name, pair.group, "missing", *[""] * (len(_CSV_COLUMNS) - 4), f"{PAIRS}/{pair.file_name}"]
+    facts = record.facts
+    return [
+        pair.name, pair.group, record.status,
+        _number(facts.similarity_before), _number(facts.similarity_after), facts.worse, _number(facts.folding),
+        _number(facts.tre_before), _number(facts.tre_after), _number(facts.inverse_consistency),
+        f"{record.seconds:.1f}", facts.stages, facts.warnings, record.reason, f"{PAIRS}/{pair.file_name}",
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else format_number(value)
+
+
+def _facts(batch: Batch) -> dict[str, object]:
+    return {
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "settings": _settings(batch),
+        "pairs": len(batch.pairs),
+        "failed": len(batch.failed),
+        "missing": len(batch.missing),
+    }
+
+
+def _settings(batch: Batch) -> dict[str, object]:
+    settings = batch.settings
+    stages = "chosen for each pair by what its images show"
+    if settings.stages is not None:
+        stages = ", then ".join(f"{stage.name} ({stage.parameters.source})" for stage in settings.stages)
+    return {"stages": stages, **{name: value for name, value in vars(settings).items() if name != "stages"}}
+
+
+def _tables(batch: Batch, worst: Sequence[Pair]) -> list[Table]:
+    tables = [_pairs_table(batch, worst[:SHOWN]), _failures_table(batch)]
+    return [table for table in tables if table.rows]
+
+
+def _pairs_table(batch: Batch, pairs: Sequence[Pair]) -> Table:
+    rows = [_row(pair, batch.records.get(pair.name)) for pair in pairs]
+    columns = [
+        Column("Pair"), Column("Group"), Column("Status"), Column("Similarity before"), Column("after"),
+        Column("Made worse by"), Column("Folding", "%"), Column("TRE before", "mm"), Column("TRE after", "mm"),
+        Column("Both ways", "mm"), Column("Time", "s"), Column("What to know"),
+    ]  # fmt: skip
+    used = [n for n in range(len(columns)) if n < 3 or any(row[n] not in (None, "") for row in rows)]
+    few = len(pairs) < len(batch.pairs)
+    caption = (
+        f"The worst {len(pairs)} of {len(batch.pairs)}; batch.csv has all." if few else "The worst come first."
+    ) + " Failed pairs, then those that a stage made worse, then by folding, then by the similarity in the end."
+    return Table("Pairs", [columns[n] for n in used], [[row[n] for n in used] for row in rows], caption)
+
+
+def _row(pair: Pair, record: PairRecord | None) -> list[Cell]:
+    if record is None:
+        return [pair.name, pair.group, "missing", *[None] * 8, ""]
+    facts = record.facts
+    folding = None if facts.folding is None else 100 * facts.folding
+    name = pair.name if record.status == "failed" else Link(pair.name, _leads_to(pair, facts))
+    seconds = round(record.seconds, 1)
+    return [
+        name, pair.group, record.status, facts.similarity_before, facts.similarity_after, facts.worse, folding,
+        facts.tre_before, facts.tre_after, facts.inverse_consistency, seconds, record.reason or facts.warnings,
+    ]  # fmt: skip
+
+
+def _leads_to(pair: Pair, facts: PairFacts) -> str:
+    """Return the file to look at; what elastix computes as a whole has no picture."""
+    return f"{PAIRS}/{pair.file_name}/{'registration.png' if facts.folding is not None else 'registration.json'}"
+
+
+def _failures_table(batch: Batch) -> Table:
+    """Return the reasons of failures, of which many are the same but for the names of the files."""
+    kinds: Counter[str] = Counter()
+    examples: dict[str, tuple[str, str]] = {}
+    for pair, reason in batch.failed:
+        kind = re.sub(r"'[^']*'", "'..'", reason)
+        kinds[kind] += 1
+        examples.setdefault(kind, (pair.name, reason))
+    rows: list[list[Cell]] = [[count, *examples[kind]] for kind, count in kinds.most_common(SHOWN)]
+    return Table("Why pairs failed", [Column("Pairs"), Column("For example"), Column("Reason")], rows)
+
+
+def _distributions(batch: Batch) -> list[Figure]:
+    records = [record for record in batch.records.values() if record.status == "done"]
+    if len(records) < 2:
+        return []
+    return [
+        Figure(
+            "All pairs", draw_distributions(records),
+            "Histograms of similarity, folding, landmark errors and times over all pairs",
+            "How many pairs have which similarity before (grey) and after registration, folding, landmark error, time.",
+        )
+    ]  # fmt: skip
+
+
+def _pictures(batch: Batch, worst: Sequence[Pair]) -> Iterator[Figure]:
+    """Yield the pictures of the worst pairs that have one."""
+    shown = 0
+    for pair in worst:
+        record = batch.records.get(pair.name)
+        if shown == PICTURES:
+            return
+        if record is None or record.status != "done" or record.facts.folding is None:
+            continue
+        path = batch.out / _leads_to(pair, record.facts)
+        if path.is_file():
+            shown += 1
+            yield Figure(pair.name, path, f"Fixed, moving and warped image, and differences, of {pair.name}")

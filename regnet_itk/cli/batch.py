@@ -1,0 +1,158 @@
+"""``regnet-itk batch``: many pairs, registered by as many workers as there are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regnet_itk.cli import options
+from regnet_itk.cli.flags import name_flags
+from regnet_itk.cli.main import FAILED, StrictCommand
+from regnet_itk.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from regnet_itk.batch.engines import Engine
+    from regnet_itk.batch.run import Batch
+    from regnet_itk.stages.base import Stage
+
+_ERRORS_SHOWN = 20
+_NO_PART = "none"
+
+
+@click.command("batch", cls=StrictCommand, context_settings=options.HELP)
+@click.argument("pairs", metavar="PAIRS", type=Path)
+@options.out_folder
+@options.stages
+@options.both_ways
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Processes on this machine, each of which does one pair at a time with its share of the CPU threads.",
+)  # fmt: skip
+@click.option(
+    "--part", metavar="K/N",
+    help="Do part K of N, without table and page; none: write only these, of what is there. Default: what the "
+    "variables of a job array say (SLURM, Grid Engine, LSF), else all.",
+)  # fmt: skip
+@click.option("--images", metavar="PATTERN", help="Of a BIDS folder: which files of a session. Default: anat/*.nii*.")
+@click.option(
+    "--fixed-session", metavar="LABEL", help="Of a BIDS folder: the session to register to. Default: a subject's first."
+)
+@click.option(
+    "--fixed-frame",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of a 4D image: the frame to register to. Default: 0.",
+)
+@click.option(
+    "--scheduler", metavar="WHERE",
+    help="Register on Dask's workers: local, slurm, pbs, sge, kubernetes (--jobs says how many), or the address of a "
+    "running scheduler.",
+)  # fmt: skip
+@click.option(
+    "--scheduler-settings", metavar="FILE.toml", type=Path,
+    help="What slurm, pbs, sge or kubernetes need: the arguments of the class in dask-jobqueue or dask-kubernetes.",
+)  # fmt: skip
+@click.option("--title", default="Batch", show_default=True, help="Heading of the page.")
+@options.threads
+@options.priority
+@options.loglevel
+@options.device
+@options.elastix_seed
+def command(
+    *,
+    pairs: Path,
+    out: Path,
+    stages: tuple[str, ...],
+    jobs: int,
+    part: str | None,
+    scheduler: str | None,
+    scheduler_settings: Path | None,
+    title: str,
+    threads: int | None,
+    loglevel: str,
+    images: str | None,
+    fixed_session: str | None,
+    fixed_frame: int | None,
+    **how: Any,
+) -> int:
+    """Register many pairs, each as `regnet-itk run` does.
+
+    PAIRS is a CSV file with a row a pair, and the columns fixed and moving, and any of name, group, fixed_mask,
+    moving_mask, fixed_landmarks, moving_landmarks; its paths are relative to it. Or it is a BIDS folder, of whose
+    subjects all sessions are registered to the first; or a 4D image, of which all frames are registered to one.
+
+    Writes to DIR/pairs/NAME what run writes, and to DIR batch.csv (all pairs) and batch.html (the worst first). Started
+    again, it keeps what is finished. Several may work on the same DIR at a time, on several machines too.
+    """
+    from regnet_itk.batch.outputs import BATCH_FILES, write_batch
+    from regnet_itk.batch.parts import Part, find_part
+    from regnet_itk.batch.run import collect_batch, plan_batch, run_batch
+    from regnet_itk.batch.settings import BatchSettings
+    from regnet_itk.batch.sources import SourceOptions, read_source
+    from regnet_itk.cli.run_log import LogToScreen
+    from regnet_itk.outputs import check_writable
+    from regnet_itk.run_log import heard_by
+    from regnet_itk.threads import share_of_threads
+
+    chosen = find_part(os.environ) if part is None else None if part == _NO_PART else Part.parse(part)
+    BATCH_FILES.check(out, [pairs])
+    check_writable(out)
+    engine = _engine(scheduler, scheduler_settings, jobs)
+    share = share_of_threads(jobs) if scheduler in (None, "local") else None
+    settings = BatchSettings(_stages(stages), threads or share, **how)
+    source = read_source(pairs, out, SourceOptions(images, fixed_session, fixed_frame))
+    plan = plan_batch(source.pairs if chosen is None else chosen.of(source.pairs), out, settings, source.export)
+    shown = Screen(loglevel, whole=True)
+    with shown, heard_by(LogToScreen(shown)):
+        batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+        if chosen is None:
+            write_batch(batch, out, title)
+            shown.say(f"written to {out}; see {out / 'batch.html'}")
+            if source.finish is not None and not batch.failed and not batch.missing:
+                shown.say(f"written: {source.finish()}")
+    return _tell_end(batch, shown)
+
+
+def _engine(scheduler: str | None, settings_file: Path | None, jobs: int) -> Engine:
+    """Return what registers: processes of this machine, unless a scheduler is named."""
+    if scheduler is None and settings_file is not None:
+        raise click.UsageError("--scheduler-settings needs --scheduler", click.get_current_context())
+    if scheduler is None:
+        from regnet_itk.batch.engines import LocalEngine
+
+        return LocalEngine(jobs)
+    from regnet_itk.batch.dask_engine import DaskEngine
+
+    return DaskEngine(scheduler, jobs, settings_file)
+
+
+def _stages(names: tuple[str, ...]) -> tuple[Stage, ...] | None:
+    """Return the stages that are named, checked once and not for each pair; None if they are to be chosen.
+
+    Files are named by their whole paths, as workers may stand in other folders.
+    """
+    from regnet_itk.events import LOGGER
+    from regnet_itk.stages.planning import check_stages, read_stages
+    from regnet_itk.transforms.chain import TransformChain
+
+    if not names:
+        return None
+    stages = read_stages([Path(name).resolve() if Path(name).is_file() else name for name in names], LOGGER)
+    check_stages(stages, TransformChain())
+    return tuple(stages)
+
+
+def _tell_end(batch: Batch, shown: Screen) -> int:
+    """Say how it ended, and return the exit status."""
+    from regnet_itk.batch.outputs import describe_batch
+
+    failed = batch.failed
+    for pair, reason in failed[:_ERRORS_SHOWN]:
+        click.echo(f"regnet-itk: error: {pair.name}: {name_flags(reason)}", err=True)
+    if len(failed) > _ERRORS_SHOWN:
+        click.echo(f"regnet-itk: error: {len(failed) - _ERRORS_SHOWN} more pairs failed", err=True)
+    shown.say(describe_batch(batch))
+    return FAILED if failed or batch.missing else 0

@@ -14,6 +14,12 @@ class PairFacts:
 
     Parameters
     ----------
+    verdict : str
+        "good", "look" or "failed"; empty if nobody can say.
+    reasons : str
+        Of the verdict.
+    expected_error : float, optional
+        Mean, mm.
     stages : str
         Their names, in their order.
     worse : str
@@ -30,6 +36,9 @@ class PairFacts:
         What a user should know.
     """
 
+    verdict: str = ""
+    reasons: str = ""
+    expected_error: float | None = None
     stages: str = ""
     worse: str = ""
     similarity_before: float | None = None
@@ -47,7 +56,12 @@ class PairFacts:
         warned = (stage for stage in result.stages if "warnings" in stage.details)
         whole = result if isinstance(result, RegistrationResult) else None
         last = result.stages[-1].tre
+        verdict = whole.verdict if whole else None
+        errors = whole.expected_error if whole else None
         return cls(
+            verdict=verdict.word if verdict else "",
+            reasons="; ".join(verdict.reasons) if verdict else "",
+            expected_error=errors.mean if errors else None,
             stages=", ".join(stage.name for stage in result.stages),
             worse=", ".join(name for name, judgement in judged if judgement.made_worse),
             similarity_before=judged[0][1].before.similarity if judged else None,
@@ -61,13 +75,11 @@ class PairFacts:
 
     def describe(self) -> str:
         """Return them as one line."""
-        parts = []
+        parts = [f"verdict {self.verdict}"] if self.verdict else []
         if self.similarity_before is not None and self.similarity_after is not None:
             parts.append(f"similarity {self.similarity_before:.2f} -> {self.similarity_after:.2f}")
         if self.tre_before is not None and self.tre_after is not None:
             parts.append(f"TRE {self.tre_before:.2f} -> {self.tre_after:.2f} mm")
         if self.folding:
             parts.append(f"det J <= 0 at {self.folding:.3%}")
-        if self.worse:
-            parts.append(f"made worse by {self.worse}")
         return ", ".join(parts) or self.stages

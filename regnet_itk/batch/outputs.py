@@ -20,6 +20,7 @@ from regnet_itk.pairs import Pair
 from regnet_itk.report.elements import Cell, Column, Figure, Link, Note, Table
 from regnet_itk.report.page import write_report
 from regnet_itk.report.table_text import format_number, format_rows
+from regnet_itk.trust.verdict import WORDS
 from regnet_itk.versions import package_versions
 
 SHOWN = 500
@@ -32,8 +33,9 @@ BATCH_FILES = OutputFiles(r"batch\.(csv|html|json)", "batch.json", exclusive=Fal
 """What a batch writes, beside the folder `pairs`."""
 
 _CSV_COLUMNS = (
-    "name", "group", "status", "similarity_before", "similarity_after", "worse", "folding", "tre_before_mm",
-    "tre_after_mm", "inverse_consistency_mm", "seconds", "stages", "warnings", "reason", "folder",
+    "name", "group", "status", "verdict", "expected_error_mm", "similarity_before", "similarity_after", "worse",
+    "folding", "tre_before_mm", "tre_after_mm", "inverse_consistency_mm", "seconds", "stages", "reasons", "warnings",
+    "reason", "folder",
 )  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def write_batch(batch: Batch, folder: str | Path, title: str = "Batch") -> None:
 
 
 def sort_worst_first(batch: Batch) -> list[Pair]:
-    """Return the pairs: failed, missing, made worse by a stage, then by folding, then by similarity in the end."""
+    """Return the pairs: failed, missing, then from the worst to the best verdict and expected error."""
 
     def badness(pair: Pair) -> tuple[float, ...]:
         record = batch.records.get(pair.name)
@@ -74,8 +76,10 @@ def sort_worst_first(batch: Batch) -> list[Pair]:
             return (1, 0, 0, 0)
         if record.status == "failed":
             return (0, 0, 0, 0)
-        similarity = record.facts.similarity_after
-        return (2, not record.facts.worse, -(record.facts.folding or 0.0), 1.0 if similarity is None else similarity)
+        facts = record.facts
+        verdict = list(WORDS).index(facts.verdict) if facts.verdict in WORDS else -1
+        similarity = 1.0 if facts.similarity_after is None else facts.similarity_after
+        return (2, -verdict, -(facts.expected_error or 0.0), similarity)
 
     return sorted(batch.pairs, key=badness)
 
@@ -89,8 +93,10 @@ def describe_batch(batch: Batch) -> str:
     if missing:
         parts.append(f"{missing} not registered yet")
     done = [record.facts for record in batch.records.values() if record.status == "done"]
-    worse, folded = sum(bool(facts.worse) for facts in done), sum(bool(facts.folding) for facts in done)
-    return f"{', '.join(parts)}. Made worse by a stage: {worse}; with folding: {folded}."
+    folded = sum(bool(facts.folding) for facts in done)
+    verdicts = Counter(facts.verdict for facts in done)
+    told = ", ".join(f"{verdicts[word]} {word}" for word in WORDS)
+    return f"{', '.join(parts)}. Verdicts: {told}. With folding: {folded}."
 
 
 def _csv_row(pair: Pair, record: PairRecord | None) -> list[str]:
@@ -98,10 +104,11 @@ def _csv_row(pair: Pair, record: PairRecord | None) -> list[str]:
         return [pair.name, pair.group, "missing", *[""] * (len(_CSV_COLUMNS) - 4), f"{PAIRS}/{pair.file_name}"]
     facts = record.facts
     return [
-        pair.name, pair.group, record.status,
+        pair.name, pair.group, record.status, facts.verdict, _number(facts.expected_error),
         _number(facts.similarity_before), _number(facts.similarity_after), facts.worse, _number(facts.folding),
         _number(facts.tre_before), _number(facts.tre_after), _number(facts.inverse_consistency),
-        f"{record.seconds:.1f}", facts.stages, facts.warnings, record.reason, f"{PAIRS}/{pair.file_name}",
+        f"{record.seconds:.1f}", facts.stages, facts.reasons, facts.warnings, record.reason,
+        f"{PAIRS}/{pair.file_name}",
     ]  # fmt: skip
 
 
@@ -135,28 +142,30 @@ def _tables(batch: Batch, worst: Sequence[Pair]) -> list[Table]:
 def _pairs_table(batch: Batch, pairs: Sequence[Pair]) -> Table:
     rows = [_row(pair, batch.records.get(pair.name)) for pair in pairs]
     columns = [
-        Column("Pair"), Column("Group"), Column("Status"), Column("Similarity before"), Column("after"),
-        Column("Made worse by"), Column("Folding", "%"), Column("TRE before", "mm"), Column("TRE after", "mm"),
-        Column("Both ways", "mm"), Column("Time", "s"), Column("What to know"),
+        Column("Pair"), Column("Group"), Column("Status"), Column("Verdict"), Column("Expected error", "mm"),
+        Column("Similarity before"), Column("after"), Column("Made worse by"), Column("Folding", "%"),
+        Column("TRE before", "mm"), Column("TRE after", "mm"), Column("Both ways", "mm"), Column("Time", "s"),
+        Column("What to know"),
     ]  # fmt: skip
     used = [n for n in range(len(columns)) if n < 3 or any(row[n] not in (None, "") for row in rows)]
     few = len(pairs) < len(batch.pairs)
     caption = (
         f"The worst {len(pairs)} of {len(batch.pairs)}; batch.csv has all." if few else "The worst come first."
-    ) + " Failed pairs, then those that a stage made worse, then by folding, then by the similarity in the end."
+    ) + " Failed pairs, then from the worst verdict and the largest expected error on."
     return Table("Pairs", [columns[n] for n in used], [[row[n] for n in used] for row in rows], caption)
 
 
 def _row(pair: Pair, record: PairRecord | None) -> list[Cell]:
     if record is None:
-        return [pair.name, pair.group, "missing", *[None] * 8, ""]
+        return [pair.name, pair.group, "missing", *[None] * 10, ""]
     facts = record.facts
     folding = None if facts.folding is None else 100 * facts.folding
     name = pair.name if record.status == "failed" else Link(pair.name, _leads_to(pair, facts))
     seconds = round(record.seconds, 1)
     return [
-        name, pair.group, record.status, facts.similarity_before, facts.similarity_after, facts.worse, folding,
-        facts.tre_before, facts.tre_after, facts.inverse_consistency, seconds, record.reason or facts.warnings,
+        name, pair.group, record.status, facts.verdict, facts.expected_error, facts.similarity_before,
+        facts.similarity_after, facts.worse, folding, facts.tre_before, facts.tre_after, facts.inverse_consistency,
+        seconds, record.reason or facts.reasons or facts.warnings,
     ]  # fmt: skip
 
 

@@ -116,7 +116,11 @@ class PairRecord:
 def _is_sound(record: PairRecord) -> bool:
     """Say whether all is of its type."""
     facts = asdict(record.facts)
-    texts = [record.settings, record.reason, *(facts.pop(name) for name in ("stages", "worse", "warnings"))]
+    texts = [
+        record.settings,
+        record.reason,
+        *(facts.pop(name) for name in ("verdict", "reasons", "stages", "worse", "warnings")),
+    ]
     marks: list[Any] = [*record.inputs.values(), *([record.result] if record.result else [])]
     texts += [text for mark in marks for text in (mark.state, mark.digest)]
     numbers = [record.seconds, *(value for value in facts.values() if value is not None)]

@@ -54,6 +54,11 @@ class ErrorMap:
         """Where anything can be said, (z, y, x)."""
         return np.isfinite(self.values[..., 0])
 
+    @property
+    def mean(self) -> float | None:
+        """The mean expected error in mm; None if nothing can be said anywhere."""
+        return float(self.expected[self.known].mean()) if self.known.any() else None
+
     def at(self, points: npt.ArrayLike) -> FloatArray:
         """Return the expected error and the radius (.., 2) in mm at points (.., 3) of the fixed image, mm, LPS.
 

@@ -389,7 +389,7 @@ def test_progress_with_the_time_that_is_left(pairs, log, tmp_path, monkeypatch):
     texts = [now.text for now in heard.progresses]
     assert texts[-1] == "2 of 2 pairs done"
     assert texts[0] == "0 of 2 pairs done, about 2 min left, p0: Shift: half"  # 30 s for half a pair, 1.5 are left
-    assert [re.sub(r"\d+\.\d s", "..", line) for line in heard.lines] == [
+    assert [re.sub(r"\d+\.\d s, verdict \w+", "..", line) for line in heard.lines] == [
         f"p{number}: .., similarity {_similarity(tmp_path / 'out', number)}, TRE {before} -> {number}.00 mm"
         for number, before in enumerate(("5.10", "5.74"))
     ]
@@ -412,19 +412,23 @@ def test_the_worst_come_first(tmp_path):
     records = {
         "good": replace(made(0), facts=alike),
         "unlike": made(0),
-        "folds": made(0, folding=0.001),
-        "folds more": made(0, folding=0.01),
-        "worse": made(0, worse="Affine"),
+        "folds": made(0, verdict="good", folding=0.001),
+        "off": made(0, verdict="look", expected_error=2.0),
+        "more off": made(0, verdict="look", expected_error=4.0),
+        "not to be used": made(0, verdict="failed", expected_error=1.0),
         "failed": PairRecord("failed", "", reason="why"),
     }
     pairs = tuple(Pair(name, Path("f"), Path("m")) for name in (*records, "missing"))
     batch = Batch(tmp_path, BatchSettings(), pairs, records)
     assert [pair.name for pair in sort_worst_first(batch)] == [
-        "failed", "missing", "worse", "folds more", "folds", "unlike", "good",
+        "failed", "missing", "not to be used", "more off", "off", "folds", "unlike", "good",
     ]  # fmt: skip
     write_batch(batch, tmp_path)
     page = (tmp_path / "batch.html").read_text(encoding="utf-8")
-    assert "7 pairs, 5 of them done, 1 failed, 1 not registered yet. Made worse by a stage: 1; with folding: 2." in page
+    assert (
+        "8 pairs, 6 of them done, 1 failed, 1 not registered yet. Verdicts: 1 good, 2 look, 1 failed. With folding: 1."
+        in page
+    )
 
 
 def test_the_page_of_many_pairs_is_short_and_the_table_whole(tmp_path):

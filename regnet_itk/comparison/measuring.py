@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from regnet_itk.anatomy.hounsfield import AIR, is_hounsfield
-from regnet_itk.comparison.records import Measures
+from regnet_itk.comparison.records import Measures, Trust
 from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import check_landmarks, read_landmarks
+from regnet_itk.errors import ImageError
 from regnet_itk.metrics.measures import ErrorMoments, transform_error
 from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registered_pair import RegisteredPair, mask_on
@@ -48,7 +50,26 @@ def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metr
     if pair.displacement is not None and any("truth" in metric.needs for metric in metrics):
         registered = replace(registered, truth=read_displacement_field(pair.displacement))
     found = {metric.name: metric.measure(registered) for metric in metrics}
-    return Measures(mapped.tolist(), differences.tolist(), field, found)
+    return Measures(mapped.tolist(), differences.tolist(), field, found, _trust(chain, images, pair))
+
+
+def _trust(chain: TransformChain, images: ImagePair, pair: Pair) -> Trust:
+    """Return how far the transform is to be trusted, and how far that can be trusted where the truth is known."""
+    from regnet_itk.trust.judging import judge_transform
+
+    try:
+        errors, verdict = judge_transform(images, chain)
+    except ImageError:  # an image in which nothing stands out
+        return Trust()
+    found = Trust(verdict.word, "; ".join(verdict.reasons), math.nan if errors.mean is None else errors.mean)
+    if pair.displacement is None or errors.mean is None:
+        return found
+    points = errors.grid.points()[errors.known]
+    true = np.linalg.norm(
+        chain.map_points(points) - read_displacement_field(pair.displacement).map_points(points), axis=1
+    )
+    off = np.abs(errors.expected[errors.known] - true)
+    return replace(found, off=float(off.mean()), coverage=float((true <= errors.radius[errors.known]).mean()))
 
 
 def _registered_pair(chain: TransformChain, images: ImagePair, pair: Pair) -> RegisteredPair:

@@ -16,6 +16,7 @@ from regnet_itk.comparison.tables import (
     tabulate_errors,
     tabulate_failures,
     tabulate_quality,
+    tabulate_verdicts,
 )
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.landmarks import read_landmarks
@@ -71,6 +72,7 @@ def _tables(comparison: Comparison) -> list[Table]:
     return [
         tabulate_errors(comparison),
         tabulate_quality(comparison),
+        tabulate_verdicts(comparison),
         tabulate_differences(comparison),
         tabulate_failures(comparison),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,31 @@ RECORD = "measures.json"
 
 
 @dataclass(frozen=True)
+class Trust:
+    """How far a transform is to be trusted; NaN where that is not known.
+
+    Parameters
+    ----------
+    verdict : str
+        "good", "look" or "failed"; empty if nobody can say.
+    reasons : str
+        Of the verdict.
+    expected : float
+        Mean expected error, mm.
+    off : float
+        Where the truth is known: the mean difference of expected and true error, mm.
+    coverage : float
+        Where the truth is known: the share (0 to 1) of points within the radius that is to hold in 90 % of the cases.
+    """
+
+    verdict: str = ""
+    reasons: str = ""
+    expected: float = math.nan
+    off: float = math.nan
+    coverage: float = math.nan
+
+
+@dataclass(frozen=True)
 class Measures:
     """How good a transform T of a pair is; None or empty where the pair does not tell.
 
@@ -32,17 +58,25 @@ class Measures:
         Errors of the displacement inside the fixed mask.
     metrics : mapping
         What each metric found, by its name.
+    trust : Trust
     """
 
     mapped: list[list[float]]
     differences: list[list[float]]
     field: ErrorMoments | None
     metrics: Mapping[str, Found]
+    trust: Trust = Trust()
 
     def to_json(self) -> dict[str, Any]:
         """Return the measures as plain values, the metrics beside the others."""
         moments = None if self.field is None else asdict(self.field)
-        return {"mapped": self.mapped, "differences": self.differences, "field": moments, **self.metrics}
+        return {
+            "mapped": self.mapped,
+            "differences": self.differences,
+            "field": moments,
+            "trust": asdict(self.trust),
+            **self.metrics,
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measures:
@@ -51,7 +85,8 @@ class Measures:
         if moments is not None:
             moments = ErrorMoments(moments["count"], tuple(moments["sums"]), tuple(moments["squares"]))
         metrics = {name: found for name, found in content.items() if name not in RESERVED}
-        return cls(content["mapped"], content["differences"], moments, metrics)
+        trust = Trust(**content.get("trust", {}))
+        return cls(content["mapped"], content["differences"], moments, metrics, trust)
 
 
 @dataclass(frozen=True)
@@ -91,14 +126,16 @@ class StepRecord:
 
     def _check(self) -> None:
         """Raise a TypeError or ValueError if something is not of its type."""
-        for text in (self.label, self.key, self.measured_key, self.transform):
+        measures = self.measures
+        told = measures.trust.verdict, measures.trust.reasons
+        for text in (self.label, self.key, self.measured_key, self.transform, *told):
             if not isinstance(text, str):
                 raise TypeError(text)
-        measures = self.measures
         moments = (
             () if measures.field is None else (measures.field.count, *measures.field.sums, *measures.field.squares)
         )
-        for number in (self.seconds, self.peak_mb, *moments):
+        trust = measures.trust
+        for number in (self.seconds, self.peak_mb, *moments, trust.expected, trust.off, trust.coverage):
             if not isinstance(number, int | float):
                 raise TypeError(number)
             float(number)

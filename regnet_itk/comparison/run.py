@@ -26,6 +26,7 @@ from regnet_itk.metrics.metric import Metric, mean_of
 from regnet_itk.metrics.registry import check_portable, known_metrics
 from regnet_itk.outputs import check_writable
 from regnet_itk.pairs import Pair, check_inputs_outside
+from regnet_itk.trust.error_map import MODEL_FILE
 from regnet_itk.versions import package_versions
 
 _FOR_REGISTRATION = ("fixed", "moving")
@@ -154,7 +155,7 @@ class _Steps:
 
     def _measured_key(self, pair: Pair, key: str) -> str:
         marks = (metric.fingerprint() for metric in self.metrics)
-        return digest_text([key, *self._digests(pair, tuple(pair.files())), *marks])
+        return digest_text([key, *self._digests(pair, tuple(pair.files())), *marks, digest_file(MODEL_FILE)])
 
     def _digests(self, pair: Pair, columns: tuple[str, ...]) -> Iterator[str]:
         for column, path in pair.files().items():

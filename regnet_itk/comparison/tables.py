@@ -18,6 +18,7 @@ from regnet_itk.metrics.paired_tests import PairedDifference, adjust_by_holm, pa
 from regnet_itk.pairs import Pair
 from regnet_itk.report.elements import Cell, Column, Table, Value
 from regnet_itk.report.table_text import format_number, format_rows
+from regnet_itk.trust.verdict import WORDS
 
 ALL, NO_GROUP = "all", "no group"
 
@@ -154,7 +155,14 @@ def _quantities(comparison: Comparison) -> list[_Quantity]:
         _Quantity(Column("last stage", "s"), lambda outcome: outcome.last.seconds, 1),
         _Quantity(Column("peak memory", "GB"), lambda outcome: outcome.peak_mb / 1024, 2),
     ]
-    return metrics + costs
+    trust = [
+        _Quantity(Column("expected error", "mm"), lambda outcome: outcome.last.measures.trust.expected, 2, True),
+        _Quantity(Column("off the true one by", "mm"), lambda outcome: outcome.last.measures.trust.off, 2, True),
+        _Quantity(
+            Column("within the radius", "%"), lambda outcome: 100 * outcome.last.measures.trust.coverage, 0, True
+        ),
+    ]
+    return metrics + costs + trust
 
 
 def _shown(metric: Metric, outcome: Outcome) -> float:
@@ -177,7 +185,9 @@ def tabulate_quality(comparison: Comparison) -> Table:
     columns += [Column("pairs", digits=0), Column("failed", digits=0)]
     caption = (
         "Mean ± standard deviation over pairs. Correlation, Dice and det J inside the fixed masks, where there are "
-        "any; det J on voxels of 2 mm or more, its logarithm where it is positive. Time: all stages of the chain, "
+        "any; det J on voxels of 2 mm or more, its logarithm where it is positive. Expected error: by what the images "
+        "look like; where the truth is known, how far it is off that, and how many points lie within the radius that "
+        "is to hold for 90 % of them. Time: all stages of the chain, "
         "without reading and writing; last stage: that one alone. Peak memory: of the largest process."
     )
     return Table("Quality and cost", columns, rows, caption)
@@ -275,6 +285,29 @@ def tabulate_differences(comparison: Comparison, seed: int = 0) -> Table:
     return Table("Differences between methods", columns, rows, caption)
 
 
+def tabulate_verdicts(comparison: Comparison) -> Table:
+    """Return which results are not called good, the worst first."""
+    found = [
+        (pair, method, outcome.last.measures.trust)
+        for pair in comparison.pairs
+        for method in comparison.methods
+        if method.name != BEFORE and (outcome := comparison.outcome(pair, method)) is not None
+    ]
+    doubted = [row for row in found if row[2].verdict in WORDS[1:]]
+    doubted.sort(key=lambda row: (-WORDS.index(row[2].verdict), -row[2].expected))
+    rows: list[list[Cell]] = [
+        [pair.name, method.name, trust.verdict, trust.expected, trust.reasons] for pair, method, trust in doubted
+    ]
+    columns = [
+        Column("Pair"),
+        Column("Method"),
+        Column("Verdict"),
+        Column("Expected error", "mm", digits=2),
+        Column("Why"),
+    ]
+    return Table("Not called good", columns, rows, f"Of {len(found)} results; the worst come first.")
+
+
 def tabulate_failures(comparison: Comparison) -> Table:
     """Return what failed, and why."""
     rows = [[pair.name, method.name, reason] for pair, method, reason in comparison.failures]
@@ -299,7 +332,8 @@ def format_measures_csv(comparison: Comparison) -> str:
     header = [
         "pair", "data", "method", "tre_mm", "tre_capture_range_mm", "landmarks", "landmarks_in_capture_range", "epe_mm",
         "mae_mm", *(metric.column for metric in comparison.metrics), "seconds", "seconds_of_stages", "peak_mb",
-        "transform", "error",
+        "verdict", "verdict_reasons", "expected_error_mm", "expected_error_off_mm", "share_within_radius", "transform",
+        "error",
     ]  # fmt: skip
     rows = [header]
     for pair in comparison.pairs:
@@ -324,10 +358,14 @@ def _outcome_cells(comparison: Comparison, outcome: Outcome) -> list[str]:
     found = outcome.last.measures.metrics
     numbers = [_field_length(outcome), _field_sum(outcome)]
     numbers += [mean_of(found.get(metric.name)) for metric in comparison.metrics]
+    trust = outcome.last.measures.trust
     return [
         *map(format_number, [*numbers, outcome.seconds]),
         " + ".join(f"{record.label} {record.seconds:.2f}" for record in outcome.records),
         format_number(outcome.peak_mb),
+        trust.verdict,
+        trust.reasons,
+        *map(format_number, [trust.expected, trust.off, trust.coverage]),
         str(outcome.transform or ""),
         "",
     ]

@@ -15,7 +15,7 @@ import numpy as np
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
 from regnet_itk.metrics.registered_pair import NEEDS, Need, RegisteredPair
 
-RESERVED = ("mapped", "differences", "field")
+RESERVED = ("mapped", "differences", "field", "trust")
 """What records hold beside the metrics."""
 
 Found = float | Mapping[str, float]

@@ -16,6 +16,9 @@ from regnet_itk.data.image import grid_of, place
 from regnet_itk.data.image_files import open_image
 from regnet_itk.errors import ImageError
 
+MODEL_FILE = Path(__file__).parent / "error_model.safetensors"
+"""The network that tells the errors; it ships inside the package."""
+
 _NUMBER = re.compile(r"TransformParameters\.(\d+)(-Composite)?\.(txt|toml|h5)")
 _APART = 25.0  # mm
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from regnet_itk.errors import ModelError
 from regnet_itk.outputs import write_whole
 from regnet_itk.trust.clues import NAMES, Clues
-
-SHIPPED = Path(__file__).parent / "error_model.safetensors"
-"""The file that ships inside the package."""
+from regnet_itk.trust.error_map import MODEL_FILE
 
 COVERAGE = 0.9
 """Share of the cases in which the error is to lie within the radius."""
@@ -120,7 +118,7 @@ def save_error_model(model: ErrorModel, path: str | Path) -> None:
 
 
 @lru_cache(maxsize=2)
-def load_error_model(path: Path = SHIPPED) -> ErrorModel:
+def load_error_model(path: Path = MODEL_FILE) -> ErrorModel:
     """Read an error model.
 
     Raises

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from command import call
 from listening import Heard
 from scipy import stats
@@ -33,10 +34,11 @@ from regnet_itk.comparison.tables import (
     tabulate_errors,
     tabulate_failures,
     tabulate_quality,
+    tabulate_verdicts,
 )
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
-from regnet_itk.data.image_files import write_image
+from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.data.landmarks import Landmarks, read_landmarks, write_landmarks
 from regnet_itk.errors import ParameterError, RegistrationError, RegNetItkError
 from regnet_itk.events import Events
@@ -47,6 +49,7 @@ from regnet_itk.pairs import check_pairs, read_pairs, write_pairs
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.report.table_text import format_latex
 from regnet_itk.stages.regnet import RegNetStage
+from regnet_itk.trust.prediction import find_error_map
 
 
 @pytest.fixture
@@ -227,6 +230,30 @@ def test_tables_follow_a_new_metric(pairs, log, tmp_path, here, added):
     assert float(rows[1]["bright"]) == pytest.approx(value, abs=1e-6)
     assert [row["n"] for row in rows] == ["12.5"] * 3 + [""] * 3
     assert list(rows[0]).index("seconds") == list(rows[0]).index("n") + 1
+
+
+def test_how_far_each_result_is_to_be_trusted(pairs, log, tmp_path, here):
+    found = compare(pairs[:1], [method("right", shift(log, *TRUE)), method("wrong", shift(log))], tmp_path / "out")
+    rows = {row["method"]: row for row in csv.DictReader(format_measures_csv(found).splitlines())}
+    pair = found.pairs[0]
+    fixed, moving, mask = (read_image(path) for path in (pair.fixed, pair.moving, pair.fixed_mask))
+    truth = sitk.DisplacementFieldTransform(sitk.ReadImage(str(pair.displacement), sitk.sitkVectorFloat64))
+    for which in found.methods[1:]:
+        outcome, row = found.outcome(pair, which), rows[which.name]
+        chain = outcome.chain()
+        errors = find_error_map(fixed, moving, chain, mask)
+        expected, radius = errors.values[errors.known].T
+        points, transform = errors.grid.points()[errors.known], chain.to_sitk(fixed.grid)
+        true = [np.linalg.norm(np.subtract(transform.TransformPoint(p), truth.TransformPoint(p))) for p in points]
+        assert len(true) > 10
+        assert float(row["expected_error_mm"]) == pytest.approx(expected.mean(), rel=1e-3)
+        assert float(row["expected_error_off_mm"]) == pytest.approx(np.abs(expected - true).mean(), rel=1e-3)
+        assert float(row["share_within_radius"]) == pytest.approx((true <= radius).mean(), abs=0.01)
+        assert row["verdict"] in ("good", "look", "failed")
+    doubted = tabulate_verdicts(found)
+    assert [row[:3] for row in doubted.rows] == [
+        [pair.name, name, rows[name]["verdict"]] for name in ("wrong", "right") if rows[name]["verdict"] != "good"
+    ]
 
 
 def test_a_new_metric_is_measured_without_registering_again(pairs, log, tmp_path, here, added):

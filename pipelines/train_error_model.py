@@ -24,6 +24,7 @@ FAR_OFF = 3.0
 
 _LEAST = 0.01  # working voxels: smaller errors are all alike
 _BATCH = 4096
+_BLUR = 0.3  # of the clues, of the distance between their quartiles; by cross-validation over the training pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def weigh(table: Table) -> np.ndarray:
     return np.where(made, 0.5 / max(1, made.sum()), 0.5 / max(1, (~made).sum()))
 
 
-def fit(table: Table, seed: int = 0, epochs: int = 30) -> ErrorNetwork:
+def fit(table: Table, seed: int = 0, epochs: int = 20) -> ErrorNetwork:
     """Fit a network: the mean error by the Gamma deviance, the radius by the quantile's loss."""
     torch.manual_seed(seed)
     network = ErrorNetwork()
@@ -68,13 +69,16 @@ def fit(table: Table, seed: int = 0, epochs: int = 30) -> ErrorNetwork:
     network.centre.copy_(torch.from_numpy(middle.astype(np.float32)))
     network.scale.copy_(torch.from_numpy(np.maximum(high - low, 1e-3 + 0.1 * table.values.std(0)).astype(np.float32)))
     x, y = torch.from_numpy(table.values), torch.from_numpy(table.errors).clamp(min=_LEAST).log()
+    network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
     steps = epochs * (len(x) // _BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     weights = torch.from_numpy(weigh(table))
     for _ in range(steps):
         chosen = torch.multinomial(weights, _BATCH, replacement=True)
-        expected, radius = network(x[chosen]).unbind(1)
+        # few pairs are learnt from, each with many points: with blurred clues it cannot know the pairs again
+        blurred = x[chosen] + _BLUR * network.scale * torch.randn(_BATCH, x.shape[1])
+        expected, radius = network(blurred).unbind(1)
         over = y[chosen] - radius
         loss = (expected + (y[chosen] - expected).exp()).mean() + torch.maximum(
             COVERAGE * over, (COVERAGE - 1) * over
@@ -137,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     given = parser.parse_args()
     train, calibration = read_samples(given.samples / "train"), read_samples(given.samples / "val")
     network = fit(train, epochs=given.epochs)

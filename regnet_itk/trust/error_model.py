@@ -24,6 +24,7 @@ COVERAGE = 0.9
 
 _FORMAT = "regnet-itk error model"
 _WIDTH = 64
+_LEFT_OUT = 0.1  # share of the hidden values, in training
 _LOG_LIMITS = (-5.0, 6.0)  # of errors in working voxels
 _CHUNK = 100_000
 
@@ -45,8 +46,10 @@ class ErrorNetwork(nn.Module):
         self.register_buffer("centre", torch.zeros(clues))
         self.register_buffer("scale", torch.ones(clues))
         self.layers = nn.Sequential(
-            nn.Linear(clues, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, 2)
-        )
+            nn.Linear(clues, _WIDTH), nn.SiLU(), nn.Dropout(_LEFT_OUT),
+            nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Dropout(_LEFT_OUT),
+            nn.Linear(_WIDTH, 2),
+        )  # fmt: skip
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, 2) from clues (n, clues)."""

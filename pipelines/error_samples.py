@@ -118,7 +118,8 @@ def phantom_pairs(seeds: range) -> Iterator[KnownPair]:
     for seed in seeds:
         rng = np.random.default_rng(seed)
         kind = ("breathing", "followup")[seed % 2]
-        xy, z = rng.uniform(1.5, 2.2), rng.uniform(2.0, 4.0)
+        xy = rng.uniform(1.2, 2.2)
+        z = min(6.0, xy * float(np.exp(rng.uniform(0.0, np.log(5.0)))))
         p = make_phantom(
             seed, kind, spacing=(xy, xy, z), extent=(280.0, 220.0, 230.0), noise=float(rng.uniform(10, 40))
         )

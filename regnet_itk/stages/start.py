@@ -69,7 +69,8 @@ def find_start(pair: CoarsePair, turned: bool = False) -> Start:
         replace(first, look=small.look(first.transform.map_points))
         for first in (*_shifts(pair), *(_turns(pair) if turned else ()))
     ]
-    least = _HOPELESS * max(first.look.score for first in firsts)
+    highest = max(first.look.score for first in firsts)
+    least = min(_HOPELESS * highest, highest)  # below zero where the contrasts are opposite
     best: Start | None = None
     for first in (one for one in firsts if one.look.score >= least):
         moved = replace(first, name=f"{first.name}, moved", transform=_move_to_better(small, first.transform, turned))

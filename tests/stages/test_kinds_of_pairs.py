@@ -134,6 +134,14 @@ def test_masks_are_where_it_is_judged(whole):
     assert all_of_it < clean - 0.2
 
 
+def test_images_of_opposite_contrast_have_a_start_too(whole):
+    """All places then look worse than none; the least bad one is as good a start as any."""
+    opposite = Image(-900.0 - whole.moving.array, whole.moving.grid)
+    pair = CoarsePair.of(whole.fixed, opposite)
+    found = find_start(pair)
+    assert found.look.score >= pair.look(lambda points: points).score
+
+
 def test_of_any_contrast_the_best_is_at_the_truth(whole):
     """With values turned upside down and bent, as in another modality, and in another unit."""
     odd = Image((900 - whole.moving.array / 2.0) ** 2 / 1e5, whole.moving.grid)

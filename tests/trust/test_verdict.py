@@ -18,6 +18,7 @@ from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.stages.coarse_pair import Look
 from regnet_itk.stages.judgement import Judgement
+from regnet_itk.trust import verdict as verdict_module
 from regnet_itk.trust.error_map import ErrorMap, read_error_map
 from regnet_itk.trust.verdict import Verdict, give_verdict
 
@@ -123,7 +124,7 @@ def run(*words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_run_tells_the_verdict_and_writes_the_map(files: Path, tmp_path: Path) -> None:
+def test_run_tells_the_verdict_and_writes_the_map(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     words = ("run", "-f", files / "fixed.mha", "-out", out, "-p", "rigid", "--strict")
     status, text = run(*words, "-m", files / "same.mha")
@@ -134,11 +135,14 @@ def test_run_tells_the_verdict_and_writes_the_map(files: Path, tmp_path: Path) -
     found = read_error_map(out / "errorMap.0.mha")
     assert record["expected_error"]["mean_mm"] == pytest.approx(float(np.nanmean(found.expected)), abs=1e-3)
     status, text = run(*words, "-m", files / "another.mha")
-    record = json.loads((out / "registration.json").read_text())
-    assert record["verdict"]["word"] == "failed"
+    assert "verdict: good" not in text
+    monkeypatch.setattr(verdict_module, "give_verdict", lambda *_: Verdict("failed", ("why",)))
+    status, text = run(*words, "-m", files / "same.mha")
     assert status == 4
-    assert "verdict: failed" in text
+    assert "verdict: failed (why)" in text
+    assert json.loads((out / "registration.json").read_text())["verdict"] == {"word": "failed", "reasons": ["why"]}
     assert (out / "result.0.mha").exists()
+    assert run(*words[:-1], "-m", files / "same.mha")[0] == 0
 
 
 @pytest.mark.parametrize("flags", [(), ("--moving-to-fixed",)])

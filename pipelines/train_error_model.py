@@ -23,6 +23,7 @@ FAR_OFF = 3.0
 """mm."""
 
 _LEAST = 0.01  # working voxels: smaller errors are all alike
+_NO_END = 1e9
 _BATCH = 4096
 _BLUR = 0.3  # of the clues, of the distance between their quartiles; by cross-validation over the training pairs
 
@@ -98,13 +99,14 @@ def calibrate(network: ErrorNetwork, table: Table) -> float:
 
 
 def usual(table: Table) -> dict[str, tuple[float, float]]:
-    """Return the span of the clues that hold for a whole pair, with a margin."""
+    """Return the span of the clues that hold for a whole pair, with a margin on the bad side and no end on the good."""
     first = NAMES.index("all_difference")
     found = {}
     for k, name in list(enumerate(NAMES))[first:]:
         low, high = (float(v) for v in np.percentile(table.values[:, k], (0.0, 100.0)))
         margin = 0.1 * (high - low)
-        found[name] = (low - margin, high + margin)
+        better_high = name.endswith(("correlation", "overlap"))
+        found[name] = (low - margin, _NO_END) if better_high else (-_NO_END, high + margin)
     return found
 
 

@@ -20,10 +20,10 @@ WORDS: tuple[Word, ...] = ("good", "look", "failed")
 """From the best to the worst."""
 
 FAR_OFF = 3.0
-"""mm of expected error that somebody should look at; `_VOXELS_OFF` times the longest voxel side, if that is more."""
+"""mm of expected error that somebody should look at; the longest voxel side, if that is more."""
 
-_VOXELS_OFF = 1.5
 _SHARE_TO_LOOK = 0.05  # of the region, that may be far off without a word
+_PLACE_TO_LOOK = 50.0  # cm3 in one piece, that may be so
 _SHARE_FAILED = 0.5
 _LEAST_KNOWN = 0.3  # of the region, that must lie in both images
 _FOLDING = 0.005  # share of voxels
@@ -69,7 +69,7 @@ def give_verdict(
         What the error map's region is called: "mask", "foreground" ..
     """
     found = [
-        *_of_errors(errors, max(FAR_OFF, _VOXELS_OFF * longest_side), region),
+        *_of_errors(errors, max(FAR_OFF, longest_side), region),
         *_of_stages(judgements),
         *_of_folding(folding),
     ]
@@ -89,10 +89,16 @@ def _of_errors(errors: ErrorMap, limit: float, region: str) -> Iterator[tuple[Wo
     if share > _SHARE_FAILED:
         typical = float(np.median(errors.expected[known]))
         yield "failed", f"the images do not fit: about {typical:.0f} mm off in {share:.0%} of the {region}"
-    elif share > _SHARE_TO_LOOK:
+    elif far.any():
         part = _largest_part(far)
-        typical = float(np.median(errors.expected[part]))
-        yield "look", f"{_place(errors, part)} of the {region} lies about {typical:.0f} mm off, {share:.0%} in all"
+        volume = float(part.sum() * np.prod(errors.grid.spacing)) / 1000.0
+        if share > _SHARE_TO_LOOK or volume > _PLACE_TO_LOOK:
+            typical = float(np.median(errors.expected[part]))
+            where = _place(errors, part)
+            yield (
+                "look",
+                f"{where} of the {region} lies about {typical:.0f} mm off ({volume:.0f} cm3; {share:.0%} in all)",
+            )
     if errors.unusual:
         yield "look", "the pair is unlike all that the expected error was learnt from"
 

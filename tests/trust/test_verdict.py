@@ -49,10 +49,21 @@ def test_a_part_far_off_is_named_as_the_patient_sees_it() -> None:
     expected[:6, :, :3] = 8.0  # low z is the feet, low x the patient's right
     found = verdict(expected)
     assert found.word == "look"
-    assert found.reasons == ("the lower right part of the foreground lies about 8 mm off, 8% in all",)
+    assert found.reasons == ("the lower right part of the foreground lies about 8 mm off (12 cm3; 8% in all)",)
     expected = small()
     expected[-6:, -3:, :] = 8.0
     assert "the upper back part" in verdict(expected).reasons[0]
+
+
+def test_a_large_piece_counts_however_small_its_share() -> None:
+    grid = Grid((40, 40, 40), (4.0, 4.0, 4.0))
+    words = []
+    for edge in (8, 10):  # 33 and 64 cm3 of 4096
+        expected = np.full(grid.shape, 0.4)
+        expected[:edge, :edge, :edge] = 8.0
+        errors = ErrorMap(np.stack([expected, expected], axis=-1).astype(np.float32), grid)
+        words.append(give_verdict(errors, [], 0.0, 2.0, "foreground").word)
+    assert words == ["good", "look"]
 
 
 def test_coarse_voxels_forgive_more() -> None:
@@ -105,7 +116,7 @@ def textured(seed: int) -> Image:
     grid = Grid((40, 38, 30), (3.0, 3.2, 4.0), (-60.0, -55.0, 20.0))
     distance = np.linalg.norm((grid.points() - grid.points().mean(axis=(0, 1, 2))) / [50.0, 52.0, 50.0], axis=-1)
     rng = np.random.default_rng(seed)
-    texture = ndimage.gaussian_filter(rng.normal(size=grid.shape), 1.3)
+    texture = ndimage.gaussian_filter(rng.normal(size=grid.shape), 2.5)
     values = np.where(distance < 1, 600 + 150 * texture / texture.std(), 5.0) + rng.normal(size=grid.shape)
     return Image(values.astype(np.float32), grid)
 

@@ -25,7 +25,6 @@ FAR_OFF = 3.0
 _SHARE_TO_LOOK = 0.05  # of the region, that may be far off without a word
 _PLACE_TO_LOOK = 50.0  # cm3 in one piece, that may be so
 _SHARE_FAILED = 0.5
-_LEAST_KNOWN = 0.3  # of the region, that must lie in both images
 _FOLDING = 0.005  # share of voxels
 _OUTER_THIRDS = (1 / 3, 2 / 3)
 

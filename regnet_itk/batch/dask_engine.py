@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class DaskEngine:
             target = self._open(self._stack)
             self._client = self._stack.enter_context(Client(target, timeout=_PATIENCE))
         except Exception as error:  # whatever a cluster's software says
-            self._stack.close()
+            with suppress(Exception):  # what has not begun cannot always be ended
+                self._stack.close()
             raise RegistrationError(f"the scheduler '{self._where}' cannot be used: {failure_of(error)}") from None
         return self
 
@@ -160,5 +161,7 @@ def _queue(stack: ExitStack, cluster_type: Any, jobs: int, settings: Mapping[str
     one_pair_at_a_time = ["--nthreads", "1"]  # the cores of a job are for the threads of one registration
     more = [*settings.get("worker_extra_args", []), *one_pair_at_a_time]
     cluster = stack.enter_context(cluster_type(**{"processes": 1, **settings, "worker_extra_args": more}))
+    cluster.worker_spec.update(cluster.new_worker_spec())
+    cluster.sync(cluster._correct_state)  # the first job by itself: `scale` would not say that the queue refuses it
     cluster.scale(jobs=jobs)
     return cluster

@@ -118,8 +118,11 @@ def run_pair(task: PairTask, events: Events) -> PairRecord | None:
             return None
         with claim:
             settings = task.settings.fingerprint()
+            kept = task.find_finished(settings, FileMark.seems_same)
+            if kept is not None:  # finished meanwhile
+                return kept
             kept = task.find_finished(settings, FileMark.is_same)
-            if kept is not None:  # finished meanwhile, or copied: what it looks like now is remembered
+            if kept is not None:  # its files were copied: what they look like now is remembered
                 mark = FileMark.of(task.folder / RUN_RECORD)
                 record = replace(kept, inputs=task.mark_inputs(), result=mark)
                 record.write(task.folder)

@@ -12,6 +12,7 @@ from regnet_itk.cli import options
 from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import FAILED, StrictCommand
 from regnet_itk.cli.screen import Screen
+from regnet_itk.errors import InterruptedRunError
 
 if TYPE_CHECKING:
     from regnet_itk.batch.engines import Engine
@@ -107,7 +108,10 @@ def command(
     plan = plan_batch(source.pairs if chosen is None else chosen.of(source.pairs), out, settings, source.export)
     shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
-        batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+        try:
+            batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+        except KeyboardInterrupt:
+            raise InterruptedRunError("interrupted; finished pairs are kept, and the same command goes on") from None
         if chosen is None:
             write_batch(batch, out, title)
             shown.say(f"written to {out}; see {out / 'batch.html'}")

@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from batch_program import start, wait_for
 from command import call
 from listening import Heard
 from quick_stages import AFFINE
@@ -320,38 +319,6 @@ def test_a_pair_is_whole_or_not_finished_whenever_its_process_dies(pairs, log, t
     assert runs(log) == last  # the first time it died before the stage ran
 
 
-START = """
-import sys
-sys.path[:0] = {paths!r}
-from shifted_pairs import TRUE, shift
-from regnet_itk.batch.engines import LocalEngine
-from regnet_itk.batch.run import plan_batch, run_batch
-from regnet_itk.batch.settings import BatchSettings
-from regnet_itk.pairs import read_pairs
-
-if __name__ == "__main__":
-    settings = BatchSettings((shift({log!r}, *TRUE, Wait={wait!r}),))
-    plan = plan_batch(read_pairs({pairs!r}), {out!r}, settings)
-    run_batch(plan, LocalEngine(2))
-"""
-
-
-def start(folder, wait):
-    """Start a batch as a program of its own."""
-    paths = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
-    script = folder / "start.py"
-    names = {name: str(folder / name) for name in ("log", "out")}
-    script.write_text(START.format(paths=paths, wait=wait, pairs=str(folder / "data" / "pairs.csv"), **names))
-    return subprocess.Popen([sys.executable, script])
-
-
-def wait_for(what, seconds=60):
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
-
-
 def test_the_next_start_does_what_a_killed_one_left(pairs, tmp_path):
     write_pairs(pairs, tmp_path / "data" / "pairs.csv")
     killed = start(tmp_path, 60)
@@ -359,12 +326,12 @@ def test_the_next_start_does_what_a_killed_one_left(pairs, tmp_path):
     assert len(list((tmp_path / "out" / "claims").iterdir())) == 2
     killed.kill()
     killed.wait()
-    plan = plan_batch(pairs, tmp_path / "out", moved(tmp_path / "log", Wait=60))
+    plan = plan_batch(pairs, tmp_path / "out", moved(tmp_path / "log", Wait=60, Warp="true"))
     assert len(collect_batch(plan).missing) == 2
     assert start(tmp_path, 0).wait() == 0
     assert runs(tmp_path / "log") == 4
     assert not (tmp_path / "out" / "claims").exists()
-    batch = collect_batch(plan_batch(pairs, tmp_path / "out", moved(str(tmp_path / "log"), Wait=0)))
+    batch = collect_batch(plan_batch(pairs, tmp_path / "out", moved(str(tmp_path / "log"), Wait=0, Warp="true")))
     assert not batch.missing
 
 

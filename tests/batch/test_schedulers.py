@@ -6,12 +6,12 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from batch_program import wait_for
 from command import call
 from shifted_pairs import TRUE, make_pairs, runs, shift
 
@@ -37,13 +37,6 @@ def program(*words):
     paths = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "distributed.cli." + words[0], *map(str, words[1:])]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
-
-
-def wait_for(what, seconds=60):
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
 
 
 def start_worker(folder):
@@ -140,6 +133,11 @@ def queue(monkeypatch):
             asked.setdefault("jobs", jobs)
             super().scale(jobs if jobs is not None else n)
 
+        def new_worker_spec(self):
+            if asked["queue"] == "closed":
+                raise RuntimeError("sbatch: error:\nthe queue is closed")
+            return super().new_worker_spec()
+
     module = ModuleType("dask_jobqueue")
     module.SLURMCluster = Cluster
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
@@ -155,6 +153,13 @@ def test_a_queue_is_asked_for_what_the_settings_say(queue, pairs, tmp_path):
         "queue": "short", "cores": 4, "memory": "8GB", "processes": 1, "jobs": 2,
         "worker_extra_args": ["--x", "--nthreads", "1"],
     }  # fmt: skip
+
+
+def test_a_queue_that_refuses(queue, tmp_path):
+    (tmp_path / "slurm.toml").write_text('queue = "closed"\n')
+    told = "the scheduler 'slurm' cannot be used: RuntimeError: sbatch: error: the queue is closed"
+    with pytest.raises(RegistrationError, match=told):
+        dask_engine.DaskEngine("slurm", 1, tmp_path / "slurm.toml").__enter__()
 
 
 # What cannot be

@@ -62,8 +62,11 @@ class Claim:
         self._ended.set()
         with contextlib.suppress(OSError):
             if self._is_there():
+                if fcntl is None:  # Windows removes no file that is open
+                    os.close(self._opened)
                 self._path.unlink()
-        os.close(self._opened)
+        with contextlib.suppress(OSError):
+            os.close(self._opened)
 
     def _is_there(self) -> bool:
         """Say whether the file is the one that we made."""

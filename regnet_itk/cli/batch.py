@@ -97,8 +97,10 @@ def command(
     from regnet_itk.outputs import check_writable
     from regnet_itk.run_log import heard_by
     from regnet_itk.threads import share_of_threads
+    from regnet_itk.transforms.elastix_keys import check_nameable
 
     chosen = find_part(os.environ) if part is None else None if part == _NO_PART else Part.parse(part)
+    check_nameable(out)
     BATCH_FILES.check(out, [pairs])
     check_writable(out)
     engine = _engine(scheduler, scheduler_settings, jobs)

@@ -27,7 +27,7 @@ from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.batch import run as run_module
 from regnet_itk.batch.engines import LocalEngine, failed
 from regnet_itk.batch.facts import PairFacts
-from regnet_itk.batch.outputs import SHOWN, sort_worst_first, write_batch
+from regnet_itk.batch.outputs import FAILED_SHOWN, SHOWN, sort_worst_first, write_batch
 from regnet_itk.batch.records import FileMark, PairRecord
 from regnet_itk.batch.run import Batch, collect_batch, plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
@@ -72,6 +72,12 @@ def pairs(tmp_path):
 
 def moved(log, **more):
     return BatchSettings((shift(log, *TRUE, **more),))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Write an empty picture: drawing takes most of the time of so small a registration."""
+    monkeypatch.setattr("regnet_itk.figures.overview.draw_registration", lambda *given, **_: given[4].touch())
 
 
 def batch_here(pairs, out, settings):
@@ -189,7 +195,7 @@ def test_stages_that_nobody_names_are_chosen_for_each_pair(pairs, tmp_path, monk
 # What is kept
 
 
-def test_what_is_finished_is_kept_until_something_changes(pairs, log, tmp_path):
+def test_what_is_finished_is_kept_until_something_changes(pairs, log, tmp_path, no_pictures):
     out = tmp_path / "out"
 
     def again(pairs=pairs, settings=None):
@@ -223,7 +229,7 @@ def test_what_is_finished_is_kept_until_something_changes(pairs, log, tmp_path):
     assert again() == 1
 
 
-def test_a_copied_folder_is_kept(pairs, log, tmp_path):
+def test_a_copied_folder_is_kept(pairs, log, tmp_path, no_pictures):
     batch_here(pairs, tmp_path / "out", moved(log))
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copy)
     for file in (tmp_path / "copy").rglob("*.json"):
@@ -232,7 +238,7 @@ def test_a_copied_folder_is_kept(pairs, log, tmp_path):
     assert runs(log) == 2
 
 
-def test_results_of_other_settings_do_not_stay_beside_a_failure(pairs, log, tmp_path):
+def test_results_of_other_settings_do_not_stay_beside_a_failure(pairs, log, tmp_path, no_pictures):
     batch_here(pairs, tmp_path / "out", replace(moved(log), both_ways=True))
     assert (tmp_path / "out" / "pairs" / "p1" / "backward" / "registration.json").is_file()
     assert batch_here(pairs, tmp_path / "out", moved(log, What="fail")).failed
@@ -241,7 +247,7 @@ def test_results_of_other_settings_do_not_stay_beside_a_failure(pairs, log, tmp_
     assert len(collect_batch(plan_batch(pairs, tmp_path / "out", moved(log))).missing) == 0
 
 
-def test_files_of_another_program_are_not_overwritten(pairs, log, tmp_path):
+def test_files_of_another_program_are_not_overwritten(pairs, log, tmp_path, no_pictures):
     other = tmp_path / "out" / "pairs" / "p0" / "TransformParameters.0.txt"
     other.parent.mkdir(parents=True)
     other.write_text("mine")
@@ -290,7 +296,7 @@ def test_what_fails_does_not_stop_the_rest(pairs, log, tmp_path, what, reason):
 # Workers that are killed
 
 
-def test_a_pair_is_whole_or_not_finished_whenever_its_process_dies(pairs, log, tmp_path, monkeypatch):
+def test_a_pair_is_whole_or_not_finished_whenever_its_process_dies(pairs, log, tmp_path, no_pictures, monkeypatch):
     plan = plan_batch(pairs[1:], tmp_path / "out", moved(log))
     moves, replace_file = 0, os.replace
 
@@ -402,7 +408,9 @@ def test_the_page_of_many_pairs_is_short_and_the_table_whole(tmp_path):
     }
     write_batch(Batch(tmp_path, BatchSettings(), pairs, records), tmp_path)
     page = (tmp_path / "batch.html").read_text(encoding="utf-8")
-    assert f"The worst {SHOWN} of {3 * SHOWN}; batch.csv has all." in page
-    assert page.count("<tr>") == SHOWN + 1 + 2
-    assert f'data-value="{3 * SHOWN / 2}">{3 * SHOWN // 2}</th>' in page  # so many failed for one reason
+    half = 3 * SHOWN // 2
+    assert f"The worst {SHOWN} of {half}; batch.csv has all." in page
+    assert f"{FAILED_SHOWN} of {half}; batch.csv has all." in page
+    assert page.count("<tr>") == (1 + 1) + (1 + FAILED_SHOWN) + (1 + SHOWN)  # with the headings
+    assert f'data-value="{half}.0">{half}</th>' in page  # so many failed for one reason
     assert len(rows_of(tmp_path)) == 3 * SHOWN

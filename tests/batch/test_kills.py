@@ -19,17 +19,18 @@ from regnet_itk.batch.records import PairRecord
 from regnet_itk.pairs import write_pairs
 from regnet_itk.transforms.elastix_reading import read_chain
 
-AT_WORK = 2
+AT_WORK, KILLS, PAIRS = 2, 20, 60
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 6), pytest.param(20, 60, marks=pytest.mark.slow)])
-def test_whoever_is_killed_every_pair_is_done_in_the_end(tmp_path, kills, count):
+@pytest.mark.slow  # test_batch.py has the quick ones: each moment at which a file is moved, and a batch killed at work
+@pytest.mark.timeout(1800)
+def test_whoever_is_killed_every_pair_is_done_in_the_end(tmp_path):
     first, second = make_pairs(tmp_path / "data")
-    pairs = [replace((first, second)[number % 2], name=f"p{number}") for number in range(count)]
+    pairs = [replace((first, second)[number % 2], name=f"p{number}") for number in range(PAIRS)]
     write_pairs(pairs, tmp_path / "data" / "pairs.csv")
     rng = random.Random(0)
     working = [start(tmp_path, 0.3) for _ in range(AT_WORK)]
-    for _ in range(kills):
+    for _ in range(KILLS):
         time.sleep(rng.uniform(0.0, 6.0))
         chosen = working.pop(rng.randrange(AT_WORK))
         child = rng.choice([None, *children_of(chosen.pid)])  # the one that leads, or one that registers
@@ -45,7 +46,7 @@ def test_whoever_is_killed_every_pair_is_done_in_the_end(tmp_path, kills, count)
     assert start(tmp_path, 0.3).wait() == 0  # a pair whose process was killed counts as failed until then
     done = check_what_is_done(tmp_path / "out" / "pairs")
     assert done == {pair.name for pair in pairs}
-    assert count <= runs(tmp_path / "log") <= count + 2 * kills
+    assert PAIRS <= runs(tmp_path / "log") <= PAIRS + 2 * KILLS
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
     assert start(tmp_path, 0.3).wait() == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before

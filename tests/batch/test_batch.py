@@ -251,10 +251,11 @@ def test_files_of_another_program_are_not_overwritten(pairs, log, tmp_path, no_p
     other = tmp_path / "out" / "pairs" / "p0" / "TransformParameters.0.txt"
     other.parent.mkdir(parents=True)
     other.write_text("mine")
-    [(pair, reason)] = batch_here(pairs, tmp_path / "out", moved(log)).failed
-    assert pair.name == "p0"
-    assert "which is of another program" in reason
-    assert other.read_text() == "mine"
+    for _ in range(2):
+        [(pair, reason)] = batch_here(pairs, tmp_path / "out", moved(log)).failed
+        assert pair.name == "p0"
+        assert "which is of another program" in reason
+        assert other.read_text() == "mine"
 
 
 def test_images_among_the_results_are_refused(pairs, log, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from regnet_itk.events import LOGGER, Events
 
 try:
     from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed.utils import silence_logging_cmgr
 except ImportError as error:
     raise ParameterError(
         f"`scheduler` needs dask.distributed ({error}): install it with pip install 'regnet-itk[cluster]'"
@@ -67,6 +69,7 @@ class DaskEngine:
         self._client: Client | None = None
 
     def __enter__(self) -> DaskEngine:
+        self._stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what went wrong is said in one line
         try:
             target = self._open(self._stack)
             self._client = self._stack.enter_context(Client(target, timeout=_PATIENCE))
@@ -115,6 +118,10 @@ def _work(task: PairTask) -> PairRecord | None:
 def _found(future: Any, task: PairTask) -> PairRecord | None:
     try:
         result: PairRecord | None = future.result()
+    except CancelledError:
+        raise RegistrationError(
+            "the scheduler has ended or forgotten its tasks; finished pairs are kept, and the same command goes on"
+        ) from None
     except KilledWorker:
         return failed(task, "the workers that had it ended, again and again; probably memory ran out")
     except Exception as error:

@@ -125,6 +125,8 @@ def failure_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory; use smaller images or a mask"
+    if isinstance(error, OSError) and error.filename:
+        return f"'{error.filename}': {error.strerror}"
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 _SEVERAL_FILES = (".mhd", ".nhdr", ".hdr")
@@ -33,6 +34,22 @@ def digest_file(path: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def digest_kept_file(path: Path) -> str:
+    """Return what `digest_file` does, and read a file again only when its size or time has changed: for models.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    return _digest(path, state_of(path))
+
+
+@lru_cache(maxsize=32)
+def _digest(path: Path, state: str) -> str:
+    return digest_file(path)
 
 
 def state_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.suffixes import IMAGE_SUFFIXES, known_suffix, without_suffix
 from regnet_itk.elastix_results import ElastixResult
-from regnet_itk.errors import ParameterError
+from regnet_itk.errors import OutputError, ParameterError
 from regnet_itk.events import LOGGER
 from regnet_itk.outputs import write_whole
 from regnet_itk.pairs import Pair
@@ -27,7 +27,7 @@ from regnet_itk.versions import package_versions
 IMAGES = "anat/*.nii*"
 """Which files of a session are registered."""
 
-_VERSION = "1.9.0"
+_NAME, _DESCRIPTION, _VERSION = "regnet-itk", "dataset_description.json", "1.9.0"
 _SOURCE = "raw"  # what the data set is called in those made of it
 _NOT_OF_BIDS = "/pairs/\n/claims/\n/batch.*\n"
 
@@ -139,18 +139,23 @@ def describe_derivatives(source: str | Path, out: str | Path) -> None:
     Raises
     ------
     OutputError, OSError
-        If it cannot be written.
+        If it cannot be written, or is another data set.
     """
     out = Path(out)
+    there = out / _DESCRIPTION
+    ours = not there.is_file() or _NAME in there.read_text(encoding="utf-8", errors="replace")
+    if out.resolve() == Path(source).resolve() or not ours:
+        own = Path(source) / "derivatives" / _NAME
+        raise OutputError(f"the output folder '{out}' is another data set: give a folder of its own, such as '{own}'")
     out.mkdir(parents=True, exist_ok=True)
     description = {
         "Name": "Registered sessions",
         "BIDSVersion": _VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "regnet-itk", "Version": package_versions()["regnet-itk"]}],
+        "GeneratedBy": [{"Name": _NAME, "Version": package_versions()[_NAME]}],
         "DatasetLinks": {_SOURCE: Path(source).resolve().as_uri()},
     }
-    _write_json(out / "dataset_description.json", description)
+    _write_json(there, description)
     write_whole(out / ".bidsignore", lambda part: part.write_text(_NOT_OF_BIDS, encoding="utf-8"))
 
 

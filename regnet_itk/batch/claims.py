@@ -14,10 +14,10 @@ import os
 import socket
 import tempfile
 import threading
-from dataclasses import dataclass
+import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from regnet_itk.errors import OutputError
 
@@ -62,8 +62,11 @@ class Claim:
         self._ended.set()
         with contextlib.suppress(OSError):
             if self._is_there():
+                if fcntl is None:  # Windows removes no file that is open
+                    os.close(self._opened)
                 self._path.unlink()
-        os.close(self._opened)
+        with contextlib.suppress(OSError):
+            os.close(self._opened)
 
     def _is_there(self) -> bool:
         """Say whether the file is the one that we made."""
@@ -103,26 +106,37 @@ def take_claim(folder: Path, name: str) -> Claim | None:
     except OSError as error:
         raise _cannot_write(folder, error) from None
     try:
-        dead = _numbers(folder, name)
-        if any(_lives(_file(folder, name, number)) for number in dead):
+        dead = {number: _said_by_dead(_file(folder, name, number)) for number in _numbers(folder, name)}
+        if None in dead.values():
             return None
-        path = _file(folder, name, max(dead, default=0) + 1)
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        mine = max(dead, default=0) + 1
+        claim = _create(_file(folder, name, mine))
     except (FileExistsError, FileNotFoundError):  # somebody was quicker, or has removed the folder, which was empty
         return None
     except OSError as error:
         raise _cannot_write(folder, error) from None
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # no locks there: the time has to tell
-            fcntl.flock(opened, fcntl.LOCK_EX)
-    os.write(opened, _this_machine().encode())
-    claim = Claim(path, opened)
-    if set(_numbers(folder, name)) - set(dead) != {_parts(path.name)[1]}:  # others came while we looked; both step back
+    others = {number: _read(_file(folder, name, number)) for number in _numbers(folder, name) if number != mine}
+    if others.items() - dead.items():  # some came while we looked: both step back
         claim.release()
         return None
-    for number in dead:
+    for number in others:
         _file(folder, name, number).unlink(missing_ok=True)
     return claim
+
+
+def _create(path: Path) -> Claim:
+    """Make a claim's file, which must not exist; its text is that of no other claim."""
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # no locks there: the time has to tell
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        os.write(opened, f"{_this_machine()}\n{uuid.uuid4()}\n".encode())
+    except OSError:
+        os.close(opened)
+        path.unlink(missing_ok=True)
+        raise
+    return Claim(path, opened)
 
 
 def _cannot_write(folder: Path, error: OSError) -> OutputError:
@@ -145,39 +159,42 @@ def _numbers(folder: Path, name: str) -> list[int]:
     return sorted(number for of, number in found if of == name and number)
 
 
-def _lives(path: Path) -> bool:
-    """Say whether the process of a claim is at work."""
+def _read(path: Path) -> str:
+    """Return what a claim's file says; nothing if it is gone."""
     try:
-        opened = os.open(path, os.O_RDWR)
-        try:
-            seen = _Seen.of(opened)
-            if seen.locked:
-                return True
-            return not (seen.can_lock and seen.machine == _this_machine()) and _age(path) < LEASE
-        finally:
-            os.close(opened)
-    except FileNotFoundError:  # released just now; whoever wants it comes again
-        return True
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a claim's file tells."""
+def _said_by_dead(path: Path) -> str | None:
+    """Return what a claim's file says, if its process has ended; None if it is at work.
 
-    locked: bool
-    can_lock: bool
-    machine: str
+    Raises
+    ------
+    FileNotFoundError
+        If the claim was released just now.
+    """
+    opened = os.open(path, os.O_RDWR)
+    try:
+        lock = _try_lock(opened)
+        said = _read(path)
+        if lock == "taken" or (not (lock == "free" and said.startswith(f"{_this_machine()}\n")) and _age(path) < LEASE):
+            return None
+        return said
+    finally:
+        os.close(opened)
 
-    @classmethod
-    def of(cls, opened: int) -> _Seen:
-        locked, can_lock = False, fcntl is not None
-        if fcntl is not None:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                locked = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-                can_lock = locked
-        return cls(locked, can_lock, os.read(opened, 1000).decode(errors="replace"))
+
+def _try_lock(opened: int) -> Literal["free", "taken", "none"]:
+    """Say whether another process has a file locked; or that there are no locks."""
+    if fcntl is None:
+        return "none"
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return "taken" if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else "none"
+    return "free"
 
 
 def _age(path: Path) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from regnet_itk.events import LOGGER, Events
 
 try:
     from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed.utils import silence_logging_cmgr
 except ImportError as error:
     raise ParameterError(
         f"`scheduler` needs dask.distributed ({error}): install it with pip install 'regnet-itk[cluster]'"
@@ -67,11 +69,13 @@ class DaskEngine:
         self._client: Client | None = None
 
     def __enter__(self) -> DaskEngine:
+        self._stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what went wrong is said in one line
         try:
             target = self._open(self._stack)
             self._client = self._stack.enter_context(Client(target, timeout=_PATIENCE))
         except Exception as error:  # whatever a cluster's software says
-            self._stack.close()
+            with suppress(Exception):  # what has not begun cannot always be ended
+                self._stack.close()
             raise RegistrationError(f"the scheduler '{self._where}' cannot be used: {failure_of(error)}") from None
         return self
 
@@ -114,6 +118,10 @@ def _work(task: PairTask) -> PairRecord | None:
 def _found(future: Any, task: PairTask) -> PairRecord | None:
     try:
         result: PairRecord | None = future.result()
+    except CancelledError:
+        raise RegistrationError(
+            "the scheduler has ended or forgotten its tasks; finished pairs are kept, and the same command goes on"
+        ) from None
     except KilledWorker:
         return failed(task, "the workers that had it ended, again and again; probably memory ran out")
     except Exception as error:
@@ -160,5 +168,7 @@ def _queue(stack: ExitStack, cluster_type: Any, jobs: int, settings: Mapping[str
     one_pair_at_a_time = ["--nthreads", "1"]  # the cores of a job are for the threads of one registration
     more = [*settings.get("worker_extra_args", []), *one_pair_at_a_time]
     cluster = stack.enter_context(cluster_type(**{"processes": 1, **settings, "worker_extra_args": more}))
+    cluster.worker_spec.update(cluster.new_worker_spec())
+    cluster.sync(cluster._correct_state)  # the first job by itself: `scale` would not say that the queue refuses it
     cluster.scale(jobs=jobs)
     return cluster

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import Protocol
 
@@ -65,34 +65,32 @@ class LocalEngine:
     def run(self, tasks: Iterable[PairTask], hear: Hear) -> Iterator[Found]:
         """Register pairs; see :class:`Engine`."""
         waiting = deque(tasks)
-        while len(self._children) < min(self._jobs, len(waiting)):
-            self._children.append(Child(run_pair))
-        idle = list(self._children)
         at_work: dict[Child, PairTask] = {}
         while waiting or at_work:
-            while idle and waiting:
-                child, task = idle.pop(), waiting.popleft()
-                child.give(task)
-                at_work[child] = task
+            for child in self._idle(at_work, len(waiting)):
+                at_work[child] = waiting.popleft()
+                child.give(at_work[child])
             for child in self._ready(at_work):
                 said = child.receive()
                 if isinstance(said, Progress):
                     hear(at_work[child], said)
                     continue
                 task = at_work.pop(child)
-                idle.append(self._replaced(child) if isinstance(said, Failed) and not said.lives else child)
+                if isinstance(said, Failed) and not said.lives:
+                    self._children.remove(child)
+                    child.end()
                 yield task, failed(task, said.reason) if isinstance(said, Failed) else said.result
+
+    def _idle(self, at_work: Collection[Child], wanted: int) -> list[Child]:
+        """Return at most so many children that have nothing to do, new ones as long as there may be more."""
+        while len(self._children) < min(self._jobs, len(at_work) + wanted):
+            self._children.append(Child(run_pair))
+        return [child for child in self._children if child not in at_work][:wanted]
 
     def _ready(self, at_work: Iterable[Child]) -> list[Child]:
         """Wait until some of the children have something to tell."""
         by_connection = {child.connection: child for child in at_work}
         return [by_connection[connection] for connection in wait(list(by_connection))]  # type: ignore[index]
-
-    def _replaced(self, dead: Child) -> Child:
-        dead.end()
-        self._children.remove(dead)
-        self._children.append(Child(run_pair))
-        return self._children[-1]
 
 
 def failed(task: PairTask, reason: str) -> PairRecord:

@@ -53,10 +53,13 @@ def _known(values: Sequence[float | None]) -> list[float]:
 
 
 def _draw(axes: Axes, label: str, before: list[float], after: list[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     low, high = min([*before, *after]), max([*before, *after])
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1).tolist()
     axes.hist(before, edges, color=_BEFORE)
     axes.hist(after, edges, color=_AFTER, alpha=0.8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(label, fontsize=LETTERS)
     axes.set_ylabel("pairs", fontsize=LETTERS)
     axes.tick_params(labelsize=LETTERS - 1)

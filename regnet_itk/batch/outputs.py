@@ -26,6 +26,9 @@ from regnet_itk.versions import package_versions
 SHOWN = 500
 """Rows of a table in the page, at most; the CSV file has all."""
 
+FAILED_SHOWN = 50
+"""The same of the tables of what failed, above it."""
+
 PICTURES = 6
 """Pictures of the worst pairs in the page."""
 
@@ -135,37 +138,46 @@ def _settings(batch: Batch) -> dict[str, object]:
 
 
 def _tables(batch: Batch, worst: Sequence[Pair]) -> list[Table]:
-    tables = [_pairs_table(batch, worst[:SHOWN]), _failures_table(batch)]
+    done = [pair for pair in worst if _is_done(batch, pair)]
+    others = [pair for pair in worst if not _is_done(batch, pair)]
+    tables = [_reasons_table(batch), _failures_table(batch, others), _pairs_table(batch, done)]
     return [table for table in tables if table.rows]
 
 
+def _is_done(batch: Batch, pair: Pair) -> bool:
+    record = batch.records.get(pair.name)
+    return record is not None and record.status == "done"
+
+
 def _pairs_table(batch: Batch, pairs: Sequence[Pair]) -> Table:
-    rows = [_row(pair, batch.records.get(pair.name)) for pair in pairs]
+    """Return a table of the worst pairs that are done; columns in which nothing stands are left out."""
+    rows = [_row(pair, batch.records[pair.name]) for pair in pairs[:SHOWN]]
     columns = [
-        Column("Pair"), Column("Group"), Column("Status"), Column("Verdict"), Column("Expected error", "mm"),
-        Column("Similarity before"), Column("after"), Column("Made worse by"), Column("Folding", "%"),
-        Column("TRE before", "mm"), Column("TRE after", "mm"), Column("Both ways", "mm"), Column("Time", "s"),
+        Column("Pair"), Column("Group"), Column("Verdict"), Column("Expected error", "mm", digits=2),
+        Column("Similarity before", digits=3), Column("after", digits=3), Column("Made worse by"),
+        Column("Folding", "%"), Column("TRE before", "mm", digits=2), Column("TRE after", "mm", digits=2),
+        Column("Both ways", "mm", digits=2), Column("Time", "s", digits=1),
         Column("What to know"),
     ]  # fmt: skip
-    used = [n for n in range(len(columns)) if n < 3 or any(row[n] not in (None, "") for row in rows)]
-    few = len(pairs) < len(batch.pairs)
+    used = [number for number in range(len(columns)) if any(row[number] not in (None, "") for row in rows)]
     caption = (
-        f"The worst {len(pairs)} of {len(batch.pairs)}; batch.csv has all." if few else "The worst come first."
-    ) + " Failed pairs, then from the worst verdict and the largest expected error on."
-    return Table("Pairs", [columns[n] for n in used], [[row[n] for n in used] for row in rows], caption)
+        f"{_shown_of(len(rows), len(pairs))} From the worst verdict and the largest expected error on. "
+        "A name leads to the pair's picture."
+    )
+    return Table("Registered", [columns[n] for n in used], [[row[n] for n in used] for row in rows], caption)
 
 
-def _row(pair: Pair, record: PairRecord | None) -> list[Cell]:
-    if record is None:
-        return [pair.name, pair.group, "missing", *[None] * 10, ""]
+def _shown_of(shown: int, count: int) -> str:
+    return "The worst come first." if shown == count else f"The worst {shown} of {count}; batch.csv has all."
+
+
+def _row(pair: Pair, record: PairRecord) -> list[Cell]:
     facts = record.facts
     folding = None if facts.folding is None else 100 * facts.folding
-    name = pair.name if record.status == "failed" else Link(pair.name, _leads_to(pair, facts))
-    seconds = round(record.seconds, 1)
     return [
-        name, pair.group, record.status, facts.verdict, facts.expected_error, facts.similarity_before,
-        facts.similarity_after, facts.worse, folding, facts.tre_before, facts.tre_after, facts.inverse_consistency,
-        seconds, record.reason or facts.reasons or facts.warnings,
+        Link(pair.name, _leads_to(pair, facts)), pair.group, facts.verdict, facts.expected_error,
+        facts.similarity_before, facts.similarity_after, facts.worse, folding,
+        facts.tre_before, facts.tre_after, facts.inverse_consistency, record.seconds, facts.reasons or facts.warnings,
     ]  # fmt: skip
 
 
@@ -174,7 +186,7 @@ def _leads_to(pair: Pair, facts: PairFacts) -> str:
     return f"{PAIRS}/{pair.file_name}/{'registration.png' if facts.folding is not None else 'registration.json'}"
 
 
-def _failures_table(batch: Batch) -> Table:
+def _reasons_table(batch: Batch) -> Table:
     """Return the reasons of failures, of which many are the same but for the names of the files."""
     kinds: Counter[str] = Counter()
     examples: dict[str, tuple[str, str]] = {}
@@ -182,8 +194,19 @@ def _failures_table(batch: Batch) -> Table:
         kind = re.sub(r"'[^']*'", "'..'", reason)
         kinds[kind] += 1
         examples.setdefault(kind, (pair.name, reason))
-    rows: list[list[Cell]] = [[count, *examples[kind]] for kind, count in kinds.most_common(SHOWN)]
-    return Table("Why pairs failed", [Column("Pairs"), Column("For example"), Column("Reason")], rows)
+    rows: list[list[Cell]] = [[count, *examples[kind]] for kind, count in kinds.most_common(FAILED_SHOWN)]
+    columns = [Column("Pairs"), Column("For example"), Column("Reason there")]
+    return Table("Why pairs failed", columns, rows if len(kinds) < len(batch.failed) else [])
+
+
+def _failures_table(batch: Batch, pairs: Sequence[Pair]) -> Table:
+    """Return the pairs that failed or are missing."""
+    rows: list[list[Cell]] = []
+    for pair in pairs[:FAILED_SHOWN]:
+        record = batch.records.get(pair.name)
+        rows.append([pair.name, pair.group, record.reason if record else "not registered yet, or changed since"])
+    caption = "" if len(rows) == len(pairs) else f"{len(rows)} of {len(pairs)}; batch.csv has all."
+    return Table("Failed or missing", [Column("Pair"), Column("Group"), Column("Why")], rows, caption)
 
 
 def _distributions(batch: Batch) -> list[Figure]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from regnet_itk.batch.facts import PairFacts
 from regnet_itk.digests import digest_file, state_of
@@ -88,6 +88,10 @@ class PairRecord:
     seconds: float = 0.0
     facts: PairFacts = field(default_factory=PairFacts)
 
+    def without_marks(self) -> PairRecord:
+        """Return the record without what only tells whether it still holds: of many thousands, it takes most memory."""
+        return replace(self, inputs={}, result=None)
+
     def write(self, folder: Path) -> None:
         """Write the record into a pair's folder, which is created if needed, whole or not at all.
 
@@ -115,18 +119,18 @@ class PairRecord:
 
 def _is_sound(record: PairRecord) -> bool:
     """Say whether all is of its type."""
-    facts = asdict(record.facts)
-    texts = [
-        record.settings,
-        record.reason,
-        *(facts.pop(name) for name in ("verdict", "reasons", "stages", "worse", "warnings")),
-    ]
-    marks: list[Any] = [*record.inputs.values(), *([record.result] if record.result else [])]
-    texts += [text for mark in marks for text in (mark.state, mark.digest)]
-    numbers = [record.seconds, *(value for value in facts.values() if value is not None)]
+    facts = record.facts
+    texts = [record.settings, record.reason, facts.verdict, facts.reasons, facts.stages, facts.worse, facts.warnings]
+    for mark in (*record.inputs.values(), *([record.result] if record.result else [])):
+        texts += [mark.state, mark.digest]
+    numbers = [
+        facts.similarity_before, facts.similarity_after, facts.folding, facts.tre_before, facts.tre_after,
+        facts.inverse_consistency, facts.expected_error,
+    ]  # fmt: skip
     return (
         record.status in _STATUSES
         and (record.result is not None or record.status != "done")
         and all(isinstance(text, str) for text in texts)
-        and all(isinstance(number, int | float) for number in numbers)
+        and all(number is None or isinstance(number, int | float) for number in numbers)
+        and isinstance(record.seconds, int | float)
     )

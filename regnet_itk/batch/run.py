@@ -145,7 +145,7 @@ def _run_all(tasks: Sequence[PairTask], engine: Engine, watch: _Watch) -> dict[s
             if record is None:
                 busy.append(task)
             else:
-                records[task.pair.name] = record
+                records[task.pair.name] = record.without_marks()
             watch.ended(task, record)
         if busy:
             watch.tell(f"waiting for {len(busy)} that others work on")
@@ -171,7 +171,7 @@ def _read_many(read: Callable[[PairTask], PairRecord | None], tasks: Sequence[Pa
     """Read records; of those that are there, by the names of the pairs."""
     with ThreadPoolExecutor(_READERS) as readers:
         found = zip(tasks, readers.map(read, tasks), strict=True)
-        return {task.pair.name: record for task, record in found if record is not None}
+        return {task.pair.name: record.without_marks() for task, record in found if record is not None}
 
 
 @dataclass

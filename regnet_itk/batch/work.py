@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from regnet_itk.batch.records import FileMark, PairRecord
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.child_processes import failure_of
 from regnet_itk.elastix_results import ElastixResult
+from regnet_itk.errors import OutputError
 from regnet_itk.events import Events, Progress
 from regnet_itk.pairs import Pair
 from regnet_itk.registration import register
@@ -118,8 +118,11 @@ def run_pair(task: PairTask, events: Events) -> PairRecord | None:
             return None
         with claim:
             settings = task.settings.fingerprint()
+            kept = task.find_finished(settings, FileMark.seems_same)
+            if kept is not None:  # finished meanwhile
+                return kept
             kept = task.find_finished(settings, FileMark.is_same)
-            if kept is not None:  # finished meanwhile, or copied: what it looks like now is remembered
+            if kept is not None:  # its files were copied: what they look like now is remembered
                 mark = FileMark.of(task.folder / RUN_RECORD)
                 record = replace(kept, inputs=task.mark_inputs(), result=mark)
                 record.write(task.folder)
@@ -131,6 +134,9 @@ def _run(task: PairTask, settings: str, claim: Claim, events: Events) -> PairRec
     started = time.perf_counter()
     try:
         _begin(task, settings)
+    except (OutputError, OSError) as error:  # of which nothing is written into a folder that is not ours
+        return PairRecord("failed", settings, reason=failure_of(error))
+    try:
         inputs = task.mark_inputs()  # before they are read: what changes from now on makes it another pair
         result, log = _register(task, events)
         if not claim.holds():
@@ -142,8 +148,7 @@ def _run(task: PairTask, settings: str, claim: Claim, events: Events) -> PairRec
         seconds = time.perf_counter() - started
         record = PairRecord("done", settings, inputs, mark, seconds=seconds, facts=PairFacts.of(result))
     except Exception as error:  # one pair must not stop the others
-        reason = _reason(error)
-        record = PairRecord("failed", settings, reason=reason, seconds=time.perf_counter() - started)
+        record = PairRecord("failed", settings, reason=failure_of(error), seconds=time.perf_counter() - started)
     if not claim.holds():
         return None
     record.write(task.folder)
@@ -166,8 +171,7 @@ def _register(task: PairTask, events: Events) -> tuple[RegistrationResult | Elas
     settings, pair = task.settings, task.pair
     bound_resampling(settings.threads)
     log = RunLog(_Unseen())
-    with ExitStack() as stack:
-        stack.enter_context(heard_by(log))
+    with heard_by(log):
         result = register(
             pair.fixed, pair.moving, settings.stages,
             fixed_mask=pair.fixed_mask, moving_mask=pair.moving_mask,
@@ -199,9 +203,3 @@ class _Share(RegistrationEvents):
         """Pass it on as a share of the whole."""
         share = min(1.0, (now.number + now.fraction) / self._stages)
         self._events.progress(Progress(share, f"{now.name}: {now.text}"))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, MemoryError) and error.filename:
-        return f"'{error.filename}': {error.strerror}"
-    return failure_of(error)

@@ -12,6 +12,7 @@ from regnet_itk.cli import options
 from regnet_itk.cli.flags import name_flags
 from regnet_itk.cli.main import FAILED, StrictCommand
 from regnet_itk.cli.screen import Screen
+from regnet_itk.errors import InterruptedRunError
 
 if TYPE_CHECKING:
     from regnet_itk.batch.engines import Engine
@@ -96,8 +97,10 @@ def command(
     from regnet_itk.outputs import check_writable
     from regnet_itk.run_log import heard_by
     from regnet_itk.threads import share_of_threads
+    from regnet_itk.transforms.elastix_keys import check_nameable
 
     chosen = find_part(os.environ) if part is None else None if part == _NO_PART else Part.parse(part)
+    check_nameable(out)
     BATCH_FILES.check(out, [pairs])
     check_writable(out)
     engine = _engine(scheduler, scheduler_settings, jobs)
@@ -107,7 +110,10 @@ def command(
     plan = plan_batch(source.pairs if chosen is None else chosen.of(source.pairs), out, settings, source.export)
     shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
-        batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+        try:
+            batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+        except KeyboardInterrupt:
+            raise InterruptedRunError("interrupted; finished pairs are kept, and the same command goes on") from None
         if chosen is None:
             write_batch(batch, out, title)
             shown.say(f"written to {out}; see {out / 'batch.html'}")

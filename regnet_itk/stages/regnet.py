@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regnet_itk.data.image import Image
-from regnet_itk.digests import digest_file, digest_text
+from regnet_itk.digests import digest_kept_file, digest_text
 from regnet_itk.networks.suitability import (
     capture_range_reached,
     coarse_voxels,
@@ -161,7 +161,7 @@ class RegNetStage(Stage):
         ModelError
             If there is no such model.
         """
-        return digest_text([*self._described(), digest_file(self._model_file())])
+        return digest_text([*self._described(), digest_kept_file(self._model_file())])
 
     def _predictor(self, model: Model, options: RunOptions) -> Predictor:
         from regnet_itk.networks.inference import InferenceOptions, Predictor

@@ -102,6 +102,23 @@ def test_one_that_was_taken_for_dead_learns_it(tmp_path, monkeypatch):
     assert take_claim(tmp_path, "a") is None
 
 
+def test_a_claim_that_comes_in_the_place_of_a_dead_one_is_seen(tmp_path, monkeypatch):
+    """Somebody looks at a dead claim, is slow, and meanwhile it is taken over, released, and taken anew."""
+    leave_claim(tmp_path)
+    create, others = claims._create, []
+
+    def slowly(path):
+        monkeypatch.setattr(claims, "_create", create)
+        take_claim(tmp_path, "a").release()
+        others.append(take_claim(tmp_path, "a"))
+        return create(path)
+
+    monkeypatch.setattr(claims, "_create", slowly)
+    assert take_claim(tmp_path, "a") is None
+    assert [file.name for file in tmp_path.iterdir()] == ["a~1.claim"]
+    assert others[0].holds()
+
+
 def _contend(folder, number, seconds, locks):
     """Claim again and again; while the claim is held, nobody else may be in the room. Some die in it."""
     if not locks:

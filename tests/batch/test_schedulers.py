@@ -6,12 +6,13 @@ import importlib
 import os
 import subprocess
 import sys
-import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from batch_program import wait_for
 from command import call
 from shifted_pairs import TRUE, make_pairs, runs, shift
 
@@ -37,13 +38,6 @@ def program(*words):
     paths = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "distributed.cli." + words[0], *map(str, words[1:])]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
-
-
-def wait_for(what, seconds=60):
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
 
 
 def start_worker(folder):
@@ -140,6 +134,11 @@ def queue(monkeypatch):
             asked.setdefault("jobs", jobs)
             super().scale(jobs if jobs is not None else n)
 
+        def new_worker_spec(self):
+            if asked["queue"] == "closed":
+                raise RuntimeError("sbatch: error:\nthe queue is closed")
+            return super().new_worker_spec()
+
     module = ModuleType("dask_jobqueue")
     module.SLURMCluster = Cluster
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
@@ -155,6 +154,40 @@ def test_a_queue_is_asked_for_what_the_settings_say(queue, pairs, tmp_path):
         "queue": "short", "cores": 4, "memory": "8GB", "processes": 1, "jobs": 2,
         "worker_extra_args": ["--x", "--nthreads", "1"],
     }  # fmt: skip
+
+
+def test_kubernetes_is_asked_for_what_the_settings_say(monkeypatch, pairs, tmp_path):
+    asked = {}
+
+    class Cluster(distributed.LocalCluster):
+        def __init__(self, **settings):
+            asked.update(settings)
+            super().__init__(n_workers=settings["n_workers"], threads_per_worker=1, dashboard_address=None)
+
+    module = ModuleType("dask_kubernetes.operator")
+    module.KubeCluster = Cluster
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", ModuleType("dask_kubernetes"))
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", module)
+    (tmp_path / "pods.toml").write_text('image = "registry/regnet"\n[resources.requests]\nmemory = "8Gi"\n')
+    engine = dask_engine.DaskEngine("kubernetes", 1, tmp_path / "pods.toml")
+    missing = [replace(pair, moving=tmp_path / "gone.mha") for pair in pairs]
+    assert len(run_batch(plan_batch(missing, tmp_path / "out"), engine).failed) == 2
+    assert asked == {"n_workers": 1, "image": "registry/regnet", "resources": {"requests": {"memory": "8Gi"}}}
+
+
+def test_a_scheduler_that_forgets_its_tasks_ends_the_batch_in_one_line(pairs, tmp_path):
+    [task, _] = plan_batch(pairs, tmp_path / "out").tasks
+    future = Future()
+    future.cancel()
+    with pytest.raises(RegistrationError, match="finished pairs are kept, and the same command goes on"):
+        dask_engine._found(future, task)
+
+
+def test_a_queue_that_refuses(queue, tmp_path):
+    (tmp_path / "slurm.toml").write_text('queue = "closed"\n')
+    told = "the scheduler 'slurm' cannot be used: RuntimeError: sbatch: error: the queue is closed"
+    with pytest.raises(RegistrationError, match=told):
+        dask_engine.DaskEngine("slurm", 1, tmp_path / "slurm.toml").__enter__()
 
 
 # What cannot be

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.batch.sources import SourceOptions, read_source
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
-from regnet_itk.errors import ImageError, ParameterError
+from regnet_itk.errors import ImageError, OutputError, ParameterError
 
 
 def scan(shift=(0.0, 0.0, 0.0), seed=0):
@@ -120,6 +121,17 @@ def test_the_derivatives(data_set, tmp_path):
     assert description["DatasetType"] == "derivative"
     assert description["DatasetLinks"]["raw"] == data_set.as_uri()
     assert (out / ".bidsignore").read_text().splitlines() == ["/pairs/", "/claims/", "/batch.*"]
+
+
+def test_another_data_set_is_not_written_to(data_set, tmp_path):
+    shutil.copytree(data_set, tmp_path / "raw")
+    for out in (tmp_path / "raw", data_set):
+        with pytest.raises(OutputError, match=r"is another data set: give .* such as '.*derivatives/regnet-itk'"):
+            read_source(tmp_path / "raw", out)
+        assert "a test" in (out / "dataset_description.json").read_text()
+    (tmp_path / "raw" / "dataset_description.json").unlink()
+    with pytest.raises(OutputError, match="is another data set"):
+        read_source(tmp_path / "raw", tmp_path / "raw")
 
 
 # Series

@@ -2,9 +2,9 @@
 
 Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
-image), points.txt (landmarks of the fixed image), moving_points.txt, and run/, the output of a registration by an
-affine and a RegNet stage. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test or
-```python no-test.
+image), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of one pair), and run/, the
+output of a registration by an affine and a RegNet stage. The stage `affine` is a quick one. A block that cannot run
+here begins with ```sh no-test or ```python no-test.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def material(tmp_path_factory):
         NumberOfResolutions=1, ImagePyramidSchedule=[4, 4, 4], MaximumNumberOfIterations=60
     )
     (folder / "affine.txt").write_text(quick.to_text())
+    (folder / "pairs.csv").write_text("fixed,moving,fixed_mask\nfixed.mha,moving.mha,fixed_mask.mha\n")
     arguments = ("-f", folder / "fixed.mha", "-m", folder / "moving.mha", "-fMask", folder / "fixed_mask.mha")
     stages = ("-p", folder / "affine.txt", "-p", "regnet_multistage")
     assert call("run", *arguments, *stages, "-threads", 1, "-loglevel", "off", "-out", folder / "run") == 0

@@ -67,6 +67,14 @@ def test_the_reference_has_every_public_name(site):
     assert listed == set(regnet_itk.__all__)
 
 
+def test_every_heading_of_a_page_is_one_on_the_site(site):
+    for page in (ROOT / "docs").glob("*.md"):
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        shown = re.findall(r"<h2 id=", (site / f"{page.stem}.html").read_text(encoding="utf-8"))
+        if page.stem != "reference":  # whose names are headings too
+            assert len(shown) == len(re.findall(r"^## ", text, flags=re.MULTILINE)), page.name
+
+
 def test_the_readme_is_the_first_page_and_every_page_is_in_the_menu(site):
     first = (site / "index.html").read_text(encoding="utf-8")
     assert "What do you want to do?" in first

@@ -29,10 +29,13 @@ from regnet_itk.data.suffixes import (
     NIFTI_SUFFIXES,
     PARAMETER_SUFFIXES,
 )
-from regnet_itk.dicom.files import DEFORMABLE, REGISTRATION, read_dataset, sop_class
-from regnet_itk.errors import ImageError, ParameterError, PointsError, TransformError, did_you_mean
+from regnet_itk.dicom.files import DEFORMABLE, DOSE, REGISTRATION, STRUCTURES, read_dataset, sop_class
+from regnet_itk.errors import DicomError, ImageError, ParameterError, PointsError, TransformError, did_you_mean
 from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.radiotherapy.dose import read_dose
+from regnet_itk.radiotherapy.shapes import stack_planes
+from regnet_itk.radiotherapy.structures import read_structures
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.registry import check_parameter_map, find_stage
 from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
@@ -366,9 +369,34 @@ def _registration(path: Path, like: Grid | None) -> Inspection:
     return _with_chain(Inspection(str(path), kind, facts, parts), chain, like)
 
 
+def _dose(path: Path, like: Grid | None) -> Inspection:
+    dose = read_dose(path)
+    facts = {"unit": "Gy", "frame": FRAME, **_dicom_facts(dose.header), **dose.image.grid.to_dict()}
+    facts |= {"highest": float(dose.image.array.max()), "sum_of": str(dose.header.get("DoseSummationType", ""))}
+    return Inspection(str(path), "DICOM dose", facts)
+
+
+def _structures(path: Path, like: Grid | None) -> Inspection:
+    found = read_structures(path)
+    facts = {**_dicom_facts(found.header), "frame_of_reference": found.frame_of_reference, "frame": FRAME}
+    facts["structures"] = {}
+    warnings = []
+    for structure in found.structures:
+        try:
+            stack = stack_planes(structure, like.spacing[2] if like is not None else None)
+            volume = "no volume" if stack is None else f"{stack.volume() / 1000:.2f} cm3"
+        except DicomError as error:
+            volume = "volume unknown"
+            warnings.append(str(error).partition(";")[0])
+        facts["structures"][structure.name] = f"{len(structure.contours)} contours, {volume}"
+    return Inspection(str(path), "DICOM structures", facts, warnings=tuple(warnings))
+
+
 _DICOM_KINDS: Mapping[str, Callable[[Path, Grid | None], Inspection]] = {
     REGISTRATION: _registration,
     DEFORMABLE: _registration,
+    DOSE: _dose,
+    STRUCTURES: _structures,
 }
 
 

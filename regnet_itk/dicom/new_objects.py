@@ -83,6 +83,7 @@ def claim(dataset: Dataset, fixed: Series) -> None:
     dataset.Manufacturer = dataset.ManufacturerModelName = NAME
     dataset.DeviceSerialNumber = "0"
     dataset.SoftwareVersions = version(NAME)
+    dataset.OperatorsName = None
     dataset.InstanceNumber = 1
     dataset.SOPInstanceUID = new_uid()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regnet_itk.data.dicom_folders import list_dicom_series
-from regnet_itk.data.grid import FloatArray
+from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.dicom.files import check_same_patient, read_dataset
 from regnet_itk.errors import DicomError
 
@@ -48,6 +48,21 @@ class Series:
         """CT, MR, PT .."""
         return str(self.first.get("Modality", ""))
 
+    def grid(self) -> Grid:
+        """Return where the voxels lie, by the headers of the first and the last slice."""
+        along_x, along_y = np.asarray(self.first.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        first, last = (np.asarray(self.headers[k].ImagePositionPatient, dtype=float) for k in (0, -1))
+        count = len(self.headers)
+        between_rows, between_columns = (float(v) for v in self.first.PixelSpacing)
+        normal = np.cross(along_x, along_y)
+        step = (
+            float((last - first) @ normal) / (count - 1) if count > 1 else float(self.first.get("SliceThickness") or 1)
+        )
+        return Grid(
+            (int(self.first.Columns), int(self.first.Rows), count), (between_columns, between_rows, abs(step)),
+            tuple(first), np.stack([along_x, along_y, np.sign(step) * normal], axis=1),  # type: ignore[arg-type]
+        )  # fmt: skip
+
     def find_slice(self, point: FloatArray, tolerance: float) -> Dataset | None:
         """Return the header of the slice whose plane a point (mm, LPS) lies in, to a tolerance in mm."""
         axes = np.asarray(self.first.ImageOrientationPatient, dtype=float)
@@ -75,7 +90,7 @@ def read_series(folder: str | Path, role: str) -> Series:
     what = f"the {role} '{folder}'"
     headers = tuple(read_dataset(file, role, pixels=False) for file in list_dicom_series(Path(folder), role))
     for keyword in ("FrameOfReferenceUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
-                    "ImagePositionPatient", "ImageOrientationPatient"):  # fmt: skip
+                    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):  # fmt: skip
         if any(not header.get(keyword) for header in headers):
             raise DicomError(f"{what} has slices without {keyword}, so that nothing can refer to it; give another one")
     return Series(headers, what)
@@ -120,6 +135,21 @@ def check_in_moving_frame(frame: str, what: str, fixed: Series, moving: Series |
         raise DicomError(
             f"{what} lies in the frame of reference of {fixed.what} already; if both scans have the same frame, give "
             "the moving one with `moving_series`, else the one that belongs to the moving image"
+        )
+
+
+def check_fixed_grid(grid: Grid, fixed: Series) -> None:
+    """Refuse a series that a transform's fixed image does not lie in.
+
+    Raises
+    ------
+    DicomError
+    """
+    if not fixed.grid().contains(grid.lattice(12)).any():
+        at, there = (" ".join(f"{v:.0f}" for v in each.centre()) for each in (grid, fixed.grid()))
+        raise DicomError(
+            f"the transform's fixed image lies around ({at}) mm and {fixed.what} around ({there}) mm; give the series "
+            "that was registered as the fixed image"
         )
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,9 +195,7 @@ def _right_handed(field: DisplacementField) -> DisplacementField | None:
         return None
     if np.linalg.det(direction) > 0:
         return field
-    last = tuple(field.grid.index_to_point([0, 0, field.grid.size[2] - 1]))
-    turned = direction * np.array([1.0, 1.0, -1.0])
-    return DisplacementField(field.vectors[::-1], replace(field.grid, origin=last, direction=turned))
+    return DisplacementField(field.vectors[::-1], field.grid.backwards())
 
 
 def _homogeneous(matrix: MatrixTransform) -> FloatArray:

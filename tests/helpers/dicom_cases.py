@@ -13,6 +13,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
+from skimage import measure
 
 from regnet_itk.data.image import Image
 
@@ -138,3 +139,93 @@ def registered_to_source(path, points):
 
 def empty_image(grid):
     return Image(np.zeros(grid.shape, np.int16), grid)
+
+
+# Radiotherapy: a dose and structures of the moving scan
+
+DOSE_CLASS, STRUCTURE_CLASS = "1.2.840.10008.5.1.4.1.1.481.2", "1.2.840.10008.5.1.4.1.1.481.3"
+
+
+def write_dose(image, path, side="moving", patient="P1", **changes):
+    """Write Gy as a treatment planning system does: 16 bits, offsets from the first plane."""
+    made = dataset(side, DOSE_CLASS, ROOT + "5.1", "RTDOSE", patient)
+    grid, scaling = image.grid, float(f"{max(image.array.max(), 1e-3) / 60000:.9g}")
+    made.Laterality, made.SeriesDescription = "", "Plan 1"
+    made.ImagePositionPatient = ds(grid.origin)
+    made.ImageOrientationPatient = ds(grid.direction_matrix[:, :2].T)
+    made.PixelSpacing, made.SliceThickness = ds([grid.spacing[1], grid.spacing[0]]), ds([grid.spacing[2]])[0]
+    made.NumberOfFrames, made.Rows, made.Columns = grid.shape
+    made.FrameIncrementPointer = 0x3004000C
+    made.GridFrameOffsetVector = ds(np.arange(grid.size[2]) * grid.spacing[2])
+    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+    made.BitsAllocated = made.BitsStored = 16
+    made.HighBit, made.PixelRepresentation = 15, 0
+    made.DoseUnits, made.DoseType, made.DoseSummationType = "GY", "PHYSICAL", "PLAN"
+    made.DoseGridScaling = ds([scaling])[0]
+    plan = Dataset()
+    plan.ReferencedSOPClassUID, plan.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.5", ROOT + "6.1"
+    made.ReferencedRTPlanSequence = [plan]
+    made.PixelData = np.rint(image.array / scaling).astype("<u2").tobytes()
+    for keyword, value in changes.items():
+        setattr(made, keyword, value)
+    return save(made, path)
+
+
+def raw_dose(path):
+    """Return the Gy (z, y, x) of a file, and the points of its voxels, by pydicom's values alone."""
+    read = pydicom.dcmread(path)
+    gray = read.pixel_array * float(read.DoseGridScaling)
+    row, column = np.array(read.ImageOrientationPatient, float).reshape(2, 3)
+    down, along = (float(v) for v in read.PixelSpacing)
+    normal = np.cross(row, column)
+    offsets = np.array(read.GridFrameOffsetVector, float) - float(read.GridFrameOffsetVector[0])
+    z, y, x = np.meshgrid(*(np.arange(n) for n in gray.shape), indexing="ij")
+    first = np.array(read.ImagePositionPatient, float)
+    return gray, first + x[..., None] * along * row + y[..., None] * down * column + offsets[z][..., None] * normal
+
+
+def write_structures(structures, path, grid, side="moving", patient="P1", frames=None, **changes):
+    """Write structures (name, colour, contours of (kind, points)), each contour with the slice it lies in."""
+    made = dataset(side, STRUCTURE_CLASS, ROOT + "7.1", "RTSTRUCT", patient)
+    made.StructureSetLabel, made.StructureSetDate, made.StructureSetTime = "PLANNING", "20260103", "120000"
+    made.ApprovalStatus, made.ReviewDate, made.ReviewTime, made.ReviewerName = "APPROVED", "20260104", "1200", "Doc"
+    images = [Dataset() for _ in range(grid.size[2])]
+    for z, image in enumerate(images):
+        image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = CT, f"{SERIES[side]}.{z + 1}"
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID, series.ContourImageSequence = SERIES[side], images
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = "1.2.840.10008.3.1.2.3.1", STUDIES[side]
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = FRAMES[side], [study]
+    made.ReferencedFrameOfReferenceSequence = [frame]
+    made.StructureSetROISequence, made.ROIContourSequence, made.RTROIObservationsSequence = [], [], []
+    for number, (name, colour, contours) in enumerate(structures, start=1):
+        roi, drawn, observed = Dataset(), Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, roi.ROIGenerationAlgorithm = number, name, "MANUAL"
+        roi.ReferencedFrameOfReferenceUID = (frames or {}).get(name, FRAMES[side])
+        drawn.ROIDisplayColor, drawn.ReferencedROINumber, drawn.ContourSequence = colour, number, []
+        for kind, points in contours:
+            item = Dataset()
+            z = int(np.clip(round(grid.point_to_index(np.mean(points, axis=0))[2]), 0, len(images) - 1))
+            item.ContourImageSequence = [images[z]]
+            item.ContourGeometricType, item.NumberOfContourPoints = kind, len(points)
+            item.ContourData = [f"{v:.3f}" for v in np.ravel(points)]
+            drawn.ContourSequence.append(item)
+        observed.ObservationNumber, observed.ReferencedROINumber = number, number
+        observed.RTROIInterpretedType, observed.ROIInterpreter = "ORGAN", ""
+        made.StructureSetROISequence.append(roi)
+        made.ROIContourSequence.append(drawn)
+        made.RTROIObservationsSequence.append(observed)
+    for keyword, value in changes.items():
+        setattr(made, keyword, value)
+    return save(made, path)
+
+
+def outlines(mask):
+    """Return the contours of a mask on its slices, as (kind, points)."""
+    found = []
+    for z, plane in enumerate(np.pad(mask.array.astype(float), ((0, 0), (1, 1), (1, 1)))):
+        for line in measure.find_contours(plane, 0.5):
+            index = np.column_stack([line[:-1, 1] - 1, line[:-1, 0] - 1, np.full(len(line) - 1, z)])
+            found.append(("CLOSED_PLANAR", mask.grid.index_to_point(index)))
+    return found

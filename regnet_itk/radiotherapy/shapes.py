@@ -136,12 +136,17 @@ def _plane_distance(name: str, heights: FloatArray, distance: float | None) -> f
     return distance
 
 
+def enclosed_area(outline: FloatArray) -> float:
+    """Return the area in a closed line (n, 2) that does not cross itself."""
+    x, y = (outline - outline[0]).T
+    return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+
+
 def _area(outlines: Sequence[FloatArray]) -> float:
     """Return the area that is enclosed an odd number of times, of contours that do not cross."""
     total = 0.0
     for i, outline in enumerate(outlines):
-        x, y = (outline - outline[0]).T
-        area = 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+        area = enclosed_area(outline)
         inside = sum(bool(points_in_poly(outline[:1], other)[0]) for j, other in enumerate(outlines) if j != i)
         total += -area if inside % 2 else area
     return total

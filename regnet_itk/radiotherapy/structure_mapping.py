@@ -13,17 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import approximate_polygon, find_contours
+from scipy import ndimage
+from skimage.measure import find_contours
 
 from regnet_itk.data.grid import Box, FloatArray, Grid
 from regnet_itk.data.image import Image, bounding_box
-from regnet_itk.radiotherapy.shapes import Shape, make_shape, stack_planes
+from regnet_itk.radiotherapy.shapes import Shape, enclosed_area, make_shape, stack_planes
 from regnet_itk.radiotherapy.structures import CLOSED, OPEN, POINT, Contour, Structure
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.inverse import invert_points
 from regnet_itk.transforms.point_mapping import NO_INVERSE
 
 _PIXEL = 1.0  # mm; the largest in which new contours are drawn
+_NEAR = 1.5  # pixels; so near to an outline the values of the next pixels are, wherever the outline is
 _COARSE = 6.0  # mm; where a structure may be is looked for in such steps
 _REACH = 15.0  # mm; around a structure
 _LEAST_AREA = 0.25  # mm2
@@ -66,9 +68,9 @@ class StructureMapper:
 
     def __init__(self, chain: TransformChain, grid: Grid, plane_distance: float | None = None) -> None:
         self._chain, self._grid, self._plane_distance = chain, grid, plane_distance
+        self._sampler = chain.sampler()
         self._coarse = grid.with_spacing([max(_COARSE, s) for s in grid.spacing])
-        points = self._coarse.points()
-        self._mapped = chain.map_points(points)
+        self._mapped = self._sampler.map_points(self._coarse.points())
 
     def map(self, structure: Structure) -> MappedStructure:
         """Carry a structure over; warnings tell what of it is lost.
@@ -120,16 +122,28 @@ class StructureMapper:
         box = self._box(shape)
         if box is None:
             return contours, Image(mask, self._grid)
-        parts = [1 + 2 * int(np.ceil((s / _PIXEL - 1) / 2 - 1e-6)) if s > _PIXEL else 1 for s in self._grid.spacing[:2]]
-        middle = [n // 2 for n in parts]  # of an odd number of parts, one has the voxel's centre
         for z in range(box[0].start, box[0].stop):
             plane = self._grid.part((slice(z, z + 1), *box[1:]))
-            sx, sy, sz = plane.spacing
-            fine = plane.with_spacing((sx / parts[0], sy / parts[1], sz))
-            values = shape.at(self._chain.map_points(fine.points()))[0]
-            mask[z, box[1], box[2]] = values[middle[1] :: parts[1], middle[0] :: parts[0]] <= 0
-            contours += [Contour(points, kind) for points in _outlines(values, fine)]
+            values = shape.at(self._sampler.map_points(plane.points()))[0]
+            mask[z, box[1], box[2]] = values <= 0
+            finer, fine = self._refined(shape, values, plane)
+            contours += [Contour(points, kind) for points in _outlines(finer, fine)]
         return contours, Image(mask, self._grid)
+
+    def _refined(
+        self, shape: Shape, values: npt.NDArray[np.float32], plane: Grid
+    ) -> tuple[npt.NDArray[np.float32], Grid]:
+        """Return the values of a plane on pixels no larger than `_PIXEL`, exact where an outline may be."""
+        sx, sy, sz = plane.spacing
+        nx, ny = (max(1, int(np.ceil(s / _PIXEL - 1e-6))) for s in (sx, sy))
+        fine = plane.with_spacing((sx / nx, sy / ny, sz))
+        if nx == ny == 1:
+            return values, plane
+        index = plane.point_to_index(fine.points()[0])
+        finer = ndimage.map_coordinates(values, [index[..., 1], index[..., 0]], order=1, mode="nearest")
+        near = np.abs(finer) < _NEAR * max(sx, sy)
+        finer[near] = shape.at(self._sampler.map_points(fine.index_to_point(_indices(near))))
+        return finer, fine
 
     def _box(self, shape: Shape) -> Box | None:
         """Return the part of the fixed grid that T maps to the neighbourhood of a solid."""
@@ -150,6 +164,12 @@ class StructureMapper:
         return any(bool(array.take(end, axis=axis).any()) for axis in range(3) for end in (0, -1))
 
 
+def _indices(chosen: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the indices (n, 3), x first, of the chosen pixels of a plane."""
+    y, x = np.nonzero(chosen)
+    return np.stack([x, y, np.zeros_like(x)], axis=1).astype(float)
+
+
 def _with(structure: Structure, contours: list[Contour]) -> Structure:
     return Structure(structure.number, structure.name, structure.colour, tuple(contours))
 
@@ -158,11 +178,21 @@ def _outlines(values: npt.NDArray[np.float32], plane: Grid) -> Iterator[FloatArr
     """Give the closed lines, in mm, around what is negative on a plane."""
     padded = np.pad(values, 1, constant_values=max(1.0, float(values.max())))
     for line in find_contours(padded, 0.0):
-        rows, columns = approximate_polygon(line - 1, _STRAIGHT / max(plane.spacing[:2])).T
-        index = np.stack([columns, rows, np.zeros(len(rows))], axis=1)[:-1]  # the last point is the first one again
-        if len(index) < 3:
-            continue
-        x, y = index[:, 0], index[:, 1]
-        area = 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) * plane.spacing[0] * plane.spacing[1]
-        if area >= _LEAST_AREA:
+        outline = _thinned((line[:-1, ::-1] - 1) * plane.spacing[:2])  # the last point is the first one again
+        if len(outline) > 2 and enclosed_area(outline) >= _LEAST_AREA:
+            index = np.column_stack([outline / plane.spacing[:2], np.zeros(len(outline))])
             yield plane.index_to_point(index)
+
+
+def _thinned(outline: FloatArray) -> FloatArray:
+    """Return a closed line (n, 2) without points that lie on the straight line between their neighbours."""
+    while len(outline) > 8:
+        before, after = np.roll(outline, 1, axis=0), np.roll(outline, -1, axis=0)
+        along, beside = after - before, outline - before
+        off = np.abs(along[:, 0] * beside[:, 1] - along[:, 1] * beside[:, 0])
+        needless = off <= _STRAIGHT * np.linalg.norm(along, axis=1)
+        needless[::2] = False  # never two neighbours at once
+        if not needless.any():
+            break
+        outline = outline[~needless]
+    return outline

@@ -78,7 +78,7 @@ class StructureSet:
     frame_of_reference : str
         UID of the frame in which they all lie.
     header : Dataset
-        All that the file says.
+        All that the file says beside the contours.
     what : str
         What to call it in a message.
     """
@@ -117,6 +117,8 @@ def read_structures(path: str | Path) -> StructureSet:
         frames = {str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in named.values()}
     except (AttributeError, ValueError, TypeError) as error:
         raise DicomError(f"{what} are damaged: {error}") from None
+    if "ROIContourSequence" in dataset:
+        del dataset.ROIContourSequence
     if not structures:
         raise DicomError(f"{what} hold no structure")
     if len(frames) > 1 or "" in frames:

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
 from skimage import measure
 
+from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 
 ROOT = "1.2.826.0.1.3680043.8.498."
@@ -229,3 +230,37 @@ def outlines(mask):
             index = np.column_stack([line[:-1, 1] - 1, line[:-1, 0] - 1, np.full(len(line) - 1, z)])
             found.append(("CLOSED_PLANAR", mask.grid.index_to_point(index)))
     return found
+
+
+# A patient whose motion is known
+
+
+def planned_dose(points, centre):
+    """60 Gy around a centre in the moving scan, falling off at 25 mm within a centimetre, in Gy."""
+    return 60 / (1 + np.exp((np.linalg.norm(points - centre, axis=-1) - 25) / 3))
+
+
+def tumour_centre(phantom):
+    """A place of the moving scan in the lower lung, where breathing moves it most."""
+    low = np.argsort(phantom.moving_landmarks[:, 2])
+    return phantom.moving_landmarks[low[len(low) // 8]]
+
+
+STILL = np.eye(3)
+
+
+def write_patient(phantom, folder, rotation=STILL, shift=(0.0, 0.0, 0.0)):
+    """Write fixed_series, moving_series, and dose.dcm and structures.dcm of the moving scan, in a turned space."""
+    centre = rotation @ tumour_centre(phantom) + shift
+    for side in ("fixed", "moving"):
+        image = turned(getattr(phantom, side), rotation, shift)
+        write_series(image, folder / f"{side}_series", side, SeriesDescription=f"{side} CT")
+    grid = Grid((46, 46, 46), (3.0, 3.0, 3.0), tuple(centre - 70.0))
+    write_dose(Image(planned_dose(grid.points(), centre), grid), folder / "dose.dcm")
+    lungs = turned(phantom.moving_mask, rotation, shift)
+    fine = lungs.grid.with_spacing((0.5, 0.5, lungs.grid.spacing[2]))
+    tumour = Image(np.linalg.norm(fine.points() - centre, axis=-1) < 18.0, fine)
+    structures = [("Lungs", [80, 170, 230], outlines(lungs)), ("Tumour", [230, 60, 40], outlines(tumour)),
+                  ("Isocentre", [250, 220, 60], [("POINT", centre[None])])]  # fmt: skip
+    write_structures(structures, folder / "structures.dcm", lungs.grid)
+    return centre

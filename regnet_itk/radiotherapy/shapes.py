@@ -29,6 +29,7 @@ _FINEST, _COARSEST = 0.25, 1.0  # mm; pixels in which outlines are drawn
 _PIXELS_ACROSS = 60
 _BRIDGED = 2.1  # plane distances
 _ALIKE = 0.2  # of a plane distance
+_LARGEST, _MOST_PIXELS = 5000.0, 500_000_000  # mm; more is damage
 _MARGIN = 4  # pixels around a structure
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class PlaneStack:
 
     Parameters
     ----------
+    name : str
+        Of the structure.
     axes : ndarray, shape (3, 3)
         Columns: two directions in the planes, and their normal.
     heights : ndarray, shape (n,)
@@ -49,6 +52,7 @@ class PlaneStack:
         Of neighbouring planes, mm.
     """
 
+    name: str
     axes: FloatArray
     heights: FloatArray
     outlines: tuple[tuple[FloatArray, ...], ...]
@@ -101,7 +105,7 @@ def stack_planes(structure: Structure, distance: float | None = None) -> PlaneSt
     plane = np.concatenate([[0], np.cumsum(np.diff(height[order]) > _SAME_PLANE)])
     heights = np.array([height[order[plane == k]].mean() for k in range(plane[-1] + 1)])
     outlines = tuple(tuple(placed[i][:, :2] for i in order[plane == k]) for k in range(plane[-1] + 1))
-    return PlaneStack(axes, heights, outlines, _plane_distance(structure.name, heights, distance))
+    return PlaneStack(structure.name, axes, heights, outlines, _plane_distance(structure.name, heights, distance))
 
 
 def _axes(name: str, closed: Sequence[FloatArray]) -> FloatArray:
@@ -183,6 +187,12 @@ def make_shape(stack: PlaneStack) -> Shape:
     pixel = float(np.clip((high - low).max() / _PIXELS_ACROSS, _FINEST, _COARSEST))
     first = low - _MARGIN * pixel
     nx, ny = (int(n) for n in np.ceil((high - first) / pixel) + _MARGIN + 1)
+    planes = (stack.heights[-1] - stack.heights[0]) / stack.distance + 3
+    if (high - low).max() > _LARGEST or nx * ny * planes > _MOST_PIXELS:
+        raise DicomError(
+            f"structure '{stack.name}' is {' x '.join(f'{s:.0f}' for s in high - low)} mm large, in "
+            f"{len(stack.heights)} planes {stack.distance:.3g} mm apart; its coordinates are damaged, or not in mm"
+        )
     drawn = np.stack([_signed_distance(plane, first, pixel, (ny, nx)) for plane in stack.outlines])
     reach = max(stack.distance, 4 * pixel)
     values, bottom = _filled(np.clip(drawn, -reach, reach), stack, reach)

@@ -39,7 +39,7 @@ _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 @click.command("transform", cls=StrictCommand, context_settings=options.HELP)
 @click.option(
     "-tp", "transform", required=True, metavar="FILE",
-    help="Transform of a finished registration: TransformParameters.N.txt, or ITK's .h5 or .tfm.",
+    help="Transform of a finished registration: TransformParameters.N.txt, ITK's .h5 or .tfm, or DICOM's .dcm.",
 )  # fmt: skip
 @options.out_folder
 @click.option(
@@ -178,12 +178,13 @@ class _Work:
 
     def _warp_images(self) -> list[Grid]:
         """Warp the images, and return their grids."""
-        from regnet_itk.cli.transform_dicom import find_dicom_kind
+        from regnet_itk.cli.transform_dicom import find_dicom_kinds
         from regnet_itk.data.image_files import read_image
 
         grids = []
-        for path, name in zip(self.asked.images, _result_names(self.asked.images), strict=True):
-            if (kind := find_dicom_kind(path, self.series)) is not None:
+        kinds = find_dicom_kinds(self.asked.images, self.series)
+        for path, name, kind in zip(self.asked.images, _result_names(self.asked.images), kinds, strict=True):
+            if kind is not None:
                 grids.append(self._dicom_writer().write(kind, path, name))
                 continue
             image = read_image(path, "input image")

@@ -55,14 +55,23 @@ def read_given_series(asked: Request) -> GivenSeries | None:
     return GivenSeries(*read_both_series(asked.fixed_series, asked.moving_series))
 
 
-def find_dicom_kind(path: str, series: GivenSeries | None) -> Kind | None:
-    """Say what an input is that becomes DICOM again; None if it is an image that is written in another format.
+def find_dicom_kinds(paths: tuple[str, ...], series: GivenSeries | None) -> list[Kind | None]:
+    """Say what the inputs are that become DICOM again; None for images that are written in another format.
 
     Raises
     ------
     DicomError
-        If it is a dose or a structure set, and the fixed image's series is not given.
+        If one is a dose or a structure set, and the fixed image's series is not given; or if it is, and none is DICOM.
     """
+    kinds = [_dicom_kind(path, series) for path in paths]
+    if series is not None and not any(kinds):
+        raise DicomError(
+            f"'{paths[0]}' is no DICOM series, dose or structure set, and gives none; leave `fixed_series` away"
+        )
+    return kinds
+
+
+def _dicom_kind(path: str, series: GivenSeries | None) -> Kind | None:
     if Path(path).is_dir():
         return "series" if series is not None else None
     kinds: dict[str, Kind] = {DOSE: "dose", STRUCTURES: "structures"}

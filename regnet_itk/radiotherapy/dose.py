@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from regnet_itk.data.grid import Grid
+from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
 from regnet_itk.dicom.files import DOSE, load_pydicom, read_dataset
 from regnet_itk.dicom.image_series import check_slices
@@ -93,7 +93,6 @@ def _image(dataset: Dataset, what: str) -> Image:
         raise DicomError(f"{what} has {planes} planes, and places for {len(offsets)} (GridFrameOffsetVector)")
     if not (np.isfinite(scaling) and scaling > 0):
         raise DicomError(f"{what} has a DoseGridScaling of {scaling}, which gives no dose")
-    # offsets from the first plane, or z of each plane: the steps from one to the next are the same
     steps = np.diff(offsets)
     if not len(steps) or np.ptp(steps) > _EVEN or not steps.all():
         gaps = f"{np.abs(steps).min():g} to {np.abs(steps).max():g} mm apart" if len(steps) else "only one"
@@ -101,15 +100,30 @@ def _image(dataset: Dataset, what: str) -> Image:
     along_x, along_y = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
     normal = np.cross(along_x, along_y)
     first = np.array(dataset.ImagePositionPatient, dtype=float)
-    step = float(steps.mean())
+    step = float(steps.mean()) * _offset_sign(offsets[0], first[2], normal, what)
     if step < 0:  # planes against the normal: the other way round
-        stored, first, step = stored[::-1], first + (offsets[-1] - offsets[0]) * normal, -step
+        stored, first, step = stored[::-1], first + step * len(steps) * normal, -step
     between_rows, between_columns = (float(v) for v in dataset.PixelSpacing)
     grid = Grid(
         (stored.shape[2], stored.shape[1], stored.shape[0]), (between_columns, between_rows, step),
         tuple(first), np.stack([along_x, along_y, normal], axis=1),  # type: ignore[arg-type]
     )  # fmt: skip
     return Image((stored.astype(float) * scaling).astype(np.float32), grid)
+
+
+def _offset_sign(offset: float, z: float, normal: FloatArray, what: str) -> float:
+    """Return whether planes go along their normal (1) or against it (-1), for offsets that begin with `offset`.
+
+    PS3.3 C.8.8.3.2: they are distances along the normal, and begin with 0; or they are the z of transverse planes.
+    """
+    if offset == 0:
+        return 1.0
+    if abs(offset - z) > 1 or abs(normal[2]) < 0.99:
+        raise DicomError(
+            f"{what} has planes that begin at {offset:g} (GridFrameOffsetVector), which is neither 0 nor the z of its "
+            f"first plane, {z:g} mm"
+        )
+    return float(np.sign(normal[2]))
 
 
 def dose_grid(fixed: Grid, dose: Grid) -> Grid:

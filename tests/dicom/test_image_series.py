@@ -128,6 +128,7 @@ def test_what_does_not_belong_together_is_told_in_a_line(here, tmp_path, capsys)
         (here / "moving", (*fixed, "--like", tmp_path / "skewed.mha"), "not perpendicular"),
         (here / "moving", ("--moving-series", here / "moving"), "give these with -in"),
         (here / "moving", ("--fixed-series", here / "moving.mha"), "cannot be read"),
+        (here / "moving.mha", fixed, "is no DICOM series, dose or structure set"),
     ):
         assert warp(here, tmp_path / "out", *words, image=image_name) in (1, 2)
         (line,) = capsys.readouterr().err.splitlines()

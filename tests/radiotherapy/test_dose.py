@@ -110,6 +110,13 @@ def test_planes_downwards_and_offsets_in_the_patient(tmp_path):
     top = [f"{v:.6f}" for v in straight.index_to_point([0, 0, 15])]
     offsets = [f"{-5.0 * k:g}" for k in range(16)]
     write_dose(down, tmp_path / "down.dcm", ImagePositionPatient=top, GridFrameOffsetVector=offsets)
+    # rows from left to right, seen from the feet: the normal points down, z of the planes still goes up
+    mirrored = Image(image.array[:, :, ::-1], straight)
+    corner = [f"{v:.6f}" for v in straight.index_to_point([19, 0, 0])]
+    seen_from_below = {"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0], "ImagePositionPatient": corner}
+    write_dose(mirrored, tmp_path / "feet.dcm", **seen_from_below, GridFrameOffsetVector=[f"{v:.6f}" for v in z])
+    found = read_dose(tmp_path / "feet.dcm").image
+    np.testing.assert_allclose(found.array, gray(found.grid.points()), atol=1e-3)
     for name in ("up", "absolute", "down"):
         found = read_dose(tmp_path / f"{name}.dcm").image
         assert found.grid.is_close(straight), name
@@ -196,6 +203,7 @@ def test_what_is_wrong_is_told_in_a_line(here, tmp_path, capsys):
         "error": {"DoseType": "ERROR"},
         "uneven": {"GridFrameOffsetVector": uneven},
         "planes": {"GridFrameOffsetVector": [0, 9, 18]},
+        "begin": {"GridFrameOffsetVector": [400, 409, 418, 427, 436, 445]},
         "unscaled": {"DoseGridScaling": "0"},
         "other": {"patient": "P2"},
         "here": {"FrameOfReferenceUID": FRAMES["fixed"]},
@@ -210,6 +218,7 @@ def test_what_is_wrong_is_told_in_a_line(here, tmp_path, capsys):
         ("error", (), "holds the error of a dose"),
         ("uneven", (), "planes that are 9 to 10 mm apart"),
         ("planes", (), "has 6 planes, and places for 3"),
+        ("begin", (), "planes that begin at 400"),
         ("unscaled", (), "a DoseGridScaling of 0.0"),
         ("other", (), "of patient 'P2'"),
         ("here", (), "lies in the frame of reference of the fixed series"),

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _KINDS = {
-    "1.2.840.10008.5.1.4.1.1.2": ("AXIAL",),  # CT
-    "1.2.840.10008.5.1.4.1.1.4": ("OTHER",),  # MR
-    "1.2.840.10008.5.1.4.1.1.128": (),  # PET
+    "1.2.840.10008.5.1.4.1.1.2": ("DERIVED", "SECONDARY", "AXIAL"),  # CT
+    "1.2.840.10008.5.1.4.1.1.4": ("DERIVED", "SECONDARY", "OTHER"),  # MR
+    "1.2.840.10008.5.1.4.1.1.128": ("DERIVED", "PRIMARY"),  # PET, which knows no other value
 }
-"""SOP classes that are written, and what ends their Image Type."""
+"""SOP classes that are written, and their Image Type."""
 
 _ACQUISITION = (
     "BodyPartExamined", "ProtocolName", "KVP", "ConvolutionKernel", "ContrastBolusAgent", "ContrastBolusRoute",
@@ -31,6 +31,7 @@ _ACQUISITION = (
     "RepetitionTime", "InversionTime", "FlipAngle", "MagneticFieldStrength", "SequenceName",
     "Units", "CountsSource", "SeriesType", "CorrectedImage", "DecayCorrection", "CollimatorType", "FrameReferenceTime",
     "ActualFrameDuration", "DecayFactor", "DoseCalibrationFactor", "RadiopharmaceuticalInformationSequence",
+    "PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence",
 )  # fmt: skip
 """What holds for the warped image as it did for the moving one."""
 
@@ -90,10 +91,10 @@ def write_image_series(image: Image, folder: Path, name: str, fixed: Series, mov
     """
     check_writable_series(moving)
     check_slices(image.grid, "a warped image")
-    stored, slope, intercept = _sixteen_bits(image.array)
+    stored, slope = _sixteen_bits(image.array)
     common = _common(image.grid, fixed, moving)
-    if slope != 1 or intercept != 0 or moving.modality != "MR":  # MR images have no scale of their own
-        common.RescaleSlope, common.RescaleIntercept = decimals([slope])[0], decimals([intercept])[0]
+    if slope != 1 or moving.modality != "MR":  # MR images have no scale of their own
+        common.RescaleSlope, common.RescaleIntercept = decimals([slope])[0], 0  # PET has to have no intercept
     files = []
     for number, values in enumerate(stored, start=1):
         common.SOPInstanceUID, common.InstanceNumber = new_uid(), number
@@ -110,7 +111,7 @@ def _common(grid: Grid, fixed: Series, moving: Series) -> Dataset:
     """Return what all slices have alike."""
     kind = str(moving.first.SOPClassUID)
     common = make_object(kind, moving.modality, fixed, f"Warped: {moving.first.get('SeriesDescription', '')}")
-    common.ImageType = ["DERIVED", "SECONDARY", *_KINDS[kind]]
+    common.ImageType = list(_KINDS[kind])
     common.DerivationDescription = (
         "Warped by regnet-itk to the fixed image: each voxel x has the value of the moving image at T(x)"
     )
@@ -118,7 +119,8 @@ def _common(grid: Grid, fixed: Series, moving: Series) -> Dataset:
     common.SourceImageSequence = refer_to_instances(moving.headers)
     for item in common.SourceImageSequence:
         item.PurposeOfReferenceCodeSequence = [code("121322", "Source image for image processing operation")]
-    common.PatientPosition = fixed.first.get("PatientPosition")
+    if moving.modality != "PT":  # which says it with codes, that are taken from the moving series
+        common.PatientPosition = fixed.first.get("PatientPosition")
     for keyword in _ACQUISITION:
         if keyword in moving.first:
             common.add(moving.first[keyword])
@@ -135,12 +137,10 @@ def _common(grid: Grid, fixed: Series, moving: Series) -> Dataset:
     return common
 
 
-def _sixteen_bits(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int16], float, float]:
-    """Return values as signed numbers of 16 bits, and the slope and intercept that turn these back."""
-    low, high = float(values.min()), float(values.max())
-    whole = values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))
-    if whole and low >= -_LARGEST and high <= _LARGEST:
-        return values.astype("<i2"), 1.0, 0.0
-    slope = max(high - low, 1e-30) / (2 * _LARGEST)
-    intercept = (low + high) / 2
-    return np.rint((values.astype(float) - intercept) / slope).astype("<i2"), slope, intercept
+def _sixteen_bits(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int16], float]:
+    """Return values as signed numbers of 16 bits, and the slope that turns these back."""
+    largest = float(np.abs(values).max())
+    if largest <= _LARGEST and (values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))):
+        return values.astype("<i2"), 1.0
+    slope = float(decimals([largest / (_LARGEST - 1)])[0])  # as it is written, so that rounding comes last
+    return np.rint(values.astype(float) / slope).astype("<i2"), slope

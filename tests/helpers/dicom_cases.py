@@ -19,7 +19,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 
 ROOT = "1.2.826.0.1.3680043.8.498."
-CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
+CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 FRAMES = {"fixed": ROOT + "1.1", "moving": ROOT + "1.2"}
 STUDIES = {"fixed": ROOT + "2.1", "moving": ROOT + "2.2"}
 SERIES = {"fixed": ROOT + "3.1", "moving": ROOT + "3.2"}
@@ -60,7 +60,7 @@ def write_series(image, folder, side="fixed", modality="CT", patient="P1", **cha
     folder.mkdir()
     direction, spacing = image.grid.direction_matrix, image.grid.spacing
     for z in range(len(image.array)):
-        class_uid = {"CT": CT, "MR": MR}[modality]
+        class_uid = {"CT": CT, "MR": MR, "PT": PET}[modality]
         made = dataset(side, class_uid, f"{SERIES[side]}.{z + 1}", modality, patient)
         made.SeriesInstanceUID = SERIES[side]
         made.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"]
@@ -75,6 +75,19 @@ def write_series(image, folder, side="fixed", modality="CT", patient="P1", **cha
         if modality == "CT":
             made.KVP, made.RescaleIntercept, made.RescaleSlope, made.RescaleType = "120", -1024, 1, "HU"
             stored = image.array[z].astype(int) + 1024
+        elif modality == "PT":
+            made.ImageType = ["ORIGINAL", "PRIMARY"]
+            made.Units, made.CountsSource, made.SeriesType = "BQML", "EMISSION", ["WHOLE BODY", "IMAGE"]
+            made.CorrectedImage, made.DecayCorrection, made.CollimatorType = ["ATTN"], "START", "NONE"
+            made.FrameReferenceTime, made.ActualFrameDuration, made.DecayFactor = "0", 1000, "1"
+            made.AcquisitionDate, made.AcquisitionTime = "20260102", "101010"
+            made.ImageIndex, made.NumberOfSlices = z + 1, len(image.array)
+            made.PatientOrientationCodeSequence = made.PatientGantryRelationshipCodeSequence = []
+            radionuclide = Dataset()
+            radionuclide.RadionuclideCodeSequence = []
+            made.RadiopharmaceuticalInformationSequence = [radionuclide]
+            made.RescaleIntercept, made.RescaleSlope = 0, f"{0.5 + 0.01 * z:g}"
+            stored = image.array[z]
         else:
             made.ScanningSequence, made.SequenceVariant, made.ScanOptions = "SE", "NONE", ""
             made.MRAcquisitionType, made.EchoTime, made.EchoTrainLength, made.RepetitionTime = "2D", "10", 1, "500"

@@ -89,12 +89,14 @@ def command(**given: Any) -> int:
 
 def transform(asked: Request) -> int:
     """Do what the command says, and return its exit status."""
+    from regnet_itk.cli.transform_dicom import check_no_series
     from regnet_itk.outputs import check_writable
 
     check_writable(asked.out)
     points = None if asked.points == "all" else asked.points
     read = [asked.transform, *asked.images, points, asked.like, asked.mask, asked.fixed_series, asked.moving_series]
     _files(asked).check(asked.out, read)
+    check_no_series(asked.out, read)
     bound_threads(asked.threads)
     log = RunLog(Screen(asked.loglevel))
     with heard_by(log):

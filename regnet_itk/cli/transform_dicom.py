@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,9 +14,11 @@ import numpy as np
 
 from regnet_itk.dicom.files import DICOM_SUFFIX, DOSE, STRUCTURES, check_same_patient, sop_class
 from regnet_itk.dicom.series import Series, check_fixed_grid, check_in_moving_frame, read_both_series, read_series
-from regnet_itk.errors import DicomError
+from regnet_itk.errors import DicomError, OutputError
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from regnet_itk.cli.run_log import RunLog
     from regnet_itk.cli.transform_request import Request
     from regnet_itk.data.grid import Grid
@@ -25,7 +29,18 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.warping import Order, WarpSettings
 
 Kind = Literal["series", "dose", "structures"]
-_RIGID = 1e-6
+
+
+def check_no_series(out: Path, inputs: Iterable[str | None]) -> None:
+    """Refuse to write into the folder of a series that is read, where new slices would be mixed with its own.
+
+    Raises
+    ------
+    OutputError
+    """
+    for given in inputs:
+        if given and os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(out):
+            raise OutputError(f"'{given}' holds a series that is read, and would get others; give another folder")
 
 
 @dataclass(frozen=True)
@@ -160,13 +175,12 @@ class DicomWriter:
                 raise DicomError(
                     f"energy needs the mass that CTs show, and {series.what} is of the kind {series.modality}"
                 )
-        return read_image(self.asked.fixed_series, "fixed series"), read_image(
-            self.asked.moving_series, "moving series"
-        )
+        of_fixed = read_image(self.asked.fixed_series, "fixed series")
+        return of_fixed, read_image(self.asked.moving_series, "moving series")
 
     def _is_rigid(self) -> bool:
         matrix = self.chain.as_matrix()
-        return matrix is not None and np.allclose(matrix.matrix @ matrix.matrix.T, np.eye(3), atol=_RIGID)
+        return matrix is not None and matrix.is_rigid
 
     def _structures(self, path: str, name: str) -> Grid:
         from regnet_itk.data.image_files import write_image
@@ -194,8 +208,8 @@ class DicomWriter:
         (self.stage / f"{name}.structures.json").write_text(text + "\n", encoding="utf-8")
         return moving.grid() if moving is not None else self.grid
 
-    def _check(self, header: object, frame: str, what: str) -> None:
-        check_same_patient(header, what, self.series.fixed.first, self.series.fixed.what)  # type: ignore[arg-type]
+    def _check(self, header: Dataset, frame: str, what: str) -> None:
+        check_same_patient(header, what, self.series.fixed.first, self.series.fixed.what)
         check_in_moving_frame(frame, what, self.series.fixed, self.series.moving)
 
     def _check_drawn_on(self, given: StructureSet) -> None:
@@ -207,11 +221,8 @@ class DicomWriter:
             raise DicomError(f"{given.what} were drawn on {self.series.fixed.what}; give those of the moving image")
 
     def _refuse_image_options(self, path: str, but_label: bool = False) -> None:
-        if (
-            self.asked.default is not None
-            or (self.asked.label and not but_label)
-            or (but_label and self.asked.order is not None)
-        ):
+        unused = self.asked.order if but_label else self.asked.label
+        if self.asked.default is not None or unused is not None:
             raise DicomError(f"'{path}' is no image: leave `default`, `order` and `label` away, or give it by itself")
 
 
@@ -226,10 +237,11 @@ def _row(mapped: MappedStructure) -> dict[str, object]:
 
 def _line(mapped: MappedStructure) -> str:
     name, count = mapped.structure.name, len(mapped.structure.contours)
-    if mapped.volume_before is None or mapped.volume_after is None:
+    before, after = mapped.volume_before, mapped.volume_after
+    if before is None or after is None:
         return f"structure '{name}': {count} points and lines"
-    change = mapped.volume_after / mapped.volume_before - 1
-    return f"structure '{name}': {mapped.volume_before:.2f} cm3 before, {mapped.volume_after:.2f} after ({change:+.1%})"
+    change = f" ({after / before - 1:+.1%})" if before > 0 else ""
+    return f"structure '{name}': {before:.2f} cm3 before, {after:.2f} after{change}"
 
 
 def _plain(name: str) -> str:

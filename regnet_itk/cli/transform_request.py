@@ -38,6 +38,8 @@ class Request:
                 "--fixed-series, and --moving-series with it, are for DICOM images, doses and structures; give these "
                 "with -in"
             )
+        if self.dose == "energy" and not self.fixed_series:
+            raise click.UsageError("--dose energy is for DICOM doses; give the series with --fixed-series")
         if self.back and self.points in (None, "all"):
             raise click.UsageError(
                 "--moving-to-fixed needs -def with a file of points; for a whole inverse use regnet-itk invert"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regnet_itk.dicom.files import load_pydicom
-from regnet_itk.dicom.series import Series, instances
+from regnet_itk.dicom.series import Series
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -88,8 +88,15 @@ def claim(dataset: Dataset, fixed: Series) -> None:
     dataset.SOPInstanceUID = new_uid()
 
 
-def save(dataset: Dataset, path: Path) -> None:
-    """Write an object as a DICOM file, explicit VR, little endian.
+def save(dataset: Dataset, path: Path, *, long_texts: bool = False) -> None:
+    """Write an object as a DICOM file, little endian.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    path : Path
+    long_texts : bool
+        Whether one of its texts, as the numbers of a contour, may have more than the 64 kB that explicit VR can say.
 
     Raises
     ------
@@ -98,7 +105,8 @@ def save(dataset: Dataset, path: Path) -> None:
     """
     pydicom = load_pydicom()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    uid = pydicom.uid
+    dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if long_texts else uid.ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.save_as(path, enforce_file_format=True)
@@ -122,9 +130,9 @@ def code(value: str, meaning: str, scheme: str = "DCM") -> Dataset:
 def refer_to_instances(headers: Iterable[Dataset]) -> list[Dataset]:
     """Return the items by which a sequence names some slices."""
     items = []
-    for class_uid, instance_uid in instances(list(headers)):
+    for header in headers:
         item = load_pydicom().Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = class_uid, instance_uid
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
         items.append(item)
     return items
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,8 +150,3 @@ def check_fixed_grid(grid: Grid, fixed: Series) -> None:
             f"the transform's fixed image lies around ({at}) mm and {fixed.what} around ({there}) mm; give the series "
             "that was registered as the fixed image"
         )
-
-
-def instances(headers: Sequence[Dataset]) -> list[tuple[str, str]]:
-    """Return the SOP class and instance UIDs of some headers."""
-    return [(str(header.SOPClassUID), str(header.SOPInstanceUID)) for header in headers]

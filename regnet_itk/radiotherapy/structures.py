@@ -188,7 +188,7 @@ def write_structures(
     dataset.ROIContourSequence = [
         _roi_contours(structure, contours.get(structure.number, ()), fixed, tolerance) for structure in given.structures
     ]
-    save(dataset, path)
+    save(dataset, path, long_texts=True)
 
 
 def _frame_item(fixed: Series) -> Dataset:

@@ -178,7 +178,7 @@ def _series(
 ) -> _BothSeries:
     """Return the headers of the series that a DICOM registration refers to; None if there is no need of them."""
     from_dicom = not isinstance(source, TransformChain) and Path(source).suffix.lower() == DICOM_SUFFIX
-    if DICOM_SUFFIX not in (suffix, DICOM_SUFFIX if from_dicom else "") and (fixed or moving):
+    if (fixed or moving) and not (from_dicom or suffix == DICOM_SUFFIX):
         raise TransformError("`fixed_series` and `moving_series` are for DICOM registrations, and neither file is one")
     if fixed and moving:
         return read_both_series(fixed, moving)

@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 _IDENTITY = np.eye(4)
 _IDENTITY.setflags(write=False)
 _CLOSE = 1e-6
+_PERPENDICULAR = 1e-4
+"""Cosines in the headers of scanners are rounded; what that costs is measured in what was written."""
 _MOST_BYTES = 2**32 - 2
 """Of one element."""
 _BY_CONTENT = ("125024", "Image Content-based Alignment")
@@ -105,28 +107,28 @@ def _spatial(matrix: MatrixTransform, fixed: Series, moving: Series) -> Dataset:
     dataset = _base(REGISTRATION, fixed, "Moving to fixed image, matrix")
     back = invert_matrix(matrix)
     items = []
-    for series, homogeneous in ((fixed, _IDENTITY), (moving, _homogeneous(back))):
+    for series, to_registered in ((fixed, MatrixTransform(np.eye(3))), (moving, back)):
         item = load_pydicom().Dataset()
         item.FrameOfReferenceUID = series.frame_of_reference
         item.ReferencedImageSequence = refer_to_instances(series.headers)
-        item.MatrixRegistrationSequence = [_matrix_registration(homogeneous)]
+        item.MatrixRegistrationSequence = [_matrix_registration(to_registered)]
         items.append(item)
     dataset.RegistrationSequence = items
     return dataset
 
 
-def _matrix_registration(homogeneous: FloatArray) -> Dataset:
+def _matrix_registration(matrix: MatrixTransform) -> Dataset:
     item = load_pydicom().Dataset()
     item.RegistrationTypeCodeSequence = [code(*_BY_CONTENT)]
-    item.MatrixSequence = [_matrix_item(homogeneous)]
+    item.MatrixSequence = [_matrix_item(matrix)]
     return item
 
 
-def _matrix_item(homogeneous: FloatArray) -> Dataset:
+def _matrix_item(matrix: MatrixTransform) -> Dataset:
     item = load_pydicom().Dataset()
-    linear = homogeneous[:3, :3]
-    rigid = np.allclose(linear.T @ linear, np.eye(3), atol=_CLOSE) and np.linalg.det(linear) > 0
-    item.FrameOfReferenceTransformationMatrixType = "RIGID" if rigid else "AFFINE"
+    homogeneous = np.eye(4)
+    homogeneous[:3, :3], homogeneous[:3, 3] = matrix.matrix, matrix.offset
+    item.FrameOfReferenceTransformationMatrixType = "RIGID" if matrix.is_rigid else "AFFINE"
     item.FrameOfReferenceTransformationMatrix = decimals(homogeneous)
     return item
 
@@ -144,8 +146,8 @@ def _deformable(field: DisplacementField, last: MatrixTransform, fixed: Series, 
     item.ReferencedImageSequence = refer_to_instances(moving.headers)
     item.RegistrationTypeCodeSequence = [code(*_BY_CONTENT)]
     for keyword, matrix in (
-        ("PreDeformationMatrixRegistrationSequence", _IDENTITY),
-        ("PostDeformationMatrixRegistrationSequence", _homogeneous(last)),
+        ("PreDeformationMatrixRegistrationSequence", MatrixTransform(np.eye(3))),
+        ("PostDeformationMatrixRegistrationSequence", last),
     ):
         setattr(item, keyword, [_matrix_item(matrix)])
     lattice = new()
@@ -191,17 +193,11 @@ def _split(chain: TransformChain, grid: Grid | None, resample: bool) -> tuple[Di
 def _right_handed(field: DisplacementField) -> DisplacementField | None:
     """Return the field on right-handed axes, as DICOM has no others; None if they are not perpendicular."""
     direction = field.grid.direction_matrix
-    if not np.allclose(direction.T @ direction, np.eye(3), atol=_CLOSE):
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=_PERPENDICULAR):
         return None
     if np.linalg.det(direction) > 0:
         return field
     return DisplacementField(field.vectors[::-1], field.grid.backwards())
-
-
-def _homogeneous(matrix: MatrixTransform) -> FloatArray:
-    whole = np.eye(4)
-    whole[:3, :3], whole[:3, 3] = matrix.matrix, matrix.offset
-    return whole
 
 
 # Reading
@@ -282,7 +278,7 @@ def _read_spatial(dataset: Dataset, where: str, fixed: str, moving: str | None) 
         )
     chosen = _choose(frames, moving, where)
     whole = np.linalg.inv(matrices[chosen]) @ to_registered
-    return TransformChain((Link(MatrixTransform(whole[:3, :3], translation=whole[:3, 3])),))
+    return TransformChain((_matrix_link(whole),))
 
 
 def _choose(frames: Sequence[str], moving: str | None, where: str) -> int:

@@ -143,5 +143,9 @@ def test_what_does_not_belong_together_is_told_in_a_line(here, tmp_path, capsys)
         assert "internal error" not in line
         assert message in line
     assert not (tmp_path / "out").exists()
+    count = len(list((here / "moving").iterdir()))
+    assert warp(here, here / "moving", *fixed) == 1
+    assert "holds a series that is read" in capsys.readouterr().err
+    assert len(list((here / "moving").iterdir())) == count
     shared = ("--fixed-series", here / "fixed", "--moving-series", tmp_path / "same_frame")
     assert warp(here, tmp_path / "out", *shared, image=tmp_path / "same_frame") == 0  # phases of one scan share a frame

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
 from skimage import measure
 
@@ -41,9 +41,9 @@ def dataset(side, class_uid, uid, modality, patient="P1"):
     return made
 
 
-def save(made, path):
+def save(made, path, syntax=ExplicitVRLittleEndian):
     made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.TransferSyntaxUID = syntax
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
     made.save_as(path, enforce_file_format=True)
@@ -232,7 +232,7 @@ def write_structures(structures, path, grid, side="moving", patient="P1", frames
         made.RTROIObservationsSequence.append(observed)
     for keyword, value in changes.items():
         setattr(made, keyword, value)
-    return save(made, path)
+    return save(made, path, ImplicitVRLittleEndian)  # for contours of many points
 
 
 def outlines(mask):

@@ -13,9 +13,11 @@ from dicom_cases import (
     check_with_dciodvfy,
     empty_image,
     raw_dose,
+    save,
     write_dose,
     write_series,
 )
+from pydicom.uid import ImplicitVRLittleEndian
 from scipy.spatial.transform import Rotation
 from transform_cases import CHAINS, FIXED, MOVING, SETTINGS, plain
 
@@ -97,6 +99,17 @@ def test_it_refers_to_the_fixed_scan_and_keeps_its_plan(here, tmp_path):
     assert "DVHSequence" not in read
     assert read.SOPInstanceUID != ROOT + "5.1"
     check_with_dciodvfy(tmp_path / "result.dcm")
+
+
+def test_a_file_in_implicit_vr(here, tmp_path):
+    """As many planning systems write."""
+    given = pydicom.dcmread(here / "dose.dcm")
+    save(given, tmp_path / "implicit.dcm", ImplicitVRLittleEndian)
+    assert warp(here, tmp_path / "a") == 0
+    assert warp(here, tmp_path / "b", dose=tmp_path / "implicit.dcm") == 0
+    found = [raw_dose(tmp_path / name / "result.dcm")[0] for name in "ab"]
+    np.testing.assert_array_equal(*found)
+    check_with_dciodvfy(tmp_path / "b" / "result.dcm")
 
 
 def test_planes_downwards_and_offsets_in_the_patient(tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dicom_cases import empty_image, write_series
+from dicom_cases import write_structures as write_given
 from scipy.spatial.transform import Rotation
 
 from regnet_itk.data.grid import Grid
+from regnet_itk.dicom.series import read_series
 from regnet_itk.errors import DicomError
 from regnet_itk.radiotherapy.shapes import make_shape, stack_planes
 from regnet_itk.radiotherapy.structure_mapping import StructureMapper
-from regnet_itk.radiotherapy.structures import Contour, Structure
+from regnet_itk.radiotherapy.structures import Contour, Structure, read_structures, write_structures
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -117,6 +120,20 @@ def test_a_ball_becomes_the_ellipsoid_that_the_inverse_says(grid):
         planes = grid.point_to_index(contour.points)[:, 2]
         np.testing.assert_allclose(planes, round(planes.mean()), atol=1e-6)
     assert (mapped.structure.name, mapped.structure.colour) == ("ball", (255, 0, 10))
+
+
+def test_an_outline_of_many_points_is_written_whole(tmp_path):
+    """Explicit VR cannot say how long the text of its numbers is."""
+    angles = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+    circle = np.stack([30 * np.cos(angles), 30 * np.sin(angles), np.full(4000, 3.0)], axis=1)
+    write_series(empty_image(GRID), tmp_path / "fixed", "fixed")
+    given = write_given([("round", [1, 2, 3], [("CLOSED_PLANAR", circle)])], tmp_path / "given.dcm", GRID)
+    found = read_structures(given)
+    write_structures(
+        {1: found.structures[0].contours}, tmp_path / "a.dcm", found, read_series(tmp_path / "fixed", "x"), 1
+    )
+    again = read_structures(tmp_path / "a.dcm").structures[0].contours[0].points
+    np.testing.assert_allclose(again, circle, atol=1e-3)
 
 
 def test_points_go_by_the_inverse():

@@ -122,6 +122,14 @@ def test_a_left_handed_grid_is_turned_and_a_sheared_one_sampled(series, tmp_path
     assert done.deviation.max < 1.5
 
 
+def test_axes_with_the_digits_of_a_header(series, tmp_path):
+    rounded = Grid(FIXED.size, FIXED.spacing, FIXED.origin, np.round(ROTATED, 5))
+    chain = TransformChain((link_field(smooth_field(grid=rounded), SETTINGS),))
+    assert convert(chain, tmp_path / "reg.dcm", **series).exact
+    found = registered_to_source(tmp_path / "reg.dcm", POINTS)
+    np.testing.assert_allclose(found, chain.map_points(POINTS), atol=2e-3)
+
+
 def test_coarser_voxels(series, tmp_path):
     fine = convert(CHAINS["affine, field"], tmp_path / "a.dcm", **series)
     coarse = convert(CHAINS["affine, field"], tmp_path / "b.dcm", spacing=[5.0], **series)

@@ -24,7 +24,7 @@ from regnet_itk.errors import DicomError
 from regnet_itk.radiotherapy.structures import CLOSED, Structure
 
 _FLAT = 0.5  # mm; how far a point of a planar contour may lie beside its plane
-_SAME_PLANE = 0.05  # mm
+_SAME_PLANE = 0.2  # mm
 _FINEST, _COARSEST = 0.25, 1.0  # mm; pixels in which outlines are drawn
 _PIXELS_ACROSS = 60
 _BRIDGED = 2.1  # plane distances
@@ -109,14 +109,15 @@ def stack_planes(structure: Structure, distance: float | None = None) -> PlaneSt
 
 
 def _axes(name: str, closed: Sequence[FloatArray]) -> FloatArray:
-    """Return in-plane axes and the normal of the planes, as the largest contour has them."""
+    """Return in-plane axes and the normal of the planes: the mean of the contours', by their areas."""
     areas = [
         0.5 * np.cross(points - points[0], np.roll(points, -1, axis=0) - points[0]).sum(axis=0) for points in closed
     ]
     largest = max(areas, key=lambda area: float(np.linalg.norm(area)))
     if not np.linalg.norm(largest) > 1e-3:
         raise DicomError(f"structure '{name}' has contours that enclose nothing; export it again")
-    normal = largest / np.linalg.norm(largest)
+    normal = np.sum([area * np.sign(area @ largest) for area in areas], axis=0)
+    normal /= np.linalg.norm(normal)
     normal *= np.sign(normal[np.abs(normal).argmax()])
     nearest = np.eye(3)[np.abs(normal).argmax()]
     if np.abs(normal - nearest).max() < 1e-4:  # rounded coordinates; slices lie along the patient's axes

@@ -101,6 +101,16 @@ def test_a_missing_plane_is_bridged_and_a_gap_is_none_of_the_solid(caplog):
     assert "has no contours between" in caplog.text
 
 
+def test_islands_in_oblique_planes_with_rounded_coordinates():
+    """Two balls of 6 mm, 80 mm apart in the same planes, with two digits after the point."""
+    both = [ball(2.0, 6.0, centre=CENTRE + side * 40 * TURN[:, 0]) for side in (-1, 1)]
+    rounded = [Contour(contour.points.round(2)) for one in both for contour in one.contours]
+    stack = stack_planes(Structure(1, "islands", None, tuple(rounded)))
+    assert [len(plane) for plane in stack.outlines] == [2] * 6
+    assert stack.distance == pytest.approx(2.0, abs=0.02)
+    assert stack.volume() == pytest.approx(2 * ball_volume(6.0), rel=0.02)
+
+
 @pytest.mark.parametrize("grid", [GRID, OBLIQUE], ids=["straight", "oblique"])
 def test_a_ball_becomes_the_ellipsoid_that_the_inverse_says(grid):
     """T(x) = A x + b: x is inside if T(x) is, so the centre goes by the inverse and the volume by 1 / det A."""

@@ -21,7 +21,7 @@ from regnet_itk.errors import DicomError, RegNetItkError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_EVEN = 0.01  # mm
+_EVEN = 0.1  # mm; by which a plane may lie beside its place, as offsets are rounded
 _LARGEST = 2**31 - 1
 _OF_THE_OTHER_SCAN = (
     "DVHSequence", "DVHNormalizationPoint", "DVHNormalizationDoseValue", "ReferencedStructureSetSequence",
@@ -94,7 +94,8 @@ def _image(dataset: Dataset, what: str) -> Image:
     if not (np.isfinite(scaling) and scaling > 0):
         raise DicomError(f"{what} has a DoseGridScaling of {scaling}, which gives no dose")
     steps = np.diff(offsets)
-    if not len(steps) or np.ptp(steps) > _EVEN or not steps.all():
+    straight = np.linspace(offsets[0], offsets[-1], len(offsets))
+    if not len(steps) or np.abs(offsets - straight).max() > _EVEN or not steps.all():
         gaps = f"{np.abs(steps).min():g} to {np.abs(steps).max():g} mm apart" if len(steps) else "only one"
         raise DicomError(f"{what} has planes that are {gaps}; export it with evenly spaced planes")
     along_x, along_y = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)

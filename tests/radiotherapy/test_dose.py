@@ -130,6 +130,9 @@ def test_planes_downwards_and_offsets_in_the_patient(tmp_path):
     write_dose(mirrored, tmp_path / "feet.dcm", **seen_from_below, GridFrameOffsetVector=[f"{v:.6f}" for v in z])
     found = read_dose(tmp_path / "feet.dcm").image
     np.testing.assert_allclose(found.array, gray(found.grid.points()), atol=1e-3)
+    rounded = [f"{v:.1f}" for v in 5.0 * np.arange(16) + 0.04 * (-1.0) ** np.arange(16) - 0.04]
+    write_dose(image, tmp_path / "rounded.dcm", GridFrameOffsetVector=rounded)
+    assert read_dose(tmp_path / "rounded.dcm").image.grid.is_close(straight, 0.03)
     for name in ("up", "absolute", "down"):
         found = read_dose(tmp_path / f"{name}.dcm").image
         assert found.grid.is_close(straight), name

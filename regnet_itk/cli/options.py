@@ -29,7 +29,7 @@ fixed_series: Option = click.option(
     "--fixed-series", metavar="DIR", help="DICOM series of the fixed image; DICOM files that are written refer to it."
 )
 moving_series: Option = click.option(
-    "--moving-series", metavar="DIR", help="DICOM series of the moving image, DICOM files are checked against it."
+    "--moving-series", metavar="DIR", help="DICOM series of the moving image; DICOM files are checked against it."
 )
 elastix_seed: Option = click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed."

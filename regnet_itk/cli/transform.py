@@ -55,7 +55,7 @@ _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 @click.option(
     "--label", is_flag=False, flag_value="nearest", type=click.Choice(["nearest", "linear"]),
     help="The images are segmentations: take the nearest voxel's label, or with 'linear' the label with the greatest "
-    "interpolated membership. Keeps the pixel type; 0 outside.",
+    "interpolated membership. Keeps the pixel type; 0 outside. Of DICOM structures, masks are written too.",
 )  # fmt: skip
 @click.option("--like", metavar="IMAGE", help="Write on the grid of this image, not of the fixed image.")
 @click.option(

@@ -32,6 +32,10 @@ class TransformError(RegNetItkError):
     """A transform file is broken or cannot be converted."""
 
 
+class DicomError(RegNetItkError):
+    """A DICOM file cannot be read or used, or does not belong to the others."""
+
+
 class ModelError(RegNetItkError):
     """A model file is missing, damaged or of another network."""
 

@@ -29,12 +29,17 @@ from regnet_itk.data.suffixes import (
     NIFTI_SUFFIXES,
     PARAMETER_SUFFIXES,
 )
-from regnet_itk.errors import ImageError, ParameterError, PointsError, TransformError, did_you_mean
+from regnet_itk.dicom.files import DEFORMABLE, DOSE, REGISTRATION, STRUCTURES, read_dataset, sop_class
+from regnet_itk.errors import DicomError, ImageError, ParameterError, PointsError, TransformError, did_you_mean
 from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.parameters import ParameterMap, read_parameter_map
+from regnet_itk.radiotherapy.dose import read_dose
+from regnet_itk.radiotherapy.shapes import stack_planes
+from regnet_itk.radiotherapy.structures import read_structures
 from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.registry import check_parameter_map, find_stage
 from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
+from regnet_itk.transforms.dicom_registration import list_frames, read_registration
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, initial_file, locate_file
 from regnet_itk.transforms.elastix_reading import check_start_is_told, file_keys, read_chain, read_transform_map
 from regnet_itk.transforms.matrix import MatrixTransform
@@ -58,7 +63,8 @@ class Inspection:
     path : str
     kind : str
         "image", "displacement field", "elastix transform", "ITK transform", "landmarks", "elastix parameter file",
-        "RegNet parameter file", "RegNet model", or "image of n components".
+        "RegNet parameter file", "RegNet model", "image of n components", "DICOM registration", "DICOM deformable
+        registration", "DICOM dose", or "DICOM structures".
     facts : mapping
         Name to value; numbers, text, lists and mappings of them. Lengths are in mm, points are (x, y, z), LPS.
     parts : tuple of mapping
@@ -106,6 +112,8 @@ def inspect_file(path: str | Path, like: Grid | None = None) -> Inspection:
         return _image(path)
     if why is not None:
         raise TransformError(f"file '{path}' {why}")
+    if (dicom := _DICOM_KINDS.get(sop_class(path))) is not None:
+        return dicom(path, like)
     suffix = path.suffix.lower()
     if suffix in PARAMETER_SUFFIXES:
         return _text(path, like)
@@ -337,6 +345,59 @@ def _about(file: Path, values: ParameterMap | None) -> dict[str, Any]:
         "type": values.get_str("Transform", "none"),
         "combine": values.get_str("HowToCombineTransforms", "Compose").lower(),
     }
+
+
+# DICOM
+
+
+def _dicom_facts(dataset: Any) -> dict[str, Any]:
+    """Return whose object a DICOM file holds, and where it lies."""
+    named = {
+        "patient": dataset.get("PatientID"),
+        "description": dataset.get("SeriesDescription"),
+        "frame_of_reference": dataset.get("FrameOfReferenceUID"),
+    }
+    return {name: str(value) for name, value in named.items() if value}
+
+
+def _registration(path: Path, like: Grid | None) -> Inspection:
+    dataset = read_dataset(path, "registration")
+    chain = read_registration(path)
+    parts = tuple(_part(link, {}) for link in chain.links)
+    kind = "DICOM deformable registration" if "DeformableRegistrationSequence" in dataset else "DICOM registration"
+    facts = {**_transform_facts(len(parts)), **_dicom_facts(dataset), "frames_named": list_frames(dataset)}
+    return _with_chain(Inspection(str(path), kind, facts, parts), chain, like)
+
+
+def _dose(path: Path, like: Grid | None) -> Inspection:
+    dose = read_dose(path)
+    facts = {"unit": "Gy", "frame": FRAME, **_dicom_facts(dose.header), **dose.image.grid.to_dict()}
+    facts |= {"highest": float(dose.image.array.max()), "sum_of": str(dose.header.get("DoseSummationType", ""))}
+    return Inspection(str(path), "DICOM dose", facts)
+
+
+def _structures(path: Path, like: Grid | None) -> Inspection:
+    found = read_structures(path)
+    facts = {**_dicom_facts(found.header), "frame_of_reference": found.frame_of_reference, "frame": FRAME}
+    facts["structures"] = {}
+    warnings = []
+    for structure in found.structures:
+        try:
+            stack = stack_planes(structure, like.spacing[2] if like is not None else None)
+            volume = "no volume" if stack is None else f"{stack.volume() / 1000:.2f} cm3"
+        except DicomError as error:
+            volume = "volume unknown"
+            warnings.append(str(error).partition(";")[0])
+        facts["structures"][structure.name] = f"{len(structure.contours)} contours, {volume}"
+    return Inspection(str(path), "DICOM structures", facts, warnings=tuple(warnings))
+
+
+_DICOM_KINDS: Mapping[str, Callable[[Path, Grid | None], Inspection]] = {
+    REGISTRATION: _registration,
+    DEFORMABLE: _registration,
+    DOSE: _dose,
+    STRUCTURES: _structures,
+}
 
 
 # Text: transforms, parameters, landmarks

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-error", type=click.FloatRange(min=0), metavar="MM", help="Write nothing if the result is further off."
 )
+@options.fixed_series
+@options.moving_series
 def command(
     *,
     source: str,
@@ -40,11 +42,14 @@ def command(
     bspline_spacing: float | None,
     vectors: Vectors | None,
     max_error: float | None,
+    fixed_series: str | None,
+    moving_series: str | None,
 ) -> None:
     """Convert the transform IN to OUT; the suffixes say the kinds.
 
-    elastix transform files (.txt), ITK transforms (.h5, .tfm), displacement fields (.mha, .mhd, .nrrd, .nii.gz). It is
-    said whether the result is exact; if not, its error is measured and said.
+    elastix transform files (.txt), ITK transforms (.h5, .tfm), displacement fields (.mha, .mhd, .nrrd, .nii.gz), DICOM
+    registrations (.dcm, which need both series). It is said whether the result is exact; if not, its error is measured
+    and said.
     """
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.transforms.conversion import convert, converted_files, parse_spacing
@@ -58,6 +63,8 @@ def command(
         bspline_spacing=bspline_spacing,
         vectors=vectors,
         max_error=max_error,
+        fixed_series=fixed_series,
+        moving_series=moving_series,
     )
     print(describe_conversion(done))
 

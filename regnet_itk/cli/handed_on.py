@@ -80,6 +80,7 @@ def _check_asked(asked: Request, why: str) -> None:
     from regnet_itk.errors import TransformError
 
     for flag, given in {"--like": asked.like, "--moving-to-fixed": asked.back, "--mask": asked.mask,
+                        "--fixed-series": asked.fixed_series,
                         "--label linear": asked.label == "linear"}.items():  # fmt: skip
         if given:
             raise TransformError(

@@ -18,7 +18,7 @@ from regnet_itk.cli.main import StrictCommand
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found out as JSON.")
 def command(file: str, like: str | None, as_json: bool) -> None:
-    """Say what FILE is: an image, displacement field, transform, landmarks, parameters or model.
+    """Say what FILE is: an image, displacement field, transform, landmarks, parameters, model, dose or structures.
 
     For transforms: unit, frame, direction, grid, how far points move, folding, every part with how it is combined, and
     files that are missing.

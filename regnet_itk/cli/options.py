@@ -39,6 +39,12 @@ loglevel: Option = click.option(
 device: Option = click.option(
     "--device", default="auto", show_default=True, help="Of the networks: auto, cpu, cuda, cuda:N or mps."
 )
+fixed_series: Option = click.option(
+    "--fixed-series", metavar="DIR", help="DICOM series of the fixed image; DICOM files that are written refer to it."
+)
+moving_series: Option = click.option(
+    "--moving-series", metavar="DIR", help="DICOM series of the moving image; DICOM files are checked against it."
+)
 elastix_seed: Option = click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed."
 )

@@ -62,7 +62,7 @@ class _SeveralImages(StrictCommand):
     help="Mask on the fixed image's grid; voxels other than 0 count. Several: -fMask0 -fMask1 ..",
 )  # fmt: skip
 @click.option("-mMask", "moving_mask", multiple=True, metavar="IMAGE", help="Mask on the moving image's grid.")
-@click.option("-t0", "initial", metavar="FILE", help="Transform file (elastix or ITK) to start from.")
+@click.option("-t0", "initial", metavar="FILE", help="Transform file (elastix, ITK, DICOM) to start from.")
 @click.option(
     "-fp", "fixed_landmarks", metavar="FILE",
     help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",

@@ -22,6 +22,7 @@ from regnet_itk.output_files import OutputFiles
 from regnet_itk.run_log import RunLog, heard_by
 
 if TYPE_CHECKING:
+    from regnet_itk.cli.transform_dicom import DicomWriter, GivenSeries
     from regnet_itk.data.grid import Grid
     from regnet_itk.data.image import Image
     from regnet_itk.transforms.chain import TransformChain
@@ -33,16 +34,21 @@ _LOG = "transformix.log"
 EXPECTED_ERRORS = "expectedErrors.csv"
 """How far off each of the mapped points may be."""
 
+_DICOM_RESULTS = r"\d{4,}\.dcm|structures\.json|mask-\d+-[^/]*\.mha"
+"""What ends the names of a series' slices, and of what is written of structures beside their contours."""
 _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 
 
 @click.command("transform", cls=StrictCommand, context_settings=options.HELP)
 @click.option(
     "-tp", "transform", required=True, metavar="FILE",
-    help="Transform of a finished registration: TransformParameters.N.txt, or ITK's .h5 or .tfm.",
+    help="Transform of a finished registration: TransformParameters.N.txt, ITK's .h5 or .tfm, or DICOM's .dcm.",
 )  # fmt: skip
 @options.out_folder
-@click.option("-in", "images", multiple=True, metavar="IMAGE", help="Image to warp to the fixed image; may repeat.")
+@click.option(
+    "-in", "images", multiple=True, metavar="IMAGE",
+    help="Image to warp to the fixed image, or DICOM dose or structures; may repeat.",
+)  # fmt: skip
 @click.option(
     "-def", "points", metavar="FILE|all",
     help="Points to map (.txt .vtk .csv .fcsv .mrk.json); 'all' writes the displacement field.",
@@ -52,7 +58,7 @@ _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 @click.option(
     "--label", is_flag=False, flag_value="nearest", type=click.Choice(["nearest", "linear"]),
     help="The images are segmentations: take the nearest voxel's label, or with 'linear' the label with the greatest "
-    "interpolated membership. Keeps the pixel type; 0 outside.",
+    "interpolated membership. Keeps the pixel type; 0 outside. Of DICOM structures, masks are written too.",
 )  # fmt: skip
 @click.option("--like", metavar="IMAGE", help="Write on the grid of this image, not of the fixed image.")
 @click.option(
@@ -63,6 +69,12 @@ _FORMATS = "|".join(map(re.escape, (*RESULT_FORMATS, "raw", "zraw", "raw.gz")))
 )
 @click.option("--mask", metavar="IMAGE", help="Mask of the fixed image for the summary of the Jacobian.")
 @click.option("--order", type=click.IntRange(0, 5), help="Of the interpolation, in place of the transform file's.")
+@options.fixed_series
+@options.moving_series
+@click.option(
+    "--dose", type=click.Choice(["value", "energy"]), default="value", show_default=True,
+    help="How a DICOM dose is carried: each piece of tissue keeps its dose, or its energy (needs both series, CTs).",
+)  # fmt: skip
 @click.option("--default", type=float, metavar="VALUE", help="Outside the image, in place of DefaultPixelValue.")
 @options.threads
 @options.loglevel
@@ -71,7 +83,8 @@ def command(**given: Any) -> int:
 
     Writes to DIR: result.<format> (or result.<name of the input>.<format> for several images), outputpoints.txt (and
     the points in the format of their file), deformationField, spatialJacobian (.json: a summary), fullSpatialJacobian,
-    and transformix.log.
+    and transformix.log. With --fixed-series a DICOM series, dose or structure set becomes one of the fixed
+    image's patient and frame of reference.
     Points go from the fixed to the moving image, images the other way. The exit status is 3 if a point has no inverse.
     """
     return transform(Request(**given))
@@ -79,11 +92,14 @@ def command(**given: Any) -> int:
 
 def transform(asked: Request) -> int:
     """Do what the command says, and return its exit status."""
+    from regnet_itk.cli.transform_dicom import check_no_series
     from regnet_itk.outputs import check_writable
 
     check_writable(asked.out)
     points = None if asked.points == "all" else asked.points
-    _files(asked).check(asked.out, [asked.transform, *asked.images, points, asked.like, asked.mask])
+    read = [asked.transform, *asked.images, points, asked.like, asked.mask, asked.fixed_series, asked.moving_series]
+    _files(asked).check(asked.out, read)
+    check_no_series(asked.out, read)
     bound_threads(asked.threads)
     log = RunLog(Screen(asked.loglevel))
     with heard_by(log):
@@ -91,6 +107,7 @@ def transform(asked: Request) -> int:
 
 
 def _transform(asked: Request, log: RunLog) -> int:
+    from regnet_itk.cli.transform_dicom import read_given_series
     from regnet_itk.data.image_files import read_grid
     from regnet_itk.outputs import staged_folder
     from regnet_itk.parameters import ParameterMap
@@ -109,20 +126,21 @@ def _transform(asked: Request, log: RunLog) -> int:
             (stage / _LOG).write_text(log.text(), encoding="utf-8")
         log.say(f"written to {asked.out} in {log.seconds():.1f} s, by transformix")
         return 0
-    chain = read_chain(asked.transform)
+    series = read_given_series(asked)
+    chain = read_chain(asked.transform) if series is None else series.read_chain(asked.transform)
     _files(asked).check(asked.out, [link.parameters.source for link in chain.links])
     settings = WarpSettings.of(chain.links[-1].parameters if chain.links else ParameterMap({}))
     like = read_grid(asked.like, "--like image") if asked.like else None
-    fixed_grid = settings.grid or like
+    fixed_grid = settings.grid or like or (series.fixed.grid() if series is not None else None)
     settings = replace(
         settings,
-        grid=like or settings.grid,
+        grid=like or fixed_grid,
         order=settings.order if asked.order is None else asked.order,
         default=settings.default if asked.default is None else asked.default,
     )
     log.note(f"transform {asked.transform}: {len(chain.links)} part(s)")
     with staged_folder(asked.out, _files(asked)) as stage:
-        work = _Work(asked, chain, settings, fixed_grid, stage, log)
+        work = _Work(asked, chain, settings, fixed_grid, stage, log, series)
         status = work.run()
         (stage / _LOG).write_text(log.text(), encoding="utf-8")
     log.say(f"written to {asked.out} in {log.seconds():.1f} s")
@@ -139,6 +157,7 @@ class _Work:
     fixed_grid: Grid | None
     stage: Path
     log: RunLog
+    series: GivenSeries | None = None
 
     def run(self) -> int:
         images = self._warp_images()
@@ -164,14 +183,25 @@ class _Work:
 
     def _warp_images(self) -> list[Grid]:
         """Warp the images, and return their grids."""
+        from regnet_itk.cli.transform_dicom import find_dicom_kinds
         from regnet_itk.data.image_files import read_image
 
         grids = []
-        for path, name in zip(self.asked.images, _result_names(self.asked.images), strict=True):
+        kinds = find_dicom_kinds(self.asked.images, self.series)
+        for path, name, kind in zip(self.asked.images, _result_names(self.asked.images), kinds, strict=True):
+            if kind is not None:
+                grids.append(self._dicom_writer().write(kind, path, name))
+                continue
             image = read_image(path, "input image")
             self._write(self._warped(image, path).to_sitk, f"{name}.{self.settings.format}")
             grids.append(image.grid)
         return grids
+
+    def _dicom_writer(self) -> DicomWriter:
+        from regnet_itk.cli.transform_dicom import DicomWriter
+
+        assert self.series is not None
+        return DicomWriter(self.asked, self.series, self.chain, self.settings, self._grid(), self.stage, self.log)
 
     def _warped(self, image: Image, path: str) -> Image:
         from regnet_itk.data.pixel_types import pixel_type_of
@@ -302,7 +332,7 @@ class _Work:
 
 def _files(asked: Request) -> OutputFiles:
     """Return what a call writes; of an earlier one only what it writes anew, in another format perhaps, is removed."""
-    names = [f"{re.escape(name)}\\.({_FORMATS})" for name in _result_names(asked.images)]
+    names = [f"{re.escape(name)}\\.({_FORMATS}|{_DICOM_RESULTS})" for name in _result_names(asked.images)]
     kinds = {"deformationField": asked.points == "all", "spatialJacobian": asked.determinant,
              "fullSpatialJacobian": asked.matrices}  # fmt: skip
     names += [f"{name}\\.({_FORMATS}|json)" for name, wanted in kinds.items() if wanted]

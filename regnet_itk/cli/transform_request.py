@@ -19,6 +19,9 @@ class Request:
     determinant: str | None = None
     matrices: str | None = None
     label: str | None = None
+    fixed_series: str | None = None
+    moving_series: str | None = None
+    dose: str = "value"
     like: str | None = None
     back: bool = False
     mask: str | None = None
@@ -30,6 +33,13 @@ class Request:
     def __post_init__(self) -> None:
         if not (self.images or self.points or self.determinant or self.matrices):
             raise click.UsageError("give at least one of -in, -def, -jac and -jacmat")
+        if (self.fixed_series or self.moving_series) and not (self.fixed_series and self.images):
+            raise click.UsageError(
+                "--fixed-series, and --moving-series with it, are for DICOM images, doses and structures; give these "
+                "with -in"
+            )
+        if self.dose == "energy" and not self.fixed_series:
+            raise click.UsageError("--dose energy is for DICOM doses; give the series with --fixed-series")
         if self.back and self.points in (None, "all"):
             raise click.UsageError(
                 "--moving-to-fixed needs -def with a file of points; for a whole inverse use regnet-itk invert"

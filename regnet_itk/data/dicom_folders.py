@@ -33,14 +33,13 @@ class _Slice:
     intercept: float
 
 
-def read_dicom_folder(folder: Path, role: str) -> Image:
-    """Read the only DICOM series of a folder.
+def list_dicom_series(folder: Path, role: str) -> list[str]:
+    """Return the files of the only DICOM series of a folder, in the order of their slices.
 
     Raises
     ------
     ImageError
-        If there is none or more than one, if it cannot be read, or if its slices are not evenly spaced, parallel and
-        one behind the other.
+        If there is none or more than one, or the folder cannot be read.
     """
     import SimpleITK as sitk
 
@@ -62,8 +61,23 @@ def read_dicom_folder(folder: Path, role: str) -> Image:
         raise ImageError(f"{what} is a folder without a DICOM series; give an image file")
     if len(series) > 1:
         raise ImageError(f"{what} holds {len(series)} DICOM series; put the wanted one into a folder of its own")
+    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+
+
+def read_dicom_folder(folder: Path, role: str) -> Image:
+    """Read the only DICOM series of a folder.
+
+    Raises
+    ------
+    ImageError
+        If there is none or more than one, if it cannot be read, or if its slices are not evenly spaced, parallel and
+        one behind the other.
+    """
+    import SimpleITK as sitk
+
+    what = f"{role} '{folder}'"
+    files = list_dicom_series(folder, role)
     reader = sitk.ImageSeriesReader()
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     image = _executed(reader, what)

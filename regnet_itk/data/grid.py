@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,15 @@ class Grid:
     def _ends(self, margin: float) -> tuple[FloatArray, FloatArray]:
         last = np.asarray(self.size) - 1
         return np.minimum(margin, last / 2), np.maximum(last - margin, last / 2)
+
+    def backwards(self) -> Grid:
+        """Return the grid of an array whose slices are put in the opposite order, ``array[::-1]``.
+
+        Its axes are right-handed if those of this grid are not.
+        """
+        last = self.index_to_point([0, 0, self.size[2] - 1])
+        direction = self.direction_matrix * np.array([1.0, 1.0, -1.0])
+        return replace(self, origin=_triple(last), direction=direction)
 
     def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """Return this grid with `lower` voxels more before, and `upper` more after, along x, y, z."""

@@ -1,7 +1,8 @@
 """Transforms from one kind of file into another, saying whether that was exact and, if not, how far off it is.
 
-Kinds, told by the suffix: elastix transform parameter files (.txt), ITK transforms (.h5, .hdf5, .tfm), and displacement
-field images (.mha, .mhd, .nrrd, .nii, .nii.gz). T maps points of the fixed to the moving image, mm, LPS.
+Kinds, told by the suffix: elastix transform parameter files (.txt), ITK transforms (.h5, .hdf5, .tfm), DICOM
+registrations (.dcm), and displacement field images (.mha, .mhd, .nrrd, .nii, .nii.gz). T maps points of the fixed to
+the moving image, mm, LPS.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid, Triple
 from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, set_nifti_intent
 from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES
+from regnet_itk.dicom.files import DICOM_SUFFIX
+from regnet_itk.dicom.series import Series, read_both_series
 from regnet_itk.errors import TransformError
 from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
 from regnet_itk.transforms.chain import Link, TransformChain
+from regnet_itk.transforms.dicom_registration import read_registration, write_registration
 from regnet_itk.transforms.elastix_keys import check_nameable
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import rename_elastix_files, write_elastix
@@ -77,6 +81,8 @@ def convert(
     bspline_spacing: float | None = None,
     vectors: Vectors | None = None,
     max_error: float | None = None,
+    fixed_series: str | Path | None = None,
+    moving_series: str | Path | None = None,
 ) -> Conversion:
     """Write a transform as a file of another kind, whole or not at all.
 
@@ -89,18 +95,24 @@ def convert(
         The fixed image's grid, for fields and for the resampling keys of elastix files. By default the one that the
         source names, or that of its field.
     spacing : sequence of float, optional
-        Of a field's voxels in mm, one or three numbers.
+        Of a field's voxels in mm, one or three numbers; a field in a DICOM registration included.
     bspline_spacing : float, optional
         Fit a cubic B-spline with control points at this distance in mm, and write that (.txt, .h5, .tfm).
     vectors : {"lps", "ras"}, optional
         How a NIfTI field is, or shall be, stored. It is written as LPS by default.
     max_error : float, optional
         Write nothing if the result is further off than this anywhere, in mm.
+    fixed_series, moving_series : str or Path, optional
+        Folders with the DICOM series of the two images: a DICOM registration that is written refers to them, and one
+        that is read is checked against them.
+
+        .. versionadded:: 0.2
 
     Raises
     ------
-    TransformError
-        If the source cannot be read, a grid is needed and unknown, or `max_error` is exceeded.
+    TransformError, DicomError
+        If the source cannot be read, a grid is needed and unknown, or `max_error` is exceeded; or if the series are
+        missing, of two patients, or not those of the registration.
     OutputError
         If the target cannot be written.
 
@@ -113,9 +125,10 @@ def convert(
     True
     """
     suffix, target = find_suffix(target), Path(target)
-    chain = source if isinstance(source, TransformChain) else read_transform(source, vectors)
-    grid = like or transform_grid(chain)
     _check_options(suffix, spacing, bspline_spacing)
+    series = _series(source, suffix, fixed_series, moving_series)
+    chain = source if isinstance(source, TransformChain) else _read(source, vectors, series)
+    grid = like or transform_grid(chain)
     own = converted_files(target)
     given = [] if isinstance(source, TransformChain) else [source]
     own.check(target.parent, [*given, *(link.parameters.source for link in chain.links)])
@@ -127,6 +140,9 @@ def convert(
             written, exact = _write_elastix(wanted, stage, target, _needed(grid, target), bool(like)), True
         elif suffix in ITK_SUFFIXES:
             written, exact = _write_itk(wanted, stage / target.name, grid)
+        elif suffix == DICOM_SUFFIX:
+            voxels = _spaced(_needed(grid, target), spacing) if spacing else grid
+            written, exact = _write_dicom(wanted, stage / target.name, series, voxels, spacing is not None)
         else:
             voxels = _spaced(_needed(grid, target), spacing) if spacing else _needed(grid, target)
             written, exact = _write_field(wanted, stage / target.name, voxels, vectors)
@@ -154,9 +170,43 @@ def converted_files(target: Path) -> OutputFiles:
     return OutputFiles(names, target.name, exclusive=suffix == ELASTIX_SUFFIX)
 
 
+_BothSeries = tuple[Series, Series] | None
+
+
+def _series(
+    source: str | Path | TransformChain, suffix: str, fixed: str | Path | None, moving: str | Path | None
+) -> _BothSeries:
+    """Return the headers of the series that a DICOM registration refers to; None if there is no need of them."""
+    from_dicom = not isinstance(source, TransformChain) and Path(source).suffix.lower() == DICOM_SUFFIX
+    if (fixed or moving) and not (from_dicom or suffix == DICOM_SUFFIX):
+        raise TransformError("`fixed_series` and `moving_series` are for DICOM registrations, and neither file is one")
+    if fixed and moving:
+        return read_both_series(fixed, moving)
+    if fixed or moving or suffix == DICOM_SUFFIX:
+        raise TransformError(
+            "a DICOM registration refers to the series of both images; give their folders with `fixed_series` and "
+            "`moving_series`"
+        )
+    return None
+
+
+def _read(source: str | Path, vectors: Vectors | None, series: _BothSeries) -> TransformChain:
+    if series is None or Path(source).suffix.lower() != DICOM_SUFFIX:
+        return read_transform(source, vectors)
+    return read_registration(source, *(each.frame_of_reference for each in series))
+
+
+def _write_dicom(
+    chain: TransformChain, part: Path, series: _BothSeries, grid: Grid | None, resample: bool
+) -> tuple[TransformChain, bool]:
+    assert series is not None
+    exact = write_registration(chain, part, *series, grid=grid, resample=resample)
+    return read_registration(part, *(each.frame_of_reference for each in series)), exact
+
+
 def _check_options(suffix: str, spacing: Sequence[float] | None, bspline_spacing: float | None) -> None:
     is_field = suffix in FIELD_SUFFIXES
-    if spacing is not None and not is_field:
+    if spacing is not None and not is_field and suffix != DICOM_SUFFIX:
         raise TransformError(
             f"`spacing` is that of a displacement field; a {suffix} file has none (`bspline_spacing`?)"
         )
@@ -230,7 +280,9 @@ def _kind(suffix: str, written: TransformChain, bspline_spacing: float | None) -
     parts = ", ".join(link.transform.describe() for link in written.links)
     if suffix in FIELD_SUFFIXES:
         return parts
-    made_by = "elastix transform" if suffix == ELASTIX_SUFFIX else "ITK composite transform"
+    made_by = {ELASTIX_SUFFIX: "elastix transform", DICOM_SUFFIX: "DICOM registration"}.get(
+        suffix, "ITK composite transform"
+    )
     fitted = f" (control points every {bspline_spacing:g} mm)" if bspline_spacing else ""
     return f"{made_by}: {parts}{fitted}"
 
@@ -239,6 +291,8 @@ def _notes(chain: TransformChain, suffix: str, exact: bool, vectors: Vectors | N
     notes = []
     if suffix in FIELD_SUFFIXES and not exact:
         notes.append("outside its grid a displacement field is the identity, whatever the transform did there")
+    if suffix == DICOM_SUFFIX and not exact:
+        notes.append("outside the grid of the deformation only the matrix of the transform is left")
     if suffix in NIFTI_SUFFIXES:
         how = "RAS, intent code 1006" if vectors == "ras" else "LPS, intent code 1007, as ITK, SimpleITK and ANTs do"
         notes.append(

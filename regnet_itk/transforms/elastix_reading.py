@@ -11,12 +11,14 @@ import numpy as np
 
 from regnet_itk.data.image_nd import DIMENSIONS
 from regnet_itk.data.suffixes import FOREIGN_TRANSFORM_SUFFIXES, ITK_SUFFIXES, PARAMETER_SUFFIXES
+from regnet_itk.dicom.files import DICOM_SUFFIX
 from regnet_itk.elastix.components import COMPONENTS
 from regnet_itk.errors import ParameterError, RegNetItkError, TransformError, did_you_mean
 from regnet_itk.inputs import is_file, why_no_file
 from regnet_itk.parameters import ParameterMap, decode_text, parse_parameter_text, parse_parameter_toml
 from regnet_itk.transforms.base import Transform
 from regnet_itk.transforms.chain import MOST_LINKS, Link, TransformChain
+from regnet_itk.transforms.dicom_registration import read_registration
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, initial_file, locate_file
 from regnet_itk.transforms.itk_files import read_itk
 from regnet_itk.transforms.registry import find_elastix_type, known_names, known_types
@@ -107,11 +109,11 @@ def read_chain(path: str | Path) -> TransformChain:
     Parameters
     ----------
     path : str or Path
-        An elastix transform file (.txt or .toml), or an ITK transform file (.h5, .tfm).
+        An elastix transform file (.txt or .toml), an ITK transform file (.h5, .tfm), or a DICOM registration (.dcm).
 
     Raises
     ------
-    TransformError
+    TransformError, DicomError
         If a file is missing, cut off, not 3D, of an unknown type, refers to itself, or begins with too many others.
 
     Examples
@@ -127,6 +129,8 @@ def read_chain(path: str | Path) -> TransformChain:
         raise TransformError(f"transform file '{path}' {why}")
     if path.suffix.lower() in (*ITK_SUFFIXES, *FOREIGN_TRANSFORM_SUFFIXES):
         return read_itk(path)
+    if path.suffix.lower() == DICOM_SUFFIX:
+        return read_registration(path)
     return _read_elastix(path, ())
 
 

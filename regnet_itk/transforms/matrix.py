@@ -22,6 +22,7 @@ from regnet_itk.parameters import ParameterMap, as_values
 from regnet_itk.transforms.base import PointSampler, TransformType
 from regnet_itk.transforms.elastix_keys import read_floats, read_parameters
 
+_RIGID = 1e-6
 EULER = "EulerTransform"
 """What elastix calls a rotation with a shift."""
 
@@ -62,6 +63,11 @@ class MatrixTransform:
     def is_identity(self) -> bool:
         """Whether it moves no point at all."""
         return np.array_equal(self.matrix, np.eye(3)) and not self.translation.any()
+
+    @property
+    def is_rigid(self) -> bool:
+        """Whether it is a rotation with a shift."""
+        return np.allclose(self.matrix @ self.matrix.T, np.eye(3), atol=_RIGID) and np.linalg.det(self.matrix) > 0
 
     @property
     def offset(self) -> FloatArray:

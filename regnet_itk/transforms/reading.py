@@ -1,4 +1,4 @@
-"""A transform from a file of any kind, told by its suffix: elastix's, ITK's, or a displacement field image.
+"""A transform from a file of any kind, told by its suffix: elastix's, ITK's, DICOM's, or a displacement field image.
 
 T maps points of the fixed to the moving image, mm, LPS.
 """
@@ -15,6 +15,7 @@ from regnet_itk.data.field import DisplacementField, read_displacement_field
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.nifti_files import NIFTI_DISPLACEMENT, read_nifti_intent
 from regnet_itk.data.suffixes import FIELD_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, known_suffix
+from regnet_itk.dicom.files import DICOM_SUFFIX
 from regnet_itk.errors import TransformError, did_you_mean
 from regnet_itk.inputs import why_no_file
 from regnet_itk.transforms.chain import Link, TransformChain
@@ -25,7 +26,7 @@ Vectors = Literal["lps", "ras"]
 """How the vectors of a NIfTI field are stored: along the axes L, P, S or R, A, S."""
 
 ELASTIX_SUFFIX = ".txt"
-SUFFIXES = (ELASTIX_SUFFIX, *ITK_SUFFIXES, *FIELD_SUFFIXES)
+SUFFIXES = (ELASTIX_SUFFIX, *ITK_SUFFIXES, DICOM_SUFFIX, *FIELD_SUFFIXES)
 
 
 def find_suffix(path: str | Path) -> str:

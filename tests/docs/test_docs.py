@@ -3,8 +3,9 @@
 Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
 image), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of one pair), and run/, the
-output of a registration by an affine and a RegNet stage. The stage `affine` is a quick one. A block that cannot run
-here begins with ```sh no-test or ```python no-test.
+output of a registration by an affine and a RegNet stage; of the same scans as DICOM also fixed_series/, moving_series/,
+dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test
+or ```python no-test.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import call
+from dicom_cases import write_patient
 from documents import blocks, run_python
 
 from regnet_itk import parameters
@@ -37,7 +39,9 @@ def commands(text):
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
-    write_phantom(make_phantom(5, spacing=(3.9, 3.6, 4.4), extent=(160.0, 140.0, 130.0)), folder)
+    phantom = make_phantom(5, spacing=(3.9, 3.6, 4.4), extent=(160.0, 140.0, 130.0))
+    write_phantom(phantom, folder)
+    write_patient(phantom, folder)
     (folder / "fixed_points.txt").rename(folder / "points.txt")
     lungs = read_image(folder / "moving_mask.mha")
     z = np.arange(lungs.grid.shape[0])[:, None, None]

@@ -15,13 +15,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import dicom_cases
 import fuzz_worker
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_cases import write_series
 from mutations import mutate
 from transform_cases import CHAINS, SETTINGS, affine, bspline, plain
 
@@ -31,12 +34,14 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
 from regnet_itk.data.landmarks import Landmarks, write_landmarks
+from regnet_itk.dicom.series import read_series
 from regnet_itk.networks.model import shipped_models
 from regnet_itk.parameters import ParameterMap, read_parameter_map, shipped_parameter_files, write_parameter_map
 from regnet_itk.registration import register
 from regnet_itk.stages.base import Stage, StageResult
 from regnet_itk.training.config import shipped_recipes
 from regnet_itk.transforms.chain import TransformChain, link_field
+from regnet_itk.transforms.dicom_registration import write_registration
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 
@@ -143,6 +148,7 @@ def write_seeds(folder: Path) -> dict[str, list[Path]]:
     for name, transform in (("matrix", affine()), ("field", field_)):
         for suffix in ("tfm", "h5"):
             write_itk(TransformChain((plain(transform),)), add("itk", f"{name}.{suffix}"))
+    _write_dicom_seeds(add)
     shutil.copy(shipped_models()["regnet_1scale"], add("model", "m.safetensors"))
     for name in ("regnet_long", "regnet_2017"):
         shutil.copy(shipped_recipes()[name], add("recipe", f"{name}.toml"))
@@ -169,8 +175,23 @@ def write_seeds(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def _write_dicom_seeds(add: Callable[[str, str], Path]) -> None:
+    series = []
+    for side in ("fixed", "moving"):
+        write_series(dicom_cases.empty_image(GRID), series_folder := add("series", side), side)
+        series.append(read_series(series_folder, side))
+    for name, chain in (("matrix", CHAINS["affine"]), ("field", CHAINS["affine, field"])):
+        write_registration(chain, add("registration", f"{name}.dcm"), *series)
+    dicom_cases.write_dose(Image(np.linspace(0, 60, GRID.points()[..., 0].size).reshape(GRID.shape), GRID),
+                           add("dose", "dose.dcm"))  # fmt: skip
+    square = np.array([[0, 0, 0], [9, 0, 0], [9, 7, 0], [0, 7, 0.0]])
+    contours = [("CLOSED_PLANAR", square + np.array([0, 0, z])) for z in (1.0, 4.0, 7.0)]
+    dicom_cases.write_structures([("box", [1, 2, 3], contours)], add("structures", "structures.dcm"), GRID)
+
+
 MUTATIONS = {"image": 300, "mask": 60, "field": 120, "landmarks": 250, "parameters": 200, "transform": 150, "itk": 12,
-             "model": 80, "recipe": 100, "run": 40, "pairs": 100, "record": 60}  # fmt: skip
+             "registration": 150, "dose": 100, "structures": 150, "model": 80, "recipe": 100, "run": 40,
+             "pairs": 100, "record": 60}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +208,7 @@ def reader():
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_damaged_files_are_read_rightly_or_refused_in_one_line(kind, seeds, reader, capsys):
-    how = "transform" if kind == "itk" else kind
+    how = "transform" if kind in ("itk", "registration") else kind
     whole = {path: path.read_bytes() for path in seeds[kind]}
     for path in whole:
         assert reader.ask(how, path) == ("read", ""), path

@@ -31,6 +31,9 @@ from regnet_itk.metrics.metric import mean_of
 from regnet_itk.networks.model import load_model, read_model_header
 from regnet_itk.pairs import check_pairs, read_pairs
 from regnet_itk.parameters import read_parameter_map
+from regnet_itk.radiotherapy.dose import read_dose
+from regnet_itk.radiotherapy.shapes import make_shape, stack_planes
+from regnet_itk.radiotherapy.structures import read_structures
 from regnet_itk.report.finished_run import read_finished_run, write_run_report
 from regnet_itk.stages.planning import read_stages
 from regnet_itk.training.config import read_training_config
@@ -116,6 +119,20 @@ def _transform(path: Path) -> None:
 _MODELS: dict[str, Any] = {}
 
 
+def _dose(path: Path) -> None:
+    if not np.isfinite(read_dose(path).image.array).all():
+        raise Wrong("a dose that is not finite")
+    describe_inspection(inspect_file(path))
+
+
+def _structures(path: Path) -> None:
+    for structure in read_structures(path).structures:
+        stack = stack_planes(structure, 3.0)
+        if stack is not None and not np.isfinite(make_shape(stack).at(POINTS)).all():
+            raise Wrong("a solid that is not finite")
+    describe_inspection(inspect_file(path))
+
+
 def _model(path: Path) -> None:
     """A model whose file is another must not be another model."""
     read_model_header(path)
@@ -149,7 +166,8 @@ def _record(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], None]] = {
     "image": _image, "mask": _mask, "field": _field, "landmarks": _landmarks, "parameters": _parameters,
-    "transform": _transform, "model": _model, "recipe": _recipe, "run": _run, "pairs": _pairs, "record": _record,
+    "transform": _transform, "dose": _dose, "structures": _structures, "model": _model,
+    "recipe": _recipe, "run": _run, "pairs": _pairs, "record": _record,
 }  # fmt: skip
 
 

@@ -19,12 +19,12 @@ from regnet_itk.errors import DicomError, OutputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from regnet_itk.cli.run_log import RunLog
     from regnet_itk.cli.transform_request import Request
     from regnet_itk.data.grid import Grid
     from regnet_itk.data.image import Image
     from regnet_itk.radiotherapy.structure_mapping import MappedStructure
     from regnet_itk.radiotherapy.structures import StructureSet
+    from regnet_itk.run_log import RunLog
     from regnet_itk.transforms.chain import TransformChain
     from regnet_itk.transforms.warping import Order, WarpSettings
 

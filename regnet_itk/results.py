@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
-from regnet_itk.errors import ImageError
+from regnet_itk.errors import ImageError, RegistrationError
+from regnet_itk.events import LOGGER
 from regnet_itk.metrics.measures import ErrorSummary, folding_share
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.outputs import staged_folder
@@ -110,8 +111,15 @@ class RegistrationResult:
         from regnet_itk.trust.prediction import find_error_map
 
         try:
-            return find_error_map(self.pair.fixed, self.pair.moving, self.chain, self.pair.fixed_mask)
-        except ImageError:  # an image in which nothing stands out
+            return find_error_map(
+                self.pair.fixed,
+                self.pair.moving,
+                self.chain,
+                self.pair.fixed_mask,
+                threads=self.settings.get("threads"),
+            )
+        except (ImageError, RegistrationError) as error:  # an image in which nothing stands out, a forked process
+            LOGGER.warning("no expected error can be told: %s", error)
             return None
 
     @cached_property

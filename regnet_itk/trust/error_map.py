@@ -145,10 +145,24 @@ def find_error_map_of(transform_file: str | Path) -> Path | None:
 def read_error_map(path: str | Path) -> ErrorMap:
     """Read what :meth:`ErrorMap.write` has written.
 
+    Parameters
+    ----------
+    path : str or Path
+        ``errorMap.N.mha`` of a run.
+
     Raises
     ------
     ImageError
         If it cannot be read, or is no error map.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from regnet_itk import ErrorMap, Grid, read_error_map
+    >>> grid = Grid(size=(4, 3, 2), spacing=(4.0, 4.0, 4.0))
+    >>> ErrorMap(np.full((*grid.shape, 2), (1.0, 2.5), dtype=np.float32), grid).write("errorMap.0.mha")
+    >>> read_error_map("errorMap.0.mha").at([[2.0, 2.0, 2.0]]).tolist()
+    [[1.0, 2.5]]
     """
     import SimpleITK as sitk
 

@@ -299,7 +299,7 @@ def test_what_fails_does_not_stop_the_rest(pairs, log, tmp_path, what, reason):
 
 
 def test_a_pair_is_whole_or_not_finished_whenever_its_process_dies(pairs, log, tmp_path, no_pictures, monkeypatch):
-    def nothing_to_say(*_):
+    def nothing_to_say(*_, **__):
         raise ImageError("compiled loops do not bear a fork")
 
     monkeypatch.setattr(prediction, "find_error_map", nothing_to_say)

@@ -208,7 +208,8 @@ def test_everything_is_written_to_the_output_directory(images, tmp_path):
     names = {file.name for file in out.iterdir()}
     assert names == {
         "InitialTransform.0.txt", "TransformParameters.0.txt", "TransformParameters.0-Composite.h5",
-        "deformationField.0.mha", "result.0.mha", "registration.json", "registration.png", "regnet-itk.log",
+        "deformationField.0.mha", "result.0.mha", "errorMap.0.mha", "registration.json", "registration.png",
+        "regnet-itk.log",
     }  # fmt: skip
     last = found.GetParameterMap(found.GetNumberOfParameterMaps() - 1)
     assert last["DeformationFieldFileName"][0] == str(out / "deformationField.0.mha")

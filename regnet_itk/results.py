@@ -125,17 +125,13 @@ class RegistrationResult:
     @cached_property
     def verdict(self) -> Verdict | None:
         """Whether to use this registration, to look at it first, or not to use it, and why; None if nobody can say."""
-        from regnet_itk.trust.verdict import give_verdict
+        from regnet_itk.trust.verdict import give_verdict, longest_side, region_of
 
         if self.expected_error is None:
             return None
         judgements = [(report.name, report.judgement) for report in self.stages if report.judgement is not None]
-        longest = max(*self.pair.fixed.grid.spacing, *self.pair.moving.grid.spacing)
-        return give_verdict(self.expected_error, judgements, self.folding, longest, self._region_name)
-
-    @property
-    def _region_name(self) -> str:
-        return "fixed mask" if self.pair.fixed_mask is not None else "foreground"
+        coarsest, region = longest_side(self.pair), region_of(self.pair)
+        return give_verdict(self.expected_error, judgements, self.folding, coarsest, region)
 
     @cached_property
     def _overview(self) -> DisplacementField:
@@ -155,6 +151,8 @@ class RegistrationResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the contents of ``registration.json``."""
+        from regnet_itk.trust.verdict import region_of
+
         return {
             "versions": {"python": platform.python_version(), **package_versions()},
             "settings": dict(self.settings),
@@ -171,7 +169,7 @@ class RegistrationResult:
                 "region": "fixed mask" if self.pair.fixed_mask is not None else "fixed image",
             },
             **({"verdict": asdict(self.verdict)} if self.verdict else {}),
-            **({"expected_error": self.expected_error.summary(self._region_name)} if self.expected_error else {}),
+            **({"expected_error": self.expected_error.summary(region_of(self.pair))} if self.expected_error else {}),
             **({"inverse_consistency": asdict(self.inverse_consistency)} if self.inverse_consistency else {}),
         }
 

@@ -10,7 +10,7 @@ from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.stages.judgement import judge
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.trust.prediction import find_error_map
-from regnet_itk.trust.verdict import Verdict, give_verdict
+from regnet_itk.trust.verdict import Verdict, give_verdict, longest_side, region_of
 
 if TYPE_CHECKING:
     from regnet_itk.stages.base import ImagePair
@@ -40,6 +40,5 @@ def judge_transform(pair: ImagePair, chain: TransformChain) -> tuple[ErrorMap, V
     errors = find_error_map(pair.fixed, pair.moving, chain, pair.fixed_mask)
     whole = judge(replace(pair.coarse, any_contrast=True), TransformChain(), chain)
     folding = folding_share(chain.displacement_on(choose_overview_grid(pair.fixed.grid)))
-    longest = max(*pair.fixed.grid.spacing, *pair.moving.grid.spacing)
-    region = "fixed mask" if pair.fixed_mask is not None else "foreground"
-    return errors, give_verdict(errors, [("the registration", whole)], folding, longest, region)
+    judged = [("the registration", whole)]
+    return errors, give_verdict(errors, judged, folding, longest_side(pair), region_of(pair))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 if TYPE_CHECKING:
+    from regnet_itk.stages.base import ImagePair
     from regnet_itk.stages.judgement import Judgement
     from regnet_itk.trust.error_map import ErrorMap
 
@@ -49,8 +50,18 @@ class Verdict:
         return f"verdict: {self.word}" + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
 
 
+def region_of(pair: ImagePair) -> str:
+    """Return what the region of a pair's error map is called."""
+    return "fixed mask" if pair.fixed_mask is not None else "foreground"
+
+
+def longest_side(pair: ImagePair) -> float:
+    """Return the longest voxel side of both images, mm."""
+    return max(*pair.fixed.grid.spacing, *pair.moving.grid.spacing)
+
+
 def give_verdict(
-    errors: ErrorMap, judgements: Sequence[tuple[str, Judgement]], folding: float, longest_side: float, region: str
+    errors: ErrorMap, judgements: Sequence[tuple[str, Judgement]], folding: float, coarsest: float, region: str
 ) -> Verdict:
     """Judge a registration.
 
@@ -62,13 +73,13 @@ def give_verdict(
         Of the stages that have one, with their names, in their order.
     folding : float
         Share of voxels with det J <= 0.
-    longest_side : float
-        mm, of the voxels of both images.
+    coarsest : float
+        The longest voxel side of both images, mm; see `longest_side`.
     region : str
-        What the error map's region is called: "mask", "foreground" ..
+        What the error map's region is called; see `region_of`.
     """
     found = [
-        *_of_errors(errors, max(FAR_OFF, longest_side), region),
+        *_of_errors(errors, max(FAR_OFF, coarsest), region),
         *_of_stages(judgements),
         *_of_folding(folding),
     ]

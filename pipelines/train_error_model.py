@@ -7,6 +7,7 @@ by) and ``test`` (to judge by) that ``make_error_samples.py`` writes.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,8 @@ def read_samples(folder: Path) -> Table:
     parts = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path) as d:
-            assert tuple(d["columns"]) == NAMES, f"{path} has other clues: make the samples anew"
+            if tuple(d["columns"]) != NAMES:
+                sys.exit(f"error: '{path}' has other clues; make the samples anew with make_error_samples.py")
             n = len(d["errors"])
             kinds, pairs = np.full(n, str(d["kind"])), np.full(n, path.stem)
             parts.append((d["values"], d["errors"], d["voxel_sizes"], kinds, d["names"], pairs))
@@ -147,7 +149,8 @@ def main() -> None:
     given = parser.parse_args()
     train, calibration = read_samples(given.samples / "train"), read_samples(given.samples / "val")
     network = fit(train, epochs=given.epochs)
-    card = ErrorModelCard(calibrate(network, calibration), usual(train))
+    counts = ({"pairs": len(np.unique(t.pairs)), "points": len(t.errors)} for t in (train, calibration))
+    card = ErrorModelCard(calibrate(network, calibration), usual(train), *counts)
     model = ErrorModel(network, card)
     print(f"factor {card.factor:.3f}")
     rows = list(judge(model, calibration))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from collections import Counter
@@ -82,7 +83,8 @@ def sort_worst_first(batch: Batch) -> list[Pair]:
         facts = record.facts
         verdict = list(WORDS).index(facts.verdict) if facts.verdict in WORDS else -1
         similarity = 1.0 if facts.similarity_after is None else facts.similarity_after
-        return (2, -verdict, -(facts.expected_error or 0.0), similarity)
+        expected = math.inf if facts.expected_error is None else facts.expected_error
+        return (2, -verdict, -expected, similarity)
 
     return sorted(batch.pairs, key=badness)
 

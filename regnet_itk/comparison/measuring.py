@@ -24,7 +24,9 @@ from regnet_itk.stages.base import ImagePair
 from regnet_itk.transforms.chain import TransformChain
 
 
-def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metrics: Sequence[Metric]) -> Measures:
+def measure_transform(
+    chain: TransformChain, images: ImagePair, pair: Pair, metrics: Sequence[Metric], threads: int | None = None
+) -> Measures:
     """Measure a transform of a pair, through the whole chain.
 
     Parameters
@@ -36,6 +38,8 @@ def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metr
     pair : Pair
         Names the landmarks, the true displacement and the labels.
     metrics : sequence of Metric
+    threads : int, optional
+        CPU threads; all by default.
 
     Raises
     ------
@@ -50,15 +54,15 @@ def measure_transform(chain: TransformChain, images: ImagePair, pair: Pair, metr
     if pair.displacement is not None and any("truth" in metric.needs for metric in metrics):
         registered = replace(registered, truth=read_displacement_field(pair.displacement))
     found = {metric.name: metric.measure(registered) for metric in metrics}
-    return Measures(mapped.tolist(), differences.tolist(), field, found, _trust(chain, images, pair))
+    return Measures(mapped.tolist(), differences.tolist(), field, found, _trust(chain, images, pair, threads))
 
 
-def _trust(chain: TransformChain, images: ImagePair, pair: Pair) -> Trust:
+def _trust(chain: TransformChain, images: ImagePair, pair: Pair, threads: int | None) -> Trust:
     """Return how far the transform is to be trusted, and how far that can be trusted where the truth is known."""
     from regnet_itk.trust.judging import judge_transform
 
     try:
-        errors, verdict = judge_transform(images, chain)
+        errors, verdict = judge_transform(images, chain, threads=threads)
     except ImageError:  # an image in which nothing stands out
         return Trust()
     found = Trust(verdict.word, "; ".join(verdict.reasons), math.nan if errors.mean is None else errors.mean)

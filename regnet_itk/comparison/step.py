@@ -87,7 +87,7 @@ def run_step(step: Step, events: Events) -> None:
     images = image_pair(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
     done = _keep(step, step.kept) if step.kept is not None else _register(step, images, events)
     events.progress(Progress(1.0, "measuring"))
-    measures = measure_transform(done.chain, images, pair, step.metrics)
+    measures = measure_transform(done.chain, images, pair, step.metrics, step.settings.threads)
     with staged_folder(step.folder) as stage:
         written = write_elastix(done.chain, stage, step.folder)
         name = written[-1].name if written else ""

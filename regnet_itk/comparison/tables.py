@@ -294,7 +294,7 @@ def tabulate_verdicts(comparison: Comparison) -> Table:
         if method.name != BEFORE and (outcome := comparison.outcome(pair, method)) is not None
     ]
     doubted = [row for row in found if row[2].verdict in WORDS[1:]]
-    doubted.sort(key=lambda row: (-WORDS.index(row[2].verdict), -row[2].expected))
+    doubted.sort(key=lambda row: (-WORDS.index(row[2].verdict), -np.nan_to_num(row[2].expected, nan=math.inf)))
     rows: list[list[Cell]] = [
         [pair.name, method.name, trust.verdict, trust.expected, trust.reasons] for pair, method, trust in doubted
     ]

@@ -357,8 +357,8 @@ def _verdict(record: Mapping[str, Any]) -> list[str]:
     if "verdict" in record:
         found = Verdict(record["verdict"]["word"], tuple(record["verdict"]["reasons"]))
         parts.append(f"V{found.describe()[1:]}.")
-    if "expected_error" in record:
-        told = record["expected_error"]
+    told = record.get("expected_error", {})
+    if "mean_mm" in told:
         parts.append(
             f"Expected error in the {told['region']}: {told['mean_mm']:.2g} mm in the mean, above "
             f"{told['a_tenth_above_mm']:.2g} mm in a tenth of it."

@@ -82,10 +82,12 @@ class ErrorMap:
 
     def summary(self, region: str) -> dict[str, Any]:
         """Return what ``registration.json`` tells of it; `region` is what its region is called."""
-        expected, radius = self.values[self.known].T.astype(float) if self.known.any() else np.zeros((2, 1))
+        told: dict[str, Any] = {"region": region, "known_share": round(float(self.known.mean()), 4)}
+        if not self.known.any():
+            return told
+        expected, radius = self.values[self.known].T.astype(float)
         return {
-            "region": region,
-            "known_share": round(float(self.known.mean()), 4),
+            **told,
             "mean_mm": round(float(expected.mean()), 3),
             "median_mm": round(float(np.median(expected)), 3),
             "a_tenth_above_mm": round(float(np.percentile(expected, 90)), 3),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from regnet_itk.trust.error_map import ErrorMap
 
 
-def judge_transform(pair: ImagePair, chain: TransformChain) -> tuple[ErrorMap, Verdict]:
+def judge_transform(pair: ImagePair, chain: TransformChain, *, threads: int | None = None) -> tuple[ErrorMap, Verdict]:
     """Judge a transform by what the images look like under it, whoever found it.
 
     Parameters
@@ -26,6 +26,8 @@ def judge_transform(pair: ImagePair, chain: TransformChain) -> tuple[ErrorMap, V
         Of any contrast. With a fixed mask, inside of that.
     chain : TransformChain
         Fixed to moving.
+    threads : int, optional
+        CPU threads; all by default.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def judge_transform(pair: ImagePair, chain: TransformChain) -> tuple[ErrorMap, V
     ImageError
         If the fixed image is the same everywhere.
     """
-    errors = find_error_map(pair.fixed, pair.moving, chain, pair.fixed_mask)
+    errors = find_error_map(pair.fixed, pair.moving, chain, pair.fixed_mask, threads=threads)
     whole = judge(replace(pair.coarse, any_contrast=True), TransformChain(), chain)
     folding = folding_share(chain.displacement_on(choose_overview_grid(pair.fixed.grid)))
     judged = [("the registration", whole)]

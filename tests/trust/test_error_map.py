@@ -117,6 +117,13 @@ def test_it_is_read_as_it_was_written_and_sampled_as_simpleitk_samples_it(
     assert np.isnan(again.at([MIDDLE + 500.0])).all()
 
 
+def test_where_nothing_is_known_no_error_is_told() -> None:
+    grid = Grid((3, 3, 3), (4.0, 4.0, 4.0))
+    told = ErrorMap(np.full((*grid.shape, 2), np.nan, np.float32), grid)
+    assert told.mean is None
+    assert told.summary("foreground") == {"region": "foreground", "known_share": 0.0}
+
+
 def test_what_is_no_error_map_is_refused(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkFloat32), str(tmp_path / "errorMap.1.mha"))
     with pytest.raises(ImageError, match="no error map"):

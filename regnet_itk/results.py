@@ -23,6 +23,7 @@ from regnet_itk.stage_report import StageReport
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.resampling import resample_through
 from regnet_itk.versions import package_versions
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class RegistrationResult:
         order = last.parameters.get_int("FinalBSplineInterpolationOrder", 3)
         default = last.parameters.get_float("DefaultPixelValue", 0.0 if last.parameters.is_elastix else -1000.0)
         grid = self.pair.fixed.grid
-        return self.pair.moving.resampled(grid, self.chain.to_sitk(grid), order, default)
+        return resample_through(
+            self.pair.moving, self.chain, grid, order, default, threads=self.settings.get("threads")
+        )
 
     @cached_property
     def displacement(self) -> DisplacementField:

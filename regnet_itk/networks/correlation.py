@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.compiling import find_kernels
+
 Offsets = list[tuple[int, int, int]]
 
 _CACHED_VALUES = 262_144  # products that are summed before they leave the processor's cache
@@ -49,12 +51,7 @@ def correlate_by_operations(fixed: Tensor, moving: Tensor, offsets: Offsets) -> 
 
 
 def _kernels() -> Any:
-    """Return the module of the compiled loops, or None without numba."""
-    try:
-        from regnet_itk.networks import correlation_kernels
-    except ImportError:
-        return None
-    return correlation_kernels
+    return find_kernels("regnet_itk.networks.correlation_kernels")
 
 
 class _Compiled(torch.autograd.Function):

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 from torch import Tensor
 
-from regnet_itk.networks.compiling import compiled, on_torch_threads
+from regnet_itk.compiling import compiled, on_torch_threads
 
 
 def run_forward(fixed: Tensor, moving: Tensor, offsets: list[tuple[int, int, int]], found: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.compiling import find_kernels
 from regnet_itk.data.grid import cut_slabs
 
 CHANNELS = 12
@@ -54,12 +55,7 @@ def mind_features(image: Tensor) -> Tensor:
 
 
 def _kernels() -> Any:
-    """Return the module of the compiled loops, or None without numba."""
-    try:
-        from regnet_itk.networks import self_similarity_kernels
-    except ImportError:
-        return None
-    return self_similarity_kernels
+    return find_kernels("regnet_itk.networks.self_similarity_kernels")
 
 
 Step = tuple[int, int, int]

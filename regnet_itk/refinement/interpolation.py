@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.compiling import find_kernels
+
 
 def interpolate(features: Tensor, index: Tensor) -> Tensor:
     """Interpolate features linearly; beyond the border take what is there.
@@ -52,12 +54,7 @@ def interpolate_by_operations(features: Tensor, index: Tensor) -> Tensor:
 
 
 def _kernels() -> Any:
-    """Return the module of the compiled loops, or None without numba."""
-    try:
-        from regnet_itk.refinement import interpolation_kernels
-    except ImportError:
-        return None
-    return interpolation_kernels
+    return find_kernels("regnet_itk.refinement.interpolation_kernels")
 
 
 class _Compiled(torch.autograd.Function):

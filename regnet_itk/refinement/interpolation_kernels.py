@@ -7,7 +7,7 @@ from typing import Any
 from numba import njit, prange
 from torch import Tensor
 
-from regnet_itk.networks.compiling import compiled, on_torch_threads
+from regnet_itk.compiling import compiled, on_torch_threads
 
 
 def run_forward(features: Tensor, index: Tensor, found: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from regnet_itk.data.image import Image
 from regnet_itk.data.pixel_types import cast_values
 from regnet_itk.transforms.chain import TransformChain, link_field
+from regnet_itk.transforms.resampling import resample_through
 from regnet_itk.transforms.resampling_keys import make_resampling_parameters, result_pixel_type
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ _AIR = -1000.0
 
 
 def apply_found_field(
-    u: DisplacementField, pair: ImagePair, initial: TransformChain, parameters: ParameterMap, background: float = _AIR
+    u: DisplacementField,
+    pair: ImagePair,
+    initial: TransformChain,
+    parameters: ParameterMap,
+    background: float = _AIR,
+    *,
+    threads: int | None = None,
 ) -> tuple[TransformChain, Image | None]:
     """Return T(x) = T0(x + u(x)) and the moving image under it.
 
@@ -36,6 +43,8 @@ def apply_found_field(
         (``WriteResultImage``).
     background : float
         Value outside the moving image where `parameters` names none.
+    threads : int, optional
+        That make the warped image; all by default.
 
     Returns
     -------
@@ -58,5 +67,5 @@ def apply_found_field(
     chain = initial.then(link_field(u, resampling))
     if not parameters.get_bool("WriteResultImage", True):
         return chain, None
-    warped = pair.moving.resampled(grid, chain.to_sitk(grid), order, default)
+    warped = resample_through(pair.moving, chain, grid, order, default, threads=threads)
     return chain, Image(cast_values(warped.array, pixel_type), grid)

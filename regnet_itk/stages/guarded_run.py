@@ -22,6 +22,7 @@ from regnet_itk.stages.keys import declared_keys
 from regnet_itk.stages.start import AS_THEY_LIE, Start, find_start
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.matrix import EULER, MatrixTransform, as_euler, matrix_of
+from regnet_itk.transforms.resampling import resample_through
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_guarded(
         judgement = replace(judge(coarse, initial, chain), start=start.name, kept_start=True)
     if settings.start == "best" and not settings.turns and not initial.links:
         judgement = replace(judgement, seems_turned=_find_turn(coarse, judgement))
-    warped = _warp(found.chain.links[-1].parameters, stage.parameters, pair, chain)
+    warped = _warp(found.chain.links[-1].parameters, stage.parameters, pair, chain, options.threads)
     options.progress(1.0, "done")
     return replace(found, chain=chain, seconds=time.perf_counter() - began, warped=warped, judgement=judgement)
 
@@ -124,11 +125,14 @@ def _of_type(found: Transform, total: MatrixTransform) -> MatrixTransform:
     return as_euler(total) if isinstance(found, MatrixTransform) and found.name == EULER else total
 
 
-def _warp(resampling: ParameterMap, parameters: ParameterMap, pair: ImagePair, chain: TransformChain) -> Image | None:
+def _warp(
+    resampling: ParameterMap, parameters: ParameterMap, pair: ImagePair, chain: TransformChain, threads: int | None
+) -> Image | None:
     """Return the moving image, as it was given, under a chain."""
     if not parameters.get_bool("WriteResultImage", True):
         return None
     grid = pair.fixed.grid
     order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
-    warped = pair.moving.resampled(grid, chain.to_sitk(grid), order, resampling.get_float("DefaultPixelValue", 0.0))
+    default = resampling.get_float("DefaultPixelValue", 0.0)
+    warped = resample_through(pair.moving, chain, grid, order, default, threads=threads)
     return Image(cast_values(warped.array, result_pixel_type(parameters)), grid)

@@ -5,8 +5,9 @@ This is T wherever there are many points: on grids, in inverses, in Jacobian map
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -116,8 +117,8 @@ def sample_field(displacement: Callable[[Tensor], Tensor], grid: Grid) -> Displa
     return DisplacementField(vectors, grid)
 
 
-def fill_in_blocks(fill: Callable[[Box, Grid], object], grid: Grid, step: int = 1) -> None:
-    """Call `fill` for the blocks of a grid, on Torch's threads; see `Grid.blocks`.
+def fill_in_blocks(fill: Callable[[Box, Grid], object], grid: Grid, step: int = 1, threads: int | None = None) -> None:
+    """Call `fill` for the blocks of a grid, on several threads; see `Grid.blocks`.
 
     Parameters
     ----------
@@ -126,16 +127,25 @@ def fill_in_blocks(fill: Callable[[Box, Grid], object], grid: Grid, step: int = 
     grid : Grid
     step : int
         Blocks begin at multiples of it along z and y.
+    threads : int, optional
+        As many as Torch has, by default.
     """
-    _run_on_threads(lambda box: fill(box, grid.part(box)), grid.blocks(step))
+    _run_on_threads(lambda box: fill(box, grid.part(box)), grid.blocks(step), threads)
 
 
-def _run_on_threads(work: Callable[[Part], object], parts: Iterable[Part]) -> None:
+def _run_on_threads(work: Callable[[Part], object], parts: Iterable[Part], threads: int | None = None) -> None:
     """Call `work` for each part; they are too small to be shared out further, so that each thread computes alone."""
-    threads = torch.get_num_threads()
+    with single_threads(threads) as pool:
+        for _ in pool.map(work, parts):
+            pass
+
+
+@contextmanager
+def single_threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Give threads, as many as Torch has by default, in each of which Torch computes alone."""
+    before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, parts):
-                pass
+        with ThreadPoolExecutor(count or before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

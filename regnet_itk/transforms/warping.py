@@ -15,6 +15,7 @@ from regnet_itk.data.pixel_types import PIXEL_TYPES, cast_values, check_default,
 from regnet_itk.errors import ImageError, ParameterError, did_you_mean
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.resampling import resample_through
 from regnet_itk.transforms.resampling_keys import read_resampling_grid, result_pixel_type
 
 Order = int | Literal["linear"]
@@ -132,6 +133,8 @@ def warp_image(
     check_default(default, pixel_type)
     _check_interpolable(image, order, pixel_type)
     check_overlap(image.grid, chain, grid)
+    if order == 3:
+        return Image(cast_values(resample_through(image, chain, grid, order, default).array, pixel_type), grid)
     resampler = _resampler(chain, grid, _interpolator(order))
     if order == 0 and image.array.dtype.kind in "iu":
         found, outside = _nearest(image, resampler)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.compiling import find_kernels
 from regnet_itk.networks.correlation import Offsets
 
 
@@ -38,12 +39,7 @@ def moved_costs(fixed: Tensor, moving: Tensor, offsets: Offsets, pool: int = 1) 
 
 
 def _kernels() -> Any:
-    """Return the module of the compiled loops, or None without numba."""
-    try:
-        from regnet_itk.trust import cost_kernels
-    except ImportError:
-        return None
-    return cost_kernels
+    return find_kernels("regnet_itk.trust.cost_kernels")
 
 
 def costs_by_operations(fixed: Tensor, moving: Tensor, offsets: Offsets, pool: int) -> Tensor:

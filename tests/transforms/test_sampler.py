@@ -69,6 +69,13 @@ def test_points_that_are_not_finite_stay_so_and_do_no_harm():
     np.testing.assert_array_equal(np.delete(found, [5, 6], axis=0), np.delete(expected, [5, 6], axis=0))
 
 
+def test_fields_without_numba_map_alike(monkeypatch):
+    chain, points = ALL["abrupt"], points_around(MANY)
+    expected = chain.map_points(points)
+    monkeypatch.setattr("regnet_itk.transforms.point_samplers.find_kernels", lambda _: None)
+    np.testing.assert_allclose(chain.map_points(points), expected, rtol=0, atol=3e-6)
+
+
 def test_few_points_do_not_wait_for_torch():
     program = (
         "import sys; from transform_cases import CHAINS, fixed_points\n"

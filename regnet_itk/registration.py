@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.choice import StageChoice, choose_stages
 from regnet_itk.stages.judged_run import run_judged
-from regnet_itk.stages.planning import StageLike, check_stages, read_stages
+from regnet_itk.stages.planning import StageLike, check_stages, load_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
+
+_ALWAYS_THERE = ("auto", "cpu")
+"""Devices that need no look at Torch to be found."""
 
 
 def register(
@@ -122,7 +126,11 @@ def register(
     pair = images.to_pair()
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
     pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
-    check_stages(planned, chain, pair, options)
+    if planned[0].waits_for_another_process and device in _ALWAYS_THERE:
+        check_stages(planned, chain, pair, options, load=False)
+        options = replace(options, meanwhile=partial(load_stages, planned, pair, options))
+    else:
+        check_stages(planned, chain, pair, options)
     task = _Task(pair, chain, planned, landmarks, inputs, choice)
     way_back = task.reversed() if both_ways else None  # before anything runs, for what it may refuse
     if choice is not None:

@@ -20,6 +20,7 @@ from regnet_itk.networks.model import shipped_models
 from regnet_itk.parameters import read_parameter_map
 from regnet_itk.registration import register
 from regnet_itk.stages.elastix import ElastixStage
+from regnet_itk.stages.regnet import RegNetStage
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
@@ -334,6 +335,20 @@ class TestRefusals:
             (tmp_path / f"{name}.safetensors").write_bytes(content)
             stage = REGNET.with_(RegNetModel=str(tmp_path / f"{name}.safetensors"))
             refuse(ModelError, "is damaged or not a safetensors file", phantom, [AFFINE, stage])
+        (tmp_path / "bit.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        stage = REGNET.with_(RegNetModel=str(tmp_path / "bit.safetensors"))
+        refuse(ModelError, "was altered: its weights do not match", phantom, [AFFINE, stage])
+
+
+def test_what_only_loading_shows_ends_the_stage_before_it(phantom, monkeypatch):
+    def load(*_):
+        raise ModelError("of another network")
+
+    monkeypatch.setattr(RegNetStage, "load", load)
+    heard = Heard()
+    with pytest.raises(ModelError, match="of another network"):
+        register(phantom.fixed, phantom.moving, [AFFINE, REGNET], events=heard)
+    assert not heard.reports
 
 
 def test_images_that_do_not_overlap(phantom):

@@ -146,7 +146,13 @@ class Follower:
             self.looked()
 
 
-def run_job(job: Path, settings: Mapping[str, Any], follower: Follower, source: str) -> None:
+def run_job(
+    job: Path,
+    settings: Mapping[str, Any],
+    follower: Follower,
+    source: str,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
     """Run a job to its end; its process does not outlive this function.
 
     Parameters
@@ -159,6 +165,8 @@ def run_job(job: Path, settings: Mapping[str, Any], follower: Follower, source: 
         Of the log that elastix writes.
     source : str
         The parameter or transform file, for the messages.
+    meanwhile : callable, optional
+        Is called once while the job runs; an error in it ends the job.
 
     Raises
     ------
@@ -174,6 +182,8 @@ def run_job(job: Path, settings: Mapping[str, Any], follower: Follower, source: 
     with (job / "stderr.txt").open("wb") as stderr:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
         try:
+            if meanwhile is not None:
+                meanwhile()
             while child.poll() is None:
                 follower.follow()
                 time.sleep(_POLL_SECONDS)

@@ -292,11 +292,19 @@ def normalised_correlation(a: Image, b: Image, mask: Image | None = None) -> flo
     if mask is not None:
         _same_grid(a, mask)
     inside = _mask(mask, a.array.shape)
-    x, y = a.array[inside].astype(np.float64), b.array[inside].astype(np.float64)
-    x -= x.mean()
-    y -= y.mean()
-    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(np.clip(x @ y / scale, -1.0, 1.0)) if scale > 0 else float("nan")
+    count, sums, products = 0, np.zeros(2), np.zeros((2, 2))
+    middle: FloatArray | None = None
+    for slab in a.grid.slabs(_SLAB_VOXELS):
+        here = inside[slab]
+        values = np.stack([image.array[slab][here] for image in (a, b)], dtype=np.float64, casting="unsafe")
+        if values.size and middle is None:  # a value near all others, against cancellation
+            middle = values[:, :1].copy()
+        if middle is not None:
+            values -= middle
+        count, sums, products = count + values.shape[1], sums + values.sum(axis=1), products + values @ values.T
+    covariance = products - np.outer(sums, sums) / count
+    scale = math.sqrt(covariance[0, 0] * covariance[1, 1]) if (np.diag(covariance) > 0).all() else 0.0
+    return float(np.clip(covariance[0, 1] / scale, -1.0, 1.0)) if scale > 0 else float("nan")
 
 
 def folding_share(field: DisplacementField | Image, mask: Image | None = None) -> float:

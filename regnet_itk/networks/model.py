@@ -29,6 +29,9 @@ _FORMAT = "regnet-itk model 1"
 _SEAL = "description_sha256"
 """Key of the hash of the description and of the weights' hash; files of version 0.1 lack it."""
 
+_METADATA = "__metadata__"
+_ALTERED = "model file '{}' was altered: its weights do not match the hash in its description"
+
 _LONGEST_HEADER = 100_000_000  # bytes, of the format
 
 
@@ -230,7 +233,7 @@ def _load(path: Path) -> tuple[Model, bool]:
         raise ModelError(f"model file '{path}' was not written by regnet-itk; train one with the package's own code")
     digest = _digest(tensors)
     if digest != metadata.get("sha256"):
-        raise ModelError(f"model file '{path}' was altered: its weights do not match the hash in its description")
+        raise ModelError(_ALTERED.format(path))
     description = _description(metadata, path)
     try:
         network = find_architecture(description.architecture).make(description.voxel_size)
@@ -267,6 +270,37 @@ def read_model_header(path: str | Path) -> tuple[ModelDescription, str]:
     return _description(metadata, path), str(metadata.get("sha256", ""))
 
 
+def check_model_file(path: str | Path) -> ModelDescription:
+    """Check a model's file as far as that goes without loading torch, and return its description.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, truncated, not a model, or altered. Whether the weights fit the network is left to
+        :func:`load_model`.
+    """
+    path = Path(path)
+    description, expected = read_model_header(path)
+    _, header = _read_header(path)
+    content = path.read_bytes()
+    weights = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    total = hashlib.sha256()
+    try:
+        for name, entry in sorted(header.items()):
+            if name == _METADATA:
+                continue
+            start, end = entry["data_offsets"]
+            if end > len(weights):
+                raise ValueError("its weights are cut off")
+            total.update(name.encode())
+            total.update(weights[start:end])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"model file '{path}' is damaged or not a safetensors file: {error}") from None
+    if total.hexdigest() != expected:
+        raise ModelError(_ALTERED.format(path))
+    return description
+
+
 def seal_model(path: str | Path) -> None:
     """Add the hash of its description to a model of version 0.1; the weights stay as they are, to the bit.
 
@@ -281,7 +315,7 @@ def seal_model(path: str | Path) -> None:
     _load(path)
     metadata, header = _read_header(path)
     sealed = {**metadata, _SEAL: _seal(metadata)}
-    text = json.dumps({**header, "__metadata__": sealed}, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps({**header, _METADATA: sealed}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the format wants the weights to begin at a multiple of it
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
@@ -303,7 +337,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             if not 0 < length < min(path.stat().st_size, _LONGEST_HEADER):
                 raise ValueError("its header is cut off")
             header = json.loads(file.read(length))
-            return dict(header.get("__metadata__") or {}), dict(header)
+            return dict(header.get(_METADATA) or {}), dict(header)
     except RecursionError:
         raise ModelError(f"model file '{path}' is damaged: its header is nested too deeply") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -53,6 +53,11 @@ def interpolate_by_operations(features: Tensor, index: Tensor) -> Tensor:
     )
 
 
+def load_kernels() -> None:
+    """Load numba and a compiled loop, which takes a second when it is first needed."""
+    interpolate(torch.zeros(2, 2, 2, 1), torch.zeros(1, 3))
+
+
 def _kernels() -> Any:
     return find_kernels("regnet_itk.refinement.interpolation_kernels")
 

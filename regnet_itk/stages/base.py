@@ -7,7 +7,7 @@ far, and returns a better transform. T(x) = x + u(x) maps points of the fixed im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -103,6 +103,8 @@ class RunOptions:
         Priority of the process, with elastix's words: "high", "abovenormal", "normal", "belownormal", "idle".
     events : Events
         Hears how far the stage is, and its lines of log.
+    meanwhile : callable, optional
+        To be called by a stage whose work another process does, while it waits for that. An error ends the stage.
     """
 
     threads: int | None = None
@@ -110,6 +112,7 @@ class RunOptions:
     device: str = "auto"
     priority: str | None = None
     events: Events = field(default_factory=Events)
+    meanwhile: Callable[[], object] | None = None
 
     @property
     def log(self) -> Log:
@@ -178,6 +181,9 @@ class Stage(ABC):
     takes_several_images: ClassVar[bool] = False
     """Whether the stage compares all images of a pair (`ImagePair.more_fixed` ..), and not the first two alone."""
 
+    waits_for_another_process: ClassVar[bool] = False
+    """Whether another process does the work, so that this one can load what the next stages need (`load`)."""
+
     @property
     def compares_any_contrast(self) -> bool:
         """Whether the stage is for images in which the same may be bright and dark, as those of two modalities."""
@@ -195,6 +201,22 @@ class Stage(ABC):
         ----------
         initial : TransformChain
             Where the stage starts, as far as that is known.
+        pair : ImagePair, optional
+            What is registered, if that is known.
+        options : RunOptions
+            How the stage is to run.
+
+        Raises
+        ------
+        RegNetItkError
+            With one line that says what was given and what to do.
+        """
+
+    def load(self, pair: ImagePair | None, options: RunOptions) -> None:  # noqa: B027 - optional
+        """Load what takes time to load, and refuse what only that shows; `check` has been called before.
+
+        Parameters
+        ----------
         pair : ImagePair, optional
             What is registered, if that is known.
         options : RunOptions

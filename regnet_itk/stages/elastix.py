@@ -63,6 +63,7 @@ class ElastixStage(Stage):
 
     settings_type: ClassVar[type] = ElastixSettings
     takes_several_images: ClassVar[bool] = True
+    waits_for_another_process: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -160,7 +161,7 @@ class ElastixStage(Stage):
                 [self.parameters], lambda _, share, text: options.progress(share, text), options.log
             )  # fmt: skip
             follower = Follower(job / "output" / "elastix.log", log.take, log.report)
-            run_job(job, settings, follower, self.parameters.source)
+            run_job(job, settings, follower, self.parameters.source, options.meanwhile)
             link = self._read_link(job)
             warped = self._read_warped(job)
             tables = {

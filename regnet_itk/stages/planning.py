@@ -54,7 +54,12 @@ def _read_stage(given: ParameterMap | str | Path, log: Log | None) -> Stage:
 
 
 def check_stages(
-    stages: Sequence[Stage], initial: TransformChain, pair: ImagePair | None = None, options: RunOptions | None = None
+    stages: Sequence[Stage],
+    initial: TransformChain,
+    pair: ImagePair | None = None,
+    options: RunOptions | None = None,
+    *,
+    load: bool = True,
 ) -> None:
     """Find what would fail later, before anything runs.
 
@@ -67,18 +72,28 @@ def check_stages(
         What is registered, if that is known.
     options : RunOptions, optional
         How they are to run.
+    load : bool
+        Load what they need as well; else this is left to :func:`load_stages`.
 
     Raises
     ------
     RegNetItkError
         As :meth:`Stage.check`.
     """
-    expected = initial
+    expected, options = initial, options or RunOptions()
     for stage in stages:
         check_output_keys(stage.parameters)
-        stage.check(expected, pair, options or RunOptions())
+        stage.check(expected, pair, options)
         if stage.adds_field:
             expected = expected.then(link_field(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
+    if load:
+        load_stages(stages, pair, options)
+
+
+def load_stages(stages: Sequence[Stage], pair: ImagePair | None, options: RunOptions) -> None:
+    """Load what stages need, and find what only that shows; see :meth:`Stage.load`."""
+    for stage in stages:
+        stage.load(pair, options)
 
 
 def check_output_keys(parameters: ParameterMap) -> None:

@@ -72,29 +72,49 @@ class RegNetStage(Stage):
     @property
     def compares_any_contrast(self) -> bool:
         """Whether the model's images may differ in contrast."""
-        return self._model().description.world.any_contrast
+        from regnet_itk.networks.model import read_model_header
+
+        return read_model_header(self._model_file())[0].world.any_contrast
 
     def check(self, initial: TransformChain, pair: ImagePair | None, options: RunOptions) -> None:
-        """Load the model, so that a missing or damaged one is found before the stages before it have run.
+        """Refuse what shows without loading the model.
 
         Raises
         ------
         ModelError
-            If the model does not exist, is damaged, or is of another network than it says.
+            If the model does not exist, or its file is damaged.
         ParameterError
-            If the pixel type of the result, one of the network's stages or the device does not exist, or the region is
-            to be a mask and there is none.
+            If the pixel type of the result or one of the network's stages does not exist, or the region is to be a
+            mask and there is none.
         """
-        from regnet_itk.networks.devices import find_device
+        from regnet_itk.networks.model import check_model_file
 
         result_pixel_type(self.parameters)
+        check_model_file(self._model_file())
+        if pair is not None:
+            check_masks_given(pair, self.settings, self.parameters.source)
+        if self.settings.stages or self.settings.voxel_size is not None:  # only the model can say if they fit
+            self.load(pair, options)
+
+    def load(self, pair: ImagePair | None, options: RunOptions) -> None:
+        """Load Torch, the model, and numba.
+
+        Raises
+        ------
+        ModelError
+            If the model is of another network than it says.
+        ParameterError
+            If one of the network's stages or the device does not exist.
+        """
+        from regnet_itk.networks.devices import find_device
+        from regnet_itk.refinement.interpolation import load_kernels
+
         settings, model = self.settings, self._model()
         if pair is not None and (settings.stages or settings.voxel_size is not None):  # else there is nothing to refuse
             model = self._model_for(pair)
         model.stages_left_out(settings.stages)
-        find_device(options.device)
-        if pair is not None:
-            check_masks_given(pair, self.settings, self.parameters.source)
+        if find_device(options.device).type == "cpu":
+            load_kernels()
 
     def run(self, pair: ImagePair, initial: TransformChain, options: RunOptions) -> StageResult:
         """Predict the displacement, and return `initial` with it as the innermost link.

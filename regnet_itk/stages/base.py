@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from regnet_itk.data.image import Image
 from regnet_itk.digests import digest_text
 from regnet_itk.events import Events, Log, Progress
+from regnet_itk.stages.block_means import shrink_image, shrink_mask
 from regnet_itk.stages.coarse_pair import CoarsePair
 
 if TYPE_CHECKING:
@@ -80,6 +81,26 @@ class ImagePair:
             self.more_moving, self.more_fixed, self.more_moving_masks, self.more_fixed_masks,
             self.moving_landmarks, self.fixed_landmarks,
         )  # fmt: skip
+
+    def shrunk(self, voxels: int) -> ImagePair:
+        """Return the pair with about `voxels` voxels an image at most; the landmarks stay."""
+
+        def masks(given: tuple[Image, ...]) -> tuple[Image, ...]:
+            return tuple(shrink_mask(mask, voxels) for mask in given)
+
+        fixed, *more_fixed = (shrink_image(image, voxels) for image in self.fixed_images)
+        moving, *more_moving = (shrink_image(image, voxels) for image in self.moving_images)
+        return replace(
+            self,
+            fixed=fixed,
+            moving=moving,
+            fixed_mask=None if self.fixed_mask is None else shrink_mask(self.fixed_mask, voxels),
+            moving_mask=None if self.moving_mask is None else shrink_mask(self.moving_mask, voxels),
+            more_fixed=tuple(more_fixed),
+            more_moving=tuple(more_moving),
+            more_fixed_masks=masks(self.more_fixed_masks),
+            more_moving_masks=masks(self.more_moving_masks),
+        )
 
     @cached_property
     def coarse(self) -> CoarsePair:

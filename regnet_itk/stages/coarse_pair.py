@@ -20,6 +20,7 @@ from scipy import ndimage
 from regnet_itk.anatomy.hounsfield import AIR, is_hounsfield
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
+from regnet_itk.stages.block_means import block_for, block_means
 
 Mapping = Callable[[FloatArray], FloatArray]
 """T of points (n, 3), fixed to moving, mm, LPS."""
@@ -96,23 +97,21 @@ class CoarseImage:
     def of(cls, image: Image, mask: Image | None) -> CoarseImage:
         """Return the coarse form of an image with its mask."""
         low, high = intensity_limits(image)
-        edge = (np.prod(image.grid.spacing) * image.array.size / _VOXELS) ** (1 / 3)
-        factor = np.maximum(1, np.rint(edge / np.asarray(image.grid.spacing))).astype(int)
-        factor = np.minimum(factor, image.grid.size)
-        array, grid = _shrink(image.array, image.grid, factor, lambda block: _clip(block, low, high))
+        factor = block_for(image.grid, _VOXELS)
+        array, grid = block_means(image.array, image.grid, factor, lambda block: _clip(block, low, high))
         array = (array - np.float32(low)) / np.float32(high - low)
         if mask is None:
             return cls(array, np.ones_like(array), _find_body(array), grid)
-        share, _ = _shrink(mask.array, image.grid, factor, lambda block: block != 0)
+        share, _ = block_means(mask.array, image.grid, factor, lambda block: block != 0)
         around = ndimage.binary_dilation(share > 0.5 if (share > 0.5).any() else share > 0)
         return cls(array, around.astype(np.float32), around, grid)
 
     def halved(self) -> CoarseImage:
         """Return the image on voxels twice as large."""
         factor = np.minimum(2, self.grid.size)
-        array, grid = _shrink(self.array, self.grid, factor)
-        usable, _ = _shrink(self.usable, self.grid, factor)
-        body, _ = _shrink(self.body, self.grid, factor)
+        array, grid = block_means(self.array, self.grid, factor)
+        usable, _ = block_means(self.usable, self.grid, factor)
+        body, _ = block_means(self.body, self.grid, factor)
         return CoarseImage(array, usable, body > 0.5, grid)
 
     @cached_property
@@ -130,22 +129,6 @@ class CoarseImage:
         """The point (3,) in mm in the middle of what may be looked at: of the mask's box, or the image's."""
         found = np.argwhere(self.usable > 0)[:, ::-1]
         return self.grid.index_to_point((found.min(axis=0) + found.max(axis=0)) / 2)
-
-
-def _shrink(
-    array: npt.NDArray[np.generic], grid: Grid, factor: npt.NDArray[np.intp],
-    prepare: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]] = lambda block: block,
-) -> tuple[Floats, Grid]:  # fmt: skip
-    """Return the means of blocks of `factor` voxels along x, y, z; what is left over at the ends is dropped."""
-    fx, fy, fz = (int(f) for f in factor)
-    nx, ny, nz = (n // f for n, f in zip(grid.size, (fx, fy, fz), strict=True))
-    found = np.empty((nz, ny, nx), dtype=np.float32)
-    for z in range(nz):
-        slices = prepare(array[z * fz : (z + 1) * fz, : ny * fy, : nx * fx]).mean(axis=0, dtype=np.float32)
-        found[z] = slices.reshape(ny, fy, nx, fx).mean(axis=(1, 3))
-    sx, sy, sz = grid.spacing
-    origin = grid.index_to_point((np.array([fx, fy, fz]) - 1) / 2)
-    return found, Grid((nx, ny, nz), (sx * fx, sy * fy, sz * fz), tuple(origin), grid.direction)
 
 
 def _find_body(array: Floats) -> Bools:

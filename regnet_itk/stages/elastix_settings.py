@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from regnet_itk.errors import ParameterError
-from regnet_itk.stages.keys import choice, key, read_settings, truth
+from regnet_itk.stages.keys import choice, key, read_settings, truth, whole_number
 from regnet_itk.transforms.matrix import MATRIX
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class ElastixSettings:
         "RegNetClip", "none", choice("none", "auto"),
         "`auto`: elastix gets values between air and dense bone (CT in HU), or else without the lowest 1 % and highest "
         "0.5 % of what is not the lowest value; the result is made of the image as it is",
+    )  # fmt: skip
+    most_voxels: int = key(
+        "RegNetMostVoxels", 0, whole_number("a number of voxels, or 0"),
+        "About so many voxels of an image are compared at most: blocks of voxels are averaged until no more are left, "
+        "for transforms that need no finer ones; the result is made of the image as it is; 0: all",
     )  # fmt: skip
     undo: bool = key(
         "RegNetUndo", False, truth(),

@@ -23,7 +23,7 @@ from regnet_itk.stages.start import AS_THEY_LIE, Start, find_start
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.matrix import EULER, MatrixTransform, as_euler, matrix_of
 from regnet_itk.transforms.resampling import resample_through
-from regnet_itk.transforms.resampling_keys import result_pixel_type
+from regnet_itk.transforms.resampling_keys import grid_keys, result_pixel_type
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -98,7 +98,13 @@ def _run_elastix(
         parameters = parameters.with_(DefaultPixelValue=intensity_limits(pair.moving)[0])
     if settings.clip == "auto":
         pair = replace(pair, fixed=clip_image(pair.fixed), moving=clip_image(pair.moving))
-    return replace(stage, parameters=parameters).run(pair, begin, replace(options, events=_Share(options.events)))
+    grid = pair.fixed.grid
+    if settings.most_voxels:
+        pair = pair.shrunk(settings.most_voxels)
+    found = replace(stage, parameters=parameters).run(pair, begin, replace(options, events=_Share(options.events)))
+    *before, last = found.chain.links
+    as_given = replace(last, parameters=last.parameters.with_(**grid_keys(grid)))
+    return replace(found, chain=TransformChain((*before, as_given)))
 
 
 class _Share(Events):

@@ -30,11 +30,7 @@ def make_resampling_parameters(
         "MovingImageDimension": ("3",),
         "FixedInternalImagePixelType": ("float",),
         "MovingInternalImagePixelType": ("float",),
-        "Size": as_values(grid.size),
-        "Index": ("0", "0", "0"),
-        "Spacing": as_values(grid.spacing),
-        "Origin": as_values(grid.origin),
-        "Direction": as_values(grid.direction_matrix.T.ravel()),
+        **grid_keys(grid),
         "UseDirectionCosines": ("true",),
         "ResampleInterpolator": ("FinalBSplineInterpolator",),
         "FinalBSplineInterpolationOrder": as_values(order),
@@ -43,6 +39,17 @@ def make_resampling_parameters(
         "ResultImageFormat": (format,),
         "ResultImagePixelType": (pixel_type,),
         "CompressResultImage": ("true",),
+    }
+
+
+def grid_keys(grid: Grid) -> dict[str, tuple[str, ...]]:
+    """Return the keys of an elastix transform file that say on which voxels the result is."""
+    return {
+        "Size": as_values(grid.size),
+        "Index": ("0", "0", "0"),
+        "Spacing": as_values(grid.spacing),
+        "Origin": as_values(grid.origin),
+        "Direction": as_values(grid.direction_matrix.T.ravel()),
     }
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.image import Image
-from regnet_itk.networks.devices import find_device, find_precision, limited_threads
+from regnet_itk.networks.devices import find_device, limited_threads
 from regnet_itk.networks.model import Model
+from regnet_itk.networks.precision import choose_precision
 from regnet_itk.networks.running import InferenceOptions, RunSetup
 
 
@@ -34,7 +35,7 @@ class Predictor:
     ) -> None:
         self.model, self.options = model, options
         self.device = find_device(options.device)
-        self.precision = find_precision(options.precision, self.device)
+        self.precision = choose_precision(options.precision, model.network, self.device)
         voxel_size, left_out = model.description.voxel_size, model.stages_left_out(options.stages)
         setup = RunSetup(options, self.device, self.precision, voxel_size, left_out, progress)
         self._runner = model.architecture.make_runner(model.network, setup)

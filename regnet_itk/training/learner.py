@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regnet_itk.errors import ModelError
 from regnet_itk.networks.architectures import find_architecture
-from regnet_itk.networks.devices import find_precision
 from regnet_itk.networks.layers import warp
 from regnet_itk.networks.model import Model, load_model
+from regnet_itk.networks.precision import choose_precision
 from regnet_itk.training.batch_statistics import find_norms, gather_statistics
 from regnet_itk.training.blocks import Block
 from regnet_itk.training.checkpoints import Checkpoint, describe_plan
@@ -47,11 +47,11 @@ class Learner:
         self, config: TrainingConfig, device: torch.device, processes: Processes, start_from: Path | None = None
     ) -> None:
         self.config, self.device, self.processes = config, device, processes
-        self.precision = find_precision("auto", device)
         self.architecture = find_architecture(config.network)
         self.start: dict[str, Any] = {}
         """What is known of the model that learning began with."""
         self.network = self._first_network(start_from)
+        self.precision = choose_precision("auto", self.network.to(device), device)
         self.module = self.architecture.with_heads(self.network, config.auxiliary_outputs)
         self.module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._parallel = processes.wrap(self.module)

@@ -31,6 +31,7 @@ from regnet_itk.stages.regnet_several import weigh_fields
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
+    from regnet_itk.data.field import DisplacementField
     from regnet_itk.networks.inference import Predictor
     from regnet_itk.networks.model import Model, ModelDescription
     from regnet_itk.transforms.chain import TransformChain
@@ -150,20 +151,20 @@ class RegNetStage(Stage):
             predictor = self._predictor(model, options)
             options.log.debug(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
             fields = [predictor.predict(*images, inside, margin=settings.fade) for images in resampled]
-            u = weigh_fields(fields, resampled, world.intensity_range)
+            u, folded = self._unfolded(weigh_fields(fields, resampled, world.intensity_range), options)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
                 u, seen, composite, improved_in,
                 world=world, settings=settings, options=options, name=self.name, scale=scale,
             )  # fmt: skip
         covered = Image(covering(inside, u.grid), u.grid)
-        u = fade(u, covered, settings.fade)
+        u, _ = self._unfolded(fade(u, covered, settings.fade), options)
         options.progress(0.87, "warping")
         background = world.background_of(pair.moving)
         chain, warped = apply_found_field(u, pair, initial, self.parameters, background, threads=options.threads)
         options.progress(1.0, "done")
         lengths = np.linalg.norm(u.vectors, axis=-1)
-        details = _details(model, predictor, lengths)
+        details = {**_details(model, predictor, lengths), "unfolded_share": round(folded, 6)}
         warnings = [
             *_unlike_training(model.description, pair, resampled, inside),
             *_too_far(model.description, lengths, lengths[covered.array]),
@@ -193,6 +194,19 @@ class RegNetStage(Stage):
             settings.stages, options.threads,
         )  # fmt: skip
         return Predictor(model, inference, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
+
+    def _unfolded(self, u: DisplacementField, options: RunOptions) -> tuple[DisplacementField, float]:
+        """Return a field that does not fold, if that is wanted, and the share of it that had to be smoothed."""
+        from regnet_itk.networks.devices import limited_threads
+        from regnet_itk.refinement.unfolding import unfold_field
+
+        if not self.settings.unfold:
+            return u, 0.0
+        with limited_threads(options.threads):
+            found, share = unfold_field(u)
+        if share:
+            options.log.debug(f"{self.name}: the field was smoothed at {share:.3%} of the voxels, where it folded")
+        return found, share
 
     def _model_for(self, pair: ImagePair) -> Model:
         """Return the model on the voxels that are asked for, or else fit the pair."""

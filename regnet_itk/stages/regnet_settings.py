@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from regnet_itk.anatomy.regions import known_regions
-from regnet_itk.stages.keys import Kind, choice, key, number, read_settings, text, whole_number
+from regnet_itk.stages.keys import Kind, choice, key, number, read_settings, text, truth, whole_number
 
 if TYPE_CHECKING:
     from regnet_itk.parameters import ParameterMap
@@ -74,6 +74,11 @@ class RegNetSettings:
         "RegNetStages", (), number("sizes of voxels in mm, the coarsest first", above=0.0),
         "`regnet_multistage` only: `16 8 4` leaves out its stage of 2 mm; the coarsest comes first",
         default_words="all", several=True, headline=True,
+    )  # fmt: skip
+    unfold: bool = key(
+        "RegNetUnfold", True, truth(),
+        "`true`: where the field folds (det J below 0.05) it is smoothed until it no longer does, and nowhere else",
+        headline=True,
     )  # fmt: skip
     instance_iterations: tuple[int, ...] = key(
         "RegNetInstanceIterations", (), whole_number("whole numbers, 0 or more"),

@@ -54,7 +54,7 @@ def unfold_field(field: DisplacementField, least: float = LEAST) -> tuple[Displa
     >>> u[3, 3, 3, 0] = 3.0
     >>> unfolded, share = unfold_field(DisplacementField(u, Grid((6, 6, 6))))
     >>> round(share, 3), bool(unfolded.vectors.max() < 1.0)
-    (0.064, True)
+    (0.032, True)
     """
     if min(field.grid.size) < 2:
         return field, 0.0

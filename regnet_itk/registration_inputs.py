@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
 from regnet_itk.stages.base import ImagePair
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import list_transform_maps, read_chain
+
+_READ_AT_ONCE = 2  # images; what unpacks them lets other threads work
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,22 +56,24 @@ class Images:
             If one cannot be read, is not scalar, or has other dimensions than the first fixed image.
         """
         given = {"fixed": fixed, "moving": moving, "fixed_masks": fixed_mask, "moving_masks": moving_mask}
-        found: dict[str, tuple[ImageND, ...]] = {}
-        dimension = 0
+        asked: list[tuple[str, str, Any]] = []
         for name, value in given.items():
             role = name.replace("_masks", " mask") if "_" in name else f"{name} image"
             each = as_several(value)
             if not each and "_" not in name:
                 raise ImageError(f"no {role} was given")
             roles = [role] if len(each) == 1 else [f"{role} {number}" for number in range(len(each))]
-            found[name] = tuple(map(_image, each, roles))
-            for image, said in zip(found[name], roles, strict=True):
-                dimension = dimension or image.array.ndim
-                if image.array.ndim != dimension:
-                    raise ImageError(
-                        f"the {said} has {image.array.ndim} dimensions and the fixed image {dimension}; "
-                        "give images of the same number of dimensions"
-                    )
+            asked += [(name, *one) for one in zip(roles, each, strict=True)]
+        with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+            read = list(threads.map(lambda one: _image(one[2], one[1]), asked))
+        dimension = read[0].array.ndim
+        for (_, said, _), image in zip(asked, read, strict=True):
+            if image.array.ndim != dimension:
+                raise ImageError(
+                    f"the {said} has {image.array.ndim} dimensions and the fixed image {dimension}; "
+                    "give images of the same number of dimensions"
+                )
+        found = {name: tuple(i for (n, *_), i in zip(asked, read, strict=True) if n == name) for name in given}
         return cls(**found)
 
     @property

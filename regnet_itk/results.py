@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -219,22 +220,29 @@ class RegistrationResult:
         from regnet_itk.figures.overview import draw_registration
 
         errors = self.expected_error
+        (folder / RECORD).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+        with ThreadPoolExecutor(max_workers=1) as aside:  # images are packed while the picture is drawn
+            written = aside.submit(self._write_images_and_transforms, folder, final, errors)
+            if self.settings.get("threads") == 1:
+                written.result()
+            draw_registration(
+                self.pair.fixed,
+                self.pair.moving,
+                self.warped,
+                self.beyond_affine(),
+                folder / "registration.png",
+                mask=self.pair.fixed_mask,
+                landmarks=self.landmarks,
+                expected_error=None if errors is None else errors.expected_at,
+            )
+            written.result()
+
+    def _write_images_and_transforms(self, folder: Path, final: Path, errors: ErrorMap | None) -> None:
         self.write_stages(folder, final)
         last = len(self.stages) - 1
         write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
         if errors is not None:
             errors.write(folder / f"errorMap.{last}.mha")
-        (folder / RECORD).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
-        draw_registration(
-            self.pair.fixed,
-            self.pair.moving,
-            self.warped,
-            self.beyond_affine(),
-            folder / "registration.png",
-            mask=self.pair.fixed_mask,
-            landmarks=self.landmarks,
-            expected_error=None if errors is None else errors.expected_at,
-        )
 
     def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:
         """Write what elastix itself writes for each stage: transform, result image, tables of the iterations.

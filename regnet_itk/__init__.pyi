@@ -20,6 +20,11 @@ from .data.landmarks import write_landmarks as write_landmarks
 from .elastix_results import ElastixResult as ElastixResult
 from .errors import RegNetItkError as RegNetItkError
 from .events import Progress as Progress
+from .followup.findings import Finding as Finding
+from .followup.lesions import Lesion as Lesion
+from .followup.reading import read_lesions as read_lesions
+from .followup.study import FollowUp as FollowUp
+from .followup.study import follow_up as follow_up
 from .inspection import inspect_file as inspect_file
 from .interfaces.itk_elastix import RegNetRegistrationMethod as RegNetRegistrationMethod
 from .interfaces.itk_elastix import registration_method as registration_method

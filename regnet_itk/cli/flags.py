@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 
 FLAGS = {
+    "baseline": "--baseline",
     "bspline_spacing": "--bspline-spacing",
     "chains": "--method",
+    "connected": "--connected",
     "default": "--default",
     "device": "--device",
+    "error": "--error",
     "fixed": "-f",
+    "fixed_date": "--fixed-date",
     "fixed_frame": "--fixed-frame",
     "fixed_landmarks": "-fp",
     "fixed_mask": "-fMask",
@@ -23,6 +27,7 @@ FLAGS = {
     "label": "--label",
     "like": "--like",
     "moving": "-m",
+    "moving_date": "--moving-date",
     "moving_landmarks": "-mp",
     "moving_mask": "-mMask",
     "moving_series": "--moving-series",
@@ -35,6 +40,7 @@ FLAGS = {
     "scheduler_settings": "--scheduler-settings",
     "slices": "--slices",
     "spacing": "--spacing",
+    "structures": "--structures",
     "vectors": "--nifti-vectors",
 }
 

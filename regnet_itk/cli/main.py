@@ -28,6 +28,7 @@ _COMMANDS = {
     "compare": "Compare several methods on a set of pairs: the paper's table and figures.",
     "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
+    "follow-up": "Find lesions of one date at another, and tell how they grew.",
     "invert": "Invert a transform, and say how exact that is.",
     "info": "Say what a file is, and what looks wrong in it.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",
@@ -86,7 +87,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             raise click.UsageError(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, _COMMANDS)}", ctx)
-        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name.replace("-", "_")
         module = importlib.import_module(f"regnet_itk.cli.{name}")
         command: click.Command = module.command
         return command

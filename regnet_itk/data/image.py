@@ -294,6 +294,27 @@ def check_finite(array: npt.NDArray[Any], what: str, instead: str = "replace the
         raise ImageError(f"{what} has {bad} voxels that are NaN or infinite; {instead}")
 
 
+def check_same_grid(grid: Grid, of_image: Grid, what: str, image: str) -> None:
+    """Refuse what belongs to an image and lies on another grid.
+
+    Parameters
+    ----------
+    grid, of_image : Grid
+    what, image : str
+        What lies on each, for the message: "the fixed mask", "the fixed image".
+
+    Raises
+    ------
+    ImageError
+        With both grids in the message.
+    """
+    if not grid.is_close(of_image, tolerance=1e-2):
+        raise ImageError(
+            f"{what} lies on another grid than {image}: size {grid.size}, spacing {grid.spacing}, origin {grid.origin} "
+            f"against {of_image.size}, {of_image.spacing}, {of_image.origin}; resample it to its image"
+        )
+
+
 def check_mask(mask: Image, image: Image, role: str) -> None:
     """Refuse a mask that is empty, holds anything but whole numbers, or does not lie on the grid of its image.
 
@@ -305,12 +326,7 @@ def check_mask(mask: Image, image: Image, role: str) -> None:
     ImageError
         With both grids in the message, or with what the values would select.
     """
-    if not mask.grid.is_close(image.grid, tolerance=1e-2):
-        raise ImageError(
-            f"the {role} mask lies on another grid than the {role} image: size {mask.grid.size}, spacing "
-            f"{mask.grid.spacing}, origin {mask.grid.origin} against {image.grid.size}, {image.grid.spacing}, "
-            f"{image.grid.origin}; resample the mask to its image"
-        )
+    check_same_grid(mask.grid, image.grid, f"the {role} mask", f"the {role} image")
     values = mask.array
     if values.dtype.kind == "f":
         bad = int(np.count_nonzero(values != np.rint(values)))  # NaN is unequal to itself; infinity is not

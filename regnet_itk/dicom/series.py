@@ -47,6 +47,15 @@ class Series:
         """CT, MR, PT .."""
         return str(self.first.get("Modality", ""))
 
+    @property
+    def date(self) -> str | None:
+        """When the images were taken, as YYYYMMDD; else the date of the series or the study."""
+        for keyword in ("AcquisitionDate", "SeriesDate", "StudyDate"):
+            found = str(self.first.get(keyword) or "").strip()
+            if found:
+                return found
+        return None
+
     def grid(self) -> Grid:
         """Return where the voxels lie, by the headers of the first and the last slice."""
         along_x, along_y = np.asarray(self.first.ImageOrientationPatient, dtype=float).reshape(2, 3)

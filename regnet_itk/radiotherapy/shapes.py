@@ -68,6 +68,12 @@ class PlaneStack:
         ends = [self.distance / 2]
         return np.concatenate([ends, half]) + np.concatenate([half, ends])
 
+    def vertices(self) -> FloatArray:
+        """Return all points (n, 3) of the contours, mm, LPS."""
+        each = zip(self.outlines, self.heights, strict=True)
+        placed = [np.insert(outline, 2, height, axis=1) for plane, height in each for outline in plane]
+        return np.concatenate(placed) @ self.axes.T
+
     def gaps(self) -> list[tuple[float, float]]:
         """Return the heights between which planes lack, so many that the solid is taken to end there."""
         wide = np.flatnonzero(np.diff(self.heights) > _BRIDGED * self.distance)

@@ -285,7 +285,7 @@ def test_masks_must_fit_their_image(image):
         check_mask(Image(np.zeros(GRID.shape), GRID), image, "moving")
     for other in (GRID.pad((0, 0, 0), (1, 0, 0)), Grid(GRID.size, GRID.spacing, (0, 0, 0), TURNED), Grid(GRID.size)):
         mask = Image(np.ones(other.shape, np.uint8), other)
-        with pytest.raises(ImageError, match=r"fixed mask lies on another grid .* against .*; resample the mask"):
+        with pytest.raises(ImageError, match=r"fixed mask lies on another grid .* against .*; resample it to"):
             check_mask(mask, image, "fixed")
 
 

@@ -1,0 +1,136 @@
+"""``regnet-itk follow-up``: the lesions of two dates, matched through a finished registration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from regnet_itk.cli import options
+from regnet_itk.cli.main import StrictCommand
+from regnet_itk.cli.screen import Screen
+from regnet_itk.run_log import RunLog, heard_by
+
+if TYPE_CHECKING:
+    from regnet_itk.dicom.series import Series
+    from regnet_itk.report.finished_run import FinishedRun
+
+
+@click.command("follow-up", cls=StrictCommand, context_settings=options.HELP)
+@click.argument("folder", metavar="RUN", type=Path)
+@click.option(
+    "-fl", "fixed_lesions", required=True, metavar="FILE",
+    help="Lesions of the fixed image: labels (each value one lesion), points, or a DICOM structure set.",
+)  # fmt: skip
+@click.option("-ml", "moving_lesions", required=True, metavar="FILE", help="Lesions of the moving image.")
+@options.out_folder
+@click.option("--fixed-date", metavar="DATE", help="Of the fixed image, as 2026-01-31; DICOM series say it themselves.")
+@click.option("--moving-date", metavar="DATE", help="Of the moving image.")
+@click.option("--baseline", type=click.Choice(["fixed", "moving"]), help="The earlier image, if no dates are known.")
+@click.option("--connected", is_flag=True, help="Each connected piece of the labels is a lesion: for binary masks.")
+@click.option(
+    "--structures", multiple=True, metavar="PATTERN", help="Of structure sets, the regions of such names: 'GTV*'."
+)
+@click.option(
+    "--error", type=click.FloatRange(min=0, min_open=True), metavar="MM",
+    help="How far the transform may be off: 90 % of the points lie within; in place of the run's error map.",
+)  # fmt: skip
+@options.fixed_series
+@options.moving_series
+@click.option("-f", "fixed", metavar="IMAGE", help="Fixed image, if it is no longer where it was.")
+@click.option("-m", "moving", metavar="IMAGE", help="Moving image, if it is no longer where it was.")
+@options.loglevel
+def command(
+    *,
+    folder: Path,
+    fixed_lesions: str,
+    moving_lesions: str,
+    out: Path,
+    fixed_date: str | None,
+    moving_date: str | None,
+    baseline: str | None,
+    connected: bool,
+    structures: tuple[str, ...],
+    error: float | None,
+    fixed_series: str | None,
+    moving_series: str | None,
+    fixed: str | None,
+    moving: str | None,
+    loglevel: str,
+) -> None:
+    """Find the lesions of one date again at the other, and tell how they grew.
+
+    RUN is the output folder of regnet-itk run for both images. Lesions are matched one to one where its transform takes
+    them, within how far it may be off there; the others are new, gone, split, merged or out of view. Volumes and
+    diameters are those in each image itself.
+
+    Writes to DIR follow_up.csv, follow_up.json and follow_up.html, a page with a picture of each.
+    """
+    from regnet_itk.followup.outputs import FOLLOW_UP_FILES, write_follow_up
+    from regnet_itk.followup.pictures import Scans
+    from regnet_itk.followup.reading import read_lesions
+    from regnet_itk.followup.study import follow_up
+    from regnet_itk.followup.visits import order_visits
+    from regnet_itk.outputs import check_writable
+    from regnet_itk.report.finished_run import check_finished, read_finished_run
+
+    check_finished(folder)
+    FOLLOW_UP_FILES.check(out, [fixed_lesions, moving_lesions, fixed, moving])
+    check_writable(out)
+    log = RunLog(Screen(loglevel))
+    with heard_by(log):
+        run = read_finished_run(folder, fixed=fixed, moving=moving)
+        series = {
+            "fixed": _series(run, "fixed", fixed_series),
+            "moving": _series(run, "moving", moving_series),
+        }
+        visits = order_visits(
+            fixed_date or _date_of(series["fixed"]), moving_date or _date_of(series["moving"]), baseline
+        )
+        images = {"fixed": run.pair.fixed, "moving": run.pair.moving}
+        lesions = {
+            role: read_lesions(
+                path, images[role].grid, role, connected=connected, structures=structures, series=series[role]
+            )
+            for role, path in (("fixed", fixed_lesions), ("moving", moving_lesions))
+        }
+        last = run.pair.methods[-1]
+        expected = error if error is not None else last.expected_error
+        found = follow_up(
+            lesions["fixed"], lesions["moving"], last.chain,
+            fixed_grid=images["fixed"].grid, moving_grid=images["moving"].grid, expected_error=expected,
+            fixed_date=visits.fixed_date, moving_date=visits.moving_date, baseline=visits.baseline,
+        )  # fmt: skip
+        warnings = _warnings(run)
+        for warning in warnings:
+            log.warn(warning)
+        told = {"run": str(folder), "fixed lesions": fixed_lesions, "moving lesions": moving_lesions}
+        told |= {f"{role} image": str(run.files[role]) for role in ("fixed", "moving")}
+        scans = Scans(images["fixed"], images["moving"], last.chain)
+        write_follow_up(found, out, scans, f"Follow-up: {run.pair.name}", told=told, warnings=warnings)
+        log.say(visits.describe())
+        for finding in found.findings:
+            log.say(finding.describe())
+        log.say(f"{found.describe()}; written to {out} in {log.seconds():.1f} s")
+
+
+def _series(run: FinishedRun, role: str, given: str | None) -> Series | None:
+    """Return the headers of an image's series: given, or of the image itself if that is one."""
+    from regnet_itk.dicom.series import read_series
+
+    path = given or (str(run.files[role]) if os.path.isdir(run.files[role]) else None)
+    return None if path is None else read_series(path, f"{role} series")
+
+
+def _date_of(series: Series | None) -> str | None:
+    return None if series is None else series.date
+
+
+def _warnings(run: FinishedRun) -> list[str]:
+    """Return what a reader has to know of the registration."""
+    verdict = run.record.get("verdict", {})
+    if verdict.get("word") not in ("look", "failed"):
+        return []
+    return [f"the registration's verdict is '{verdict['word']}': {'; '.join(verdict.get('reasons', ()))}"]

@@ -3,8 +3,8 @@
 Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
 image), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of one pair), and run/, the
-output of a registration by an affine and a RegNet stage; of the same scans as DICOM also fixed_series/, moving_series/,
-dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test
+output of a registration by an affine and a RegNet stage; fixed_nodules.mha and moving_nodules.mha, labels of what lies
+in the lungs of both; of the same scans as DICOM also fixed_series/, moving_series/, dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test
 or ```python no-test.
 """
 
@@ -21,6 +21,7 @@ from dicom_cases import write_patient
 from documents import blocks, run_python
 
 from regnet_itk import parameters
+from regnet_itk.anatomy.nodules import add_nodules
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
@@ -39,7 +40,12 @@ def commands(text):
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
-    phantom = make_phantom(5, spacing=(3.9, 3.6, 4.4), extent=(160.0, 140.0, 130.0))
+    nodules = add_nodules(
+        make_phantom(5, spacing=(3.9, 3.6, 4.4), extent=(160.0, 140.0, 130.0)), fates=("grown", "gone", "new")
+    )
+    phantom = nodules.phantom
+    for role in ("fixed", "moving"):
+        write_image(nodules.labels(role), folder / f"{role}_nodules.mha")
     write_phantom(phantom, folder)
     write_patient(phantom, folder)
     (folder / "fixed_points.txt").rename(folder / "points.txt")

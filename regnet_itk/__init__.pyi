@@ -80,5 +80,7 @@ from .trust.error_map import ErrorMap as ErrorMap
 from .trust.error_map import read_error_map as read_error_map
 from .trust.prediction import find_error_map as find_error_map
 from .trust.verdict import Verdict as Verdict
+from .ventilation.maps import VentilationMaps as VentilationMaps
+from .ventilation.maps import find_ventilation as find_ventilation
 
 __version__: str

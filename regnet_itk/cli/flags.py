@@ -23,6 +23,7 @@ FLAGS = {
     "fixed_series": "--fixed-series",
     "fixed_session": "--fixed-session",
     "images": "--images",
+    "inhale": "--inhale",
     "initial": "-t0",
     "label": "--label",
     "like": "--like",

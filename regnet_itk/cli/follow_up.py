@@ -103,7 +103,7 @@ def command(
             fixed_grid=images["fixed"].grid, moving_grid=images["moving"].grid, expected_error=expected,
             fixed_date=visits.fixed_date, moving_date=visits.moving_date, baseline=visits.baseline,
         )  # fmt: skip
-        warnings = _warnings(run)
+        warnings = run.verdict_warnings()
         for warning in warnings:
             log.warn(warning)
         told = {"run": str(folder), "fixed lesions": fixed_lesions, "moving lesions": moving_lesions}
@@ -126,11 +126,3 @@ def _series(run: FinishedRun, role: str, given: str | None) -> Series | None:
 
 def _date_of(series: Series | None) -> str | None:
     return None if series is None else series.date
-
-
-def _warnings(run: FinishedRun) -> list[str]:
-    """Return what a reader has to know of the registration."""
-    verdict = run.record.get("verdict", {})
-    if verdict.get("word") not in ("look", "failed"):
-        return []
-    return [f"the registration's verdict is '{verdict['word']}': {'; '.join(verdict.get('reasons', ()))}"]

@@ -29,6 +29,7 @@ _COMMANDS = {
     "import": "Turn a public data set (DIR-Lab) into images, landmarks and a list of pairs.",
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "follow-up": "Find lesions of one date at another, and tell how they grew.",
+    "ventilation": "Map how lungs expand, and how their density changes.",
     "invert": "Invert a transform, and say how exact that is.",
     "info": "Say what a file is, and what looks wrong in it.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",

@@ -301,7 +301,7 @@ def check_same_grid(grid: Grid, of_image: Grid, what: str, image: str) -> None:
     ----------
     grid, of_image : Grid
     what, image : str
-        What lies on each, for the message: "the fixed mask", "the fixed image".
+        What lies on each, for the message: "the fixed mask lies", "the fixed image".
 
     Raises
     ------
@@ -310,7 +310,7 @@ def check_same_grid(grid: Grid, of_image: Grid, what: str, image: str) -> None:
     """
     if not grid.is_close(of_image, tolerance=1e-2):
         raise ImageError(
-            f"{what} lies on another grid than {image}: size {grid.size}, spacing {grid.spacing}, origin {grid.origin} "
+            f"{what} on another grid than {image}: size {grid.size}, spacing {grid.spacing}, origin {grid.origin} "
             f"against {of_image.size}, {of_image.spacing}, {of_image.origin}; resample it to its image"
         )
 
@@ -326,7 +326,7 @@ def check_mask(mask: Image, image: Image, role: str) -> None:
     ImageError
         With both grids in the message, or with what the values would select.
     """
-    check_same_grid(mask.grid, image.grid, f"the {role} mask", f"the {role} image")
+    check_same_grid(mask.grid, image.grid, f"the {role} mask lies", f"the {role} image")
     values = mask.array
     if values.dtype.kind == "f":
         bad = int(np.count_nonzero(values != np.rint(values)))  # NaN is unequal to itself; infinity is not

@@ -90,7 +90,7 @@ def read_lesions(
     if kind == "structures":
         return _read_structures(path, grid, role, structures, series)
     labels = read_image(path, f"{role} lesions")
-    check_same_grid(labels.grid, grid, what, f"the {role} image")
+    check_same_grid(labels.grid, grid, f"{what} lie", f"the {role} image")
     try:
         found = lesions_of_labels(labels, connected)
     except ImageError as error:

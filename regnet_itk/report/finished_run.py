@@ -59,6 +59,13 @@ class FinishedRun:
     files: Mapping[str, Path]
     warnings: tuple[str, ...] = ()
 
+    def verdict_warnings(self) -> list[str]:
+        """Return what a reader has to know of the registration, if its verdict is not good."""
+        verdict = self.record.get("verdict", {})
+        if verdict.get("word") not in ("look", "failed"):
+            return []
+        return [f"the registration's verdict is '{verdict['word']}': {'; '.join(verdict['reasons'])}".rstrip(": ")]
+
 
 def read_finished_run(folder: str | Path, **files: str | Path | None) -> FinishedRun:
     """Read what a registration wrote to a folder, and the images that it registered.

@@ -4,8 +4,8 @@ Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and th
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
 image), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of one pair), and run/, the
 output of a registration by an affine and a RegNet stage; fixed_nodules.mha and moving_nodules.mha, labels of what lies
-in the lungs of both; of the same scans as DICOM also fixed_series/, moving_series/, dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test
-or ```python no-test.
+in the lungs of both; of the same scans as DICOM also fixed_series/, moving_series/, dose.dcm and structures.dcm. The
+stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test or ```python no-test.
 """
 
 from __future__ import annotations

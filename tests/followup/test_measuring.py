@@ -169,7 +169,7 @@ def test_points(tmp_path):
 def test_labels_on_another_grid_and_none_at_all(tmp_path, caplog):
     write_image(ball(OBLIQUE, (MIDDLE, 5.0)), tmp_path / "labels.mha")
     shifted = replace(OBLIQUE, origin=(0.0, 0.0, 0.0))
-    with pytest.raises(ImageError, match=r"the fixed lesions '.*' lies? on another grid than the fixed image"):
+    with pytest.raises(ImageError, match=r"the fixed lesions '.*' lie on another grid than the fixed image"):
         read_lesions(tmp_path / "labels.mha", shifted)
     write_image(ball(OBLIQUE), tmp_path / "none.mha")
     assert read_lesions(tmp_path / "none.mha", OBLIQUE) == ()

@@ -116,7 +116,7 @@ def test_what_is_refused_in_one_line_and_leaves_nothing(here, tmp_path, capfd):
     (tmp_path / "here" / "empty.txt").write_text("point\n0\n")
     refused("has no registration.json", *DATES, run=".")
     refused("is no folder", *DATES, run="fixed.mha")
-    refused("lies on another grid than the fixed image", *DATES, fixed="moving_lesions.mha")
+    refused("lie on another grid than the fixed image", *DATES, fixed="moving_lesions.mha")
     refused("lie outside the fixed image", *DATES, fixed="far.txt")
     refused("holds no points", *DATES, fixed="empty.txt")
     refused("does not exist", *DATES, fixed="missing.mha")

@@ -1,0 +1,1 @@
+"""How lungs expand, and how their density changes, between two images."""

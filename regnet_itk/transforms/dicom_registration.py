@@ -5,15 +5,20 @@ The sentences of the standard (PS3.3) that decide the directions, which differ b
 - Both (C.20.2, C.20.3): the object's own Frame of Reference UID names the *registered* frame of reference, which the
   others are registered to; the items of its sequence name the *source* ones. The warped image lies in the frame of the
   fixed image, so this is the registered one, and the moving image's is the source.
-- Spatial Registration (C.20.2.1.1): a matrix M takes a point of the source B to the registered A, A = M B. That is
-  moving to fixed, and M is the inverse of T. Of several matrices of an item the first is applied first.
-- Deformable Spatial Registration (C.20.3.1): the grid lies in the registered frame, and the deformation takes its
-  points to the source, X_source = M_post (M_pre X_registered + D(X_registered)). That is fixed to moving, T itself:
-  the grid holds D = M_post^-1 (T(x)) - M_pre x, in mm along the axes of the patient (LPS), not along those of the grid.
+- Spatial Registration (Matrix Sequence): it "registers the Source RCS/images to the Registered RCS"; a matrix A_M_B
+  "describes how to transform a point with respect to RCS B into A" (C.20.2.1.1). That is moving to fixed, and M is the
+  inverse of T. Of several matrices "the Item order is significant and corresponds to matrix multiplication order",
+  which the equation C.20.2-2 says more exactly. We could not see that equation: the first is applied first here, and
+  where the order matters a warning says so.
+- Deformable Spatial Registration (C.20.3.1.1): "The registrations are applied to the Registered RCS coordinates": first
+  the matrix M_pre, "next apply the deformation offsets to the resulting coordinates", finally M_post; "the resulting
+  coordinate addresses the sample point within the Source RCS". The grid's "start coordinate" is "in the Registered
+  RCS", so that X_source = M_post (M_pre X_registered + D(X_registered)). That is fixed to moving, T itself: the grid
+  holds D = M_post^-1 (T(x)) - M_pre x, in mm along the axes of the patient (LPS), not along those of the grid.
 
 T(x) = A(x + u(x)), as RegNet after an affine stage, is M_pre = I, D = u, M_post = A: exact, and the matrix holds
-outside of the grid as well. The standard does not say what D is there, nor between the grid's points; here it is 0, and
-linear.
+outside of the grid as well. The standard does not say what D is there, and leaves it to programs what it is between the
+grid's points (C.20.3.1.2); here it is 0, and linear.
 """
 
 from __future__ import annotations
@@ -297,10 +302,15 @@ def _choose(frames: Sequence[str], moving: str | None, where: str) -> int:
 
 
 def _registration_matrix(sequence: Any, where: str) -> FloatArray:
-    whole: FloatArray = _IDENTITY
-    for registration in sequence:
-        for item in registration.MatrixSequence:
-            whole = _matrix_of(item, where) @ whole
+    matrices = [_matrix_of(item, where) for registration in sequence for item in registration.MatrixSequence]
+    whole, reverse = _IDENTITY, _IDENTITY
+    for matrix in matrices:
+        whole, reverse = matrix @ whole, reverse @ matrix
+    if not np.allclose(whole, reverse, atol=_CLOSE):
+        _log.warning(
+            "%s has %d matrices one after the other; the first is applied first, and the other order would be another "
+            "transform: check a landmark", where, len(matrices),
+        )  # fmt: skip
     return whole
 
 

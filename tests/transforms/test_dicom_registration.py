@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from command import call
 from dicom_cases import (
     FRAMES,
@@ -206,7 +209,7 @@ def test_matrices_before_and_after_the_deformation(tmp_path, caplog):
     assert "matrix before its deformation" in caplog.text
 
 
-def test_several_matrices_and_a_fixed_frame_that_is_not_the_registered_one(series, tmp_path):
+def test_several_matrices_and_a_fixed_frame_that_is_not_the_registered_one(series, tmp_path, caplog):
     """The first matrix of an item is applied first, and all lead to the registered frame."""
     steps = [homogeneous(affine()), homogeneous(MatrixTransform(ROTATED, translation=[1.0, 2.0, 3.0]))]
     made = dataset("fixed", "1.2.840.10008.5.1.4.1.1.66.1", "1.2.3.5", "REG")
@@ -225,6 +228,7 @@ def test_several_matrices_and_a_fixed_frame_that_is_not_the_registered_one(serie
         made.RegistrationSequence.append(item)
     path = save(made, tmp_path / "reg.dcm")
     convert(path, tmp_path / "out.tfm", **series)
+    assert "has 2 matrices one after the other" in caplog.text
     moving = read_transform(tmp_path / "out.tfm").map_points(POINTS)
     in_registered = [p.copy() for p in (POINTS, moving)]
     in_registered[0] = POINTS @ steps[0][:3, :3].T + steps[0][:3, 3]
@@ -233,6 +237,25 @@ def test_several_matrices_and_a_fixed_frame_that_is_not_the_registered_one(serie
     np.testing.assert_allclose(in_registered[0], in_registered[1], atol=1e-5)
     with pytest.raises(DicomError, match="names several frames of reference"):
         read_transform(path)
+
+
+@pytest.mark.parametrize("kind", [sitk.VersorRigid3DTransform, lambda: sitk.AffineTransform(3)])
+def test_what_plastimatch_writes_is_read_as_it_was_meant(kind, series, tmp_path):
+    """Another program that turns a transform of ITK, fixed to moving, into a spatial registration."""
+    program = shutil.which("plastimatch")
+    if program is None:
+        pytest.skip("plastimatch is missing")
+    given = kind()
+    given.SetMatrix(ROTATED.ravel().tolist())
+    given.SetTranslation((9.0, -4.0, 2.0))
+    sitk.WriteTransform(given, str(tmp_path / "given.tfm"))
+    command = [program, "xf-convert", "--input", "given.tfm", "--output-dicom", "out",
+               "--fixed-rcs", str(series["fixed_series"]), "--moving-rcs", str(series["moving_series"])]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (path,) = (tmp_path / "out").glob("sro_*.dcm")
+    convert(path, tmp_path / "read.tfm", **series)
+    wanted = np.array([given.TransformPoint(point) for point in POINTS.tolist()])
+    np.testing.assert_allclose(read_transform(tmp_path / "read.tfm").map_points(POINTS), wanted, atol=1e-3)
 
 
 def test_what_is_wrong_is_told_in_a_line(series, flags, tmp_path, monkeypatch, capsys):

@@ -50,7 +50,8 @@ def main() -> int:
     print("|---|---|---|---|---|---|")
     for name, values in rows.items():
         volume, error, jacobian, hounsfield, median = np.mean(values, axis=0)
-        print(f"| {name} | {volume:.1f} % | {error:.3f} | {jacobian:.2f} | {hounsfield:.2f} | {median:.3f} |")
+        rank = "" if np.isnan(jacobian) else f"{jacobian:.2f}"
+        print(f"| {name} | {volume:.1f} % | {error:.3f} | {rank} | {hounsfield:.2f} | {median:.3f} |")
     return 0
 
 
@@ -79,7 +80,8 @@ def _measure(phantom: Phantom, maps: VentilationMaps) -> list[float]:
     for image in (found, by_hounsfield):
         both = np.isfinite(image.array) & inside
         smooth, smooth_true = (_smoothed(each, both, grid.spacing) for each in (image.array, true))
-        values.append(float(stats.spearmanr(smooth[both][::5], smooth_true[both][::5]).statistic))
+        same = np.ptp(smooth[both]) < 1e-3  # as under a matrix: ranks would be those of rounding
+        values.append(np.nan if same else float(stats.spearmanr(smooth[both][::5], smooth_true[both][::5]).statistic))
     both = np.isfinite(by_hounsfield.array)
     off = float(np.median(by_hounsfield.array[both])) - float(np.median(true[both]))
     return [100 * abs(breath / wanted - 1), float(np.abs(found.array - true)[known].mean()), *values, abs(off)]

@@ -6,7 +6,7 @@ image is where the phantom's exact motion takes its place in the fixed image, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,8 +22,9 @@ from regnet_itk.errors import ParameterError
 Fate = Literal["grown", "shrunk", "stable", "new", "gone", "close", "split", "merged"]
 
 FATES: tuple[Fate, ...] = ("grown", "grown", "grown", "shrunk", "stable", "new", "gone", "close", "split")
-"""Of ten nodules: two that are "close" to each other, which grow and shrink, are one entry."""
+"""Of ten nodules: "close" are two, of which one grows and one shrinks. There is "merged" too."""
 
+_Shape = Callable[[float], FloatArray]
 _SOFT_TISSUE = 30.0  # HU
 _APART = 22.0  # mm between nodules that have nothing to do with each other
 _GAP = 2.0  # mm between those that are close
@@ -189,7 +190,7 @@ def _draw(fate: Fate, places: _Places, rng: np.random.Generator, radii: tuple[fl
     return [KnownLesion(fate, () if fate == "new" else (before,), () if fate == "gone" else (after,))]
 
 
-def _close(places: _Places, rng: np.random.Generator, shape, radius: float) -> list[KnownLesion]:  # type: ignore[no-untyped-def]
+def _close(places: _Places, rng: np.random.Generator, shape: _Shape, radius: float) -> list[KnownLesion]:
     """Return two nodules beside each other: the one grows, the other shrinks."""
     middle = places.find(2.2 * radius + _GAP)
     way = rng.normal(size=3)
@@ -202,7 +203,7 @@ def _close(places: _Places, rng: np.random.Generator, shape, radius: float) -> l
     ]
 
 
-def _parted(fate: Fate, places: _Places, shape, radius: float) -> KnownLesion:  # type: ignore[no-untyped-def]
+def _parted(fate: Fate, places: _Places, shape: _Shape, radius: float) -> KnownLesion:
     """Return a nodule that falls into two, or two that grow together."""
     point, part = places.find(radius), 0.48 * radius
     away = np.array([part + 1.0, 0.0, 0.0])

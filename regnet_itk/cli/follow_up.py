@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regnet_itk.cli import options
 from regnet_itk.cli.main import StrictCommand
 from regnet_itk.cli.screen import Screen
+from regnet_itk.dicom.files import DICOM_SUFFIX
 from regnet_itk.run_log import RunLog, heard_by
 
 if TYPE_CHECKING:
@@ -82,25 +83,18 @@ def command(
     log = RunLog(Screen(loglevel))
     with heard_by(log):
         run = read_finished_run(folder, fixed=fixed, moving=moving)
-        series = {
-            "fixed": _series(run, "fixed", fixed_series),
-            "moving": _series(run, "moving", moving_series),
-        }
-        visits = order_visits(
-            fixed_date or _date_of(series["fixed"]), moving_date or _date_of(series["moving"]), baseline
+        series = (
+            _series(run, "fixed", fixed_series, fixed_date is None or _is_dicom(fixed_lesions)),
+            _series(run, "moving", moving_series, moving_date is None or _is_dicom(moving_lesions)),
         )
-        images = {"fixed": run.pair.fixed, "moving": run.pair.moving}
-        lesions = {
-            role: read_lesions(
-                path, images[role].grid, role, connected=connected, structures=structures, series=series[role]
-            )
-            for role, path in (("fixed", fixed_lesions), ("moving", moving_lesions))
-        }
-        last = run.pair.methods[-1]
-        expected = error if error is not None else last.expected_error
+        visits = order_visits(fixed_date or _date_of(series[0]), moving_date or _date_of(series[1]), baseline)
+        how: dict[str, Any] = {"connected": connected, "structures": structures}
+        pair, last = run.pair, run.pair.methods[-1]
         found = follow_up(
-            lesions["fixed"], lesions["moving"], last.chain,
-            fixed_grid=images["fixed"].grid, moving_grid=images["moving"].grid, expected_error=expected,
+            read_lesions(fixed_lesions, pair.fixed.grid, "fixed", series=series[0], **how),
+            read_lesions(moving_lesions, pair.moving.grid, "moving", series=series[1], **how),
+            last.chain, fixed_grid=pair.fixed.grid, moving_grid=pair.moving.grid,
+            expected_error=last.expected_error if error is None else error,
             fixed_date=visits.fixed_date, moving_date=visits.moving_date, baseline=visits.baseline,
         )  # fmt: skip
         warnings = run.verdict_warnings()
@@ -108,7 +102,7 @@ def command(
             log.warn(warning)
         told = {"run": str(folder), "fixed lesions": fixed_lesions, "moving lesions": moving_lesions}
         told |= {f"{role} image": str(run.files[role]) for role in ("fixed", "moving")}
-        scans = Scans(images["fixed"], images["moving"], last.chain)
+        scans = Scans(pair.fixed, pair.moving, last.chain)
         write_follow_up(found, out, scans, f"Follow-up: {run.pair.name}", told=told, warnings=warnings)
         log.say(visits.describe())
         for finding in found.findings:
@@ -116,12 +110,17 @@ def command(
         log.say(f"{found.describe()}; written to {out} in {log.seconds():.1f} s")
 
 
-def _series(run: FinishedRun, role: str, given: str | None) -> Series | None:
-    """Return the headers of an image's series: given, or of the image itself if that is one."""
+def _series(run: FinishedRun, role: str, given: str | None, needed: bool) -> Series | None:
+    """Return the headers of an image's series: given, or its own if they are needed."""
     from regnet_itk.dicom.series import read_series
 
-    path = given or (str(run.files[role]) if os.path.isdir(run.files[role]) else None)
+    own = str(run.files[role]) if needed and os.path.isdir(run.files[role]) else None
+    path = given or own
     return None if path is None else read_series(path, f"{role} series")
+
+
+def _is_dicom(path: str) -> bool:
+    return Path(path).suffix.lower() == DICOM_SUFFIX
 
 
 def _date_of(series: Series | None) -> str | None:

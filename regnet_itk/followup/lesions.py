@@ -107,7 +107,7 @@ def lesions_of_labels(labels: Image, connected: bool = False) -> tuple[Lesion, .
     Raises
     ------
     ImageError
-        If a value is negative or no whole number, or there are as many values as in an image.
+        If a value is negative or no whole number, or the labels are those of an image: too many, or over half of it.
     """
     numbered, names = _numbered(labels, connected)
     inner = _axial_axis(labels.grid)
@@ -128,6 +128,8 @@ def _numbered(labels: Image, connected: bool) -> tuple[npt.NDArray[np.int32], li
         raise ImageError("the labels have values that are NaN, infinite or no whole numbers; give a segmentation")
     if array.size and array.min() < 0:
         raise ImageError(f"the labels have negative values, down to {array.min()}; give a segmentation, 0 at no lesion")
+    if (share := np.count_nonzero(array) / array.size) > 0.5:
+        raise ImageError(f"the labels fill {share:.0%} of the image, as no lesions do; give a segmentation of lesions")
     if connected:
         numbered, count = ndimage.label(array != 0, np.ones((3, 3, 3)), output=np.int32)
         return numbered, [str(number) for number in range(1, count + 1)]

@@ -170,7 +170,10 @@ def _draw(axes: Axes, panel: _Panel | None) -> None:
     axes.imshow(panel.picture, cmap=panel.shade.colours, vmin=panel.shade.low, vmax=panel.shade.high, extent=extent)
     for lesion, points, colour in panel.lesions:
         if lesion.solid is None:
-            axes.plot(*lesion.centre[:2], "+", color=colour, markersize=9)
+            away = np.linalg.norm(points - lesion.centre, axis=-1)
+            row, column = np.unravel_index(int(away.argmin()), away.shape)
+            sign = "+" if colour == _BASELINE else "x"  # so that both can be seen at one place
+            axes.plot(x + column * pixel, y + row * pixel, sign, color=colour, markersize=11, markeredgewidth=2)
             continue
         depth = lesion.solid.at(points)
         if depth.min() < 0 < depth.max():

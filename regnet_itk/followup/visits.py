@@ -59,23 +59,23 @@ def order_visits(fixed_date: str | date | None, moving_date: str | date | None, 
     Raises
     ------
     ParameterError
-        If a date is none or lacks, both are the same, or they say another order than `baseline`.
+        If a date is none or lacks, both are the same and there is no `baseline`, or they say another order than that.
     """
     if baseline not in (None, "fixed", "moving"):
         raise ParameterError(f"the baseline is the fixed or the moving image, not '{baseline}'")
     first, second = _date(fixed_date, "fixed"), _date(moving_date, "moving")
-    if first is None and second is None:
-        if baseline is None:
-            raise ParameterError(
-                "nothing says which image is the earlier one: give `fixed_date` and `moving_date`, or `baseline` "
-                "(without dates there are changes, and no rates of growth)"
-            )
+    if first == second and baseline is not None:  # of two scans of a day there is no rate of growth
         return Visits("fixed" if baseline == "fixed" else "moving")
+    if first is None and second is None:
+        raise ParameterError(
+            "nothing says which image is the earlier one: give `fixed_date` and `moving_date`, or `baseline` (without "
+            "dates there are changes, and no rates of growth)"
+        )
     if first is None or second is None:
         lacking = "fixed" if first is None else "moving"
         raise ParameterError(f"the date of the {lacking} image is not known; give both, `fixed_date` and `moving_date`")
     if first == second:
-        raise ParameterError(f"both images are of {first.isoformat()}; a follow-up needs two dates")
+        raise ParameterError(f"both images are of {first.isoformat()}; say with `baseline` which is the earlier one")
     earlier: Role = "fixed" if first < second else "moving"
     if baseline is not None and baseline != earlier:
         raise ParameterError(

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from command import call
+from dicom_cases import write_series
 from lesion_cases import RUN_GRID, SHIFT, ball, write_run
 
-from regnet_itk import Landmarks, read_image, write_image, write_landmarks
+from regnet_itk import Image, Landmarks, read_image, write_image, write_landmarks
 
 DATES = ("--fixed-date", "2026-01-01", "--moving-date", "2026-04-11")
 
@@ -66,6 +67,19 @@ def test_the_other_order_of_dates(here):
     assert {row["status"] for row in rows} == {"shrunk", "gone", "new"}
     (shrunk,) = (row for row in rows if row["status"] == "shrunk")
     np.testing.assert_allclose([float(shrunk[f"baseline_{a}_mm"]) for a in "xyz"], RUN_GRID.centre() + SHIFT, atol=0.1)
+
+
+def test_dates_are_those_of_the_series(here, capfd):
+    for role, date in (("fixed", {"StudyDate": "20250301"}), ("moving", {"AcquisitionDate": "20250101"})):
+        image = read_image(f"{role}.mha")
+        write_series(Image(np.rint(image.array).astype(np.int16), image.grid), Path(f"{role}_series"), role, **date)
+    series = ("--fixed-series", "fixed_series", "--moving-series", "moving_series")
+    assert follow(*series) == 0
+    assert "baseline: the moving image of 2025-01-01; follow-up: the fixed image of 2025-03-01, 59 days later" in (
+        capfd.readouterr().err
+    )
+    assert follow(*series, "--baseline", "fixed") == 1
+    assert "its date is the later one" in capfd.readouterr().err
 
 
 def test_points_and_masks(here):

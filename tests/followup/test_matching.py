@@ -48,7 +48,7 @@ def true_transform_with_an_error(nodules, deviation, seed):
 
 
 def test_thirty_nodules_are_matched_and_their_growth_is_measured():
-    """Grown, shrunk, new, gone, two close together and split; under the true motion with an error of 1 mm an axis."""
+    """Grown, shrunk, new, gone, two close together, split, merged; under the true motion, 1 mm off along each axis."""
     count, off = 0, []
     for number, nodules in enumerate(phantoms_with_nodules()):
         chain = true_transform_with_an_error(nodules, 1.0, number)
@@ -63,12 +63,12 @@ def test_thirty_nodules_are_matched_and_their_growth_is_measured():
         for lesion, before, after in zip(nodules.known, nodules.fixed_numbers, nodules.moving_numbers, strict=True):
             count += 1
             finding = statuses[tuple(tuple(sorted(map(str, numbers))) for numbers in (before, after))]
-            if lesion.fate in ("new", "gone", "split", "stable"):
+            if lesion.fate in ("new", "gone", "split", "merged", "stable"):
                 assert finding.status == lesion.fate
             if lesion.fixed and lesion.moving:
                 ratio = sum(n.volume for n in lesion.moving) / sum(n.volume for n in lesion.fixed)
                 off.append((1 + finding.volume_change) / ratio - 1)
-                assert finding.status in ("split", "stable", "grown" if ratio > 1 else "shrunk")
+                assert finding.status in ("split", "merged", "stable", "grown" if ratio > 1 else "shrunk")
     assert count == 30
     assert np.abs(off).max() < 0.05
 
@@ -169,6 +169,15 @@ def test_what_lies_beyond_the_other_image_is_out_of_view():
     assert told(back) == {(("1",), ("2",)): "stable", ((), ("1",)): "out of view"}
 
 
+def test_one_that_grew_to_one_side_is_the_same():
+    """Its far side lies still, so its centre moves by the difference of both radii, for which the gate is wider."""
+    assert told(matched(lesions(OBLIQUE, (MIDDLE, 5.0)), lesions(OBLIQUE, (at(0, 5, 0), 10.0)), error=0.5)) == {
+        (("1",), ("1",)): "grown"
+    }
+    aside = matched(lesions(OBLIQUE, (MIDDLE, 3.0)), lesions(OBLIQUE, (at(0, 7.5, 0), 3.0)), error=0.5)
+    assert {finding.status for finding in aside} == {"gone", "new"}
+
+
 def test_rates_of_growth():
     fixed, moving = lesions(OBLIQUE, (MIDDLE, 6.0)), lesions(OBLIQUE, (MIDDLE, 6.0 * 2 ** (1 / 3)))
     days = {"fixed_date": "2025-01-01", "moving_date": "20260101"}
@@ -179,6 +188,8 @@ def test_rates_of_growth():
     (shrunk,) = matched(moving, fixed, **days)
     assert shrunk.doubling_time is None
     assert shrunk.growth_per_year == pytest.approx(-0.5, rel=0.03)
+    (same_day,) = matched(fixed, moving, fixed_date="2026-01-01", moving_date="2026-01-01")
+    assert (same_day.status, same_day.doubling_time, same_day.growth_per_year) == ("grown", None, None)
     (reverse,) = matched(fixed, moving, baseline=None, fixed_date="2026-01-01", moving_date="2025-01-01")
     assert reverse.status == "shrunk"  # the moving image is the earlier one
 
@@ -189,7 +200,7 @@ def test_rates_of_growth():
         ({"baseline": None}, "which image is the earlier one"),
         ({"baseline": None, "fixed_date": "2026-01-01"}, "date of the moving image is not known"),
         ({"fixed_date": "2026-01-01", "moving_date": "2025-12-31"}, "its date is the later one"),
-        ({"fixed_date": "2026-01-01", "moving_date": "2026-01-01"}, "both images are of 2026-01-01"),
+        ({"baseline": None, "fixed_date": "2026-01-01", "moving_date": "2026-01-01"}, "both images are of 2026-01-01"),
         ({"fixed_date": "1.2.2026", "moving_date": "2026-01-01"}, "'1.2.2026' is no date"),
         ({"baseline": "later"}, "not 'later'"),
         ({"error": None}, "says nothing of how far"),

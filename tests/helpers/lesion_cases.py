@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from shifted_pairs import shift
 
-from regnet_itk.anatomy.nodules import add_nodules
+from regnet_itk.anatomy.nodules import FATES, add_nodules
 from regnet_itk.anatomy.phantom import make_phantom
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
@@ -40,7 +40,7 @@ def phantoms_with_nodules(seeds=(3, 4, 5)):
     """Ten nodules in each of some phantoms, whose own images are coarse; nodules are labelled on voxels of 1 mm."""
     for seed in seeds:
         phantom = make_phantom(seed, "followup" if seed % 2 else "breathing", spacing=(5.0, 5.0, 5.0), landmarks=0)
-        yield add_nodules(phantom, seed)
+        yield add_nodules(phantom, seed, FATES if seed % 2 else (*FATES[:-1], "merged"))
 
 
 SHIFT = np.array([14.0, -6.0, 4.0])

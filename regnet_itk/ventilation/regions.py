@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from regnet_itk.errors import ImageError
 from regnet_itk.ventilation.maps import Floats, VentilationMaps
 
 _MOST_LABELS = 200
+_log = logging.getLogger(__name__)
 _SAMPLE = 200_000  # voxels from which a correlation is taken, or a few more
 WHOLE = "all"
 """What the region as a whole is called in the table."""
@@ -107,6 +109,9 @@ def tabulate_regions(maps: VentilationMaps, region: Image, labels: Image | None 
     found = [row for row in of_labels if row is not None]
     if not found:
         raise ImageError("the labels lie nowhere in the region; give labels of the fixed image")
+    lacking = [str(int(value)) for value, row in zip(values, of_labels, strict=True) if row is None]
+    if lacking:
+        _log.warning("nothing is known where these labels lie, which have no row: %s", ", ".join(lacking))
     return rows + found
 
 

@@ -37,11 +37,12 @@ def test_an_affine_breath_that_keeps_its_mass(smoothing):
 
 
 def test_the_fixed_image_may_be_the_one_breathed_in():
-    exhale, inhale = breath()
+    exhale, inhale = breath(gain=1.1)
     back = invert_chain(CHAIN, FIXED)
     region = Image((lungs().resampled(inhale.grid, back.to_sitk(), order=0).array > 0).astype(np.uint8), inhale.grid)
     maps = find_ventilation(inhale, exhale, back, region)
     assert maps.inhale == "fixed"
+    assert maps.mass_factor == pytest.approx(1 / 1.1, rel=0.01)
     np.testing.assert_allclose(known(maps.jacobian_ventilation()), GROWTH - 1, atol=1e-4)
     np.testing.assert_allclose(known(maps.hounsfield_ventilation()), GROWTH - 1, atol=0.01)
     (row,) = tabulate_regions(maps, region)
@@ -128,7 +129,7 @@ def test_what_lies_beyond_the_moving_image_is_left_out():
     assert row.known_share == pytest.approx(1 - maps.beyond)
 
 
-def test_what_is_refused():
+def test_what_is_refused_or_told(caplog):
     fixed, moving = breath()
     same = TransformChain()
     with pytest.raises(ParameterError, match=r"nearly the same volume in both images \(\+0.0% in the moving one\)"):
@@ -145,6 +146,9 @@ def test_what_is_refused():
     with pytest.raises(ParameterError, match="smoothing of -1"):
         find_ventilation(fixed, moving, CHAIN, lungs(), smoothing=-1.0)
     maps = find_ventilation(fixed, moving, CHAIN, lungs())
+    beside = Image(lungs().array + 1, FIXED)
+    assert [row.region for row in tabulate_regions(maps, lungs(), beside)] == ["all", "2"]
+    assert "which have no row: 1" in caplog.text
     zeros = np.zeros(FIXED.shape, np.float32)
     for values, message in (
         (zeros, "labels are empty"), (zeros + 0.5, "no whole numbers"), (np.float32(lungs().array == 0), "lie nowhere"),

@@ -3,7 +3,7 @@
 A lesion of the fixed image is looked for where T takes it. How far from there its centre may lie follows from three
 things: the transform's error, of which 90 % lie within a radius r, as of a normal distribution with a deviation of
 r / 2.5 along each axis; a lesion that grew to one side, which moves its centre by up to the difference of both radii,
-taken as two deviations; and half a voxel of each image. Deviations add up in squares. The gate is 4.03 deviations,
+taken as three deviations; and half a voxel of each image. Deviations add up in squares. The gate is 4.03 deviations,
 which 99.9 % of the pairs pass if errors are normal. Of all ways to pair lesions within their gates, one to one, the
 likeliest is taken; a pair at the gate's end is as likely as one lesion that went and another that came. Where another
 way is more than a twentieth as likely, that is told. Lesions that are left over, and of which half or more lies in
@@ -113,7 +113,7 @@ class _Matching:
         ends = np.array([points.mean(axis=0) for points in self._mapped]).reshape(-1, 1, 3)
         starts = np.array([lesion.centre for lesion in self._moving]).reshape(1, -1, 3)
         radii = [[(lesion.effective or 0.0) / 2 for lesion in lesions] for lesions in (self._fixed, self._moving)]
-        grown = (np.array(radii[0]).reshape(-1, 1) - np.array(radii[1]).reshape(1, -1)) / 2
+        grown = (np.array(radii[0]).reshape(-1, 1) - np.array(radii[1]).reshape(1, -1)) / 3
         transform = np.array([error.radius for error in self._errors]).reshape(-1, 1) / _RADIUS
         voxels = sum((float(np.cbrt(np.prod(grid.spacing))) / 2) ** 2 for grid in self._grids)
         return np.linalg.norm(ends - starts, axis=-1), np.sqrt(transform**2 + grown**2 + voxels)

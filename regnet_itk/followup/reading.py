@@ -62,7 +62,8 @@ def read_lesions(
     PointsError
         If the points cannot be read, or lie outside of the image.
     DicomError
-        If the structure set cannot be read, is of another scan, or has no region of such a name.
+        If the structure set cannot be read, is of another scan, has no region of such a name, or, where no names are
+        given, one as large as an organ.
     ParameterError
         If `connected` or `structures` is given for a file that it says nothing about.
 
@@ -132,12 +133,12 @@ def _read_structures(
             f"{given.what}: '{outside[0]}' lies outside of the {role} image"
             f"{f', and so do {len(outside) - 1} others' if len(outside) > 1 else ''}; give the structures of that scan"
         )
-    for lesion in lesions:
-        if lesion.volume is not None and lesion.volume > 1000 * _LARGE:
-            _log.warning(
-                "%s: '%s' of %.0f cm3 is taken as a lesion; to choose some by their names, give `structures`",
-                given.what, lesion.name, lesion.volume / 1000,
-            )  # fmt: skip
+    organs = [lesion for lesion in lesions if lesion.volume is not None and lesion.volume > 1000 * _LARGE]
+    if organs and not patterns:
+        raise DicomError(
+            f"{given.what}: '{organs[0].name}' of {(organs[0].volume or 0) / 1000:.0f} cm3 is hardly a lesion; say "
+            "which regions are, by their names, with `structures`"
+        )
     return tuple(lesions)
 
 

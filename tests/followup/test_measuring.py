@@ -130,6 +130,16 @@ def test_structures_are_measured_as_the_mask_they_were_drawn_from(tmp_path, capl
     assert chosen.name == "GTV 1"
 
 
+def test_an_organ_is_a_lesion_only_if_that_is_said(tmp_path):
+    wide = replace(AXIAL, spacing=(5.0, 5.0, 5.0))
+    body = [("Body", [1, 2, 3], outlines(ellipsoid(wide, [90.0, 80.0, 60.0])))]
+    path = write_given(body, tmp_path / "set.dcm", wide, "fixed")
+    with pytest.raises(DicomError, match=r"'Body' of 18\d\d cm3 is hardly a lesion"):
+        read_lesions(path, wide)
+    (asked,) = read_lesions(path, wide, structures=["Body"])
+    assert asked.volume == pytest.approx(4 / 3 * np.pi * 90 * 80 * 60, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -187,7 +187,7 @@ def find_ventilation(
     specific ventilation", Medical Image Analysis 2008, for det J. Simon, "Non-invasive imaging of regional lung
     function using X-ray computed tomography", Journal of Clinical Monitoring and Computing 2000, and Guerrero et al.,
     "Dynamic ventilation imaging from four-dimensional computed tomography", Physics in Medicine and Biology 2006, for
-    Hounsfield units and the mass correction.
+    Hounsfield units.
     """
     _check(region, fixed, inhale, smoothing)
     box = bounding_box(region.array != 0, 0)

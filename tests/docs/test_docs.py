@@ -2,10 +2,11 @@
 
 Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
-image), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of one pair), and run/, the
-output of a registration by an affine and a RegNet stage; fixed_nodules.mha and moving_nodules.mha, labels of what lies
-in the lungs of both; of the same scans as DICOM also fixed_series/, moving_series/, dose.dcm and structures.dcm. The
-stage `affine` is a quick one. A block that cannot run here begins with ```sh no-test or ```python no-test.
+image), lobes.mha (of the fixed one), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of
+one pair), and run/, the output of a registration by an affine and a RegNet stage; fixed_nodules.mha and
+moving_nodules.mha, labels of what lies in the lungs of both; of the same scans as DICOM also fixed_series/,
+moving_series/, dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with
+```sh no-test or ```python no-test.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def material(tmp_path_factory):
     z = np.arange(lungs.grid.shape[0])[:, None, None]
     labels = np.where(lungs.array > 0, 1 + 2 * z // len(z), 0)  # the lower and the upper half of the lungs
     write_image(Image(labels.astype(np.uint8), lungs.grid), folder / "labels.mha")
+    lobes = phantom.fixed_mask.array * (1 + (np.arange(len(phantom.fixed_mask.array)) > 15))[:, None, None]
+    write_image(Image(lobes.astype(np.uint8), phantom.fixed.grid), folder / "lobes.mha")
     quick = read_parameter_map("affine").with_(
         NumberOfResolutions=1, ImagePyramidSchedule=[4, 4, 4], MaximumNumberOfIterations=60
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from regnet_itk.followup.findings import Finding
 from regnet_itk.followup.lesions import Lesion
-from regnet_itk.followup.pictures import Scans, draw_findings
+from regnet_itk.followup.pictures import Scans, draw_each
 from regnet_itk.followup.study import FollowUp
 from regnet_itk.output_files import OutputFiles
 from regnet_itk.outputs import staged_folder
@@ -170,8 +170,7 @@ def _shown(finding: Finding) -> list[Cell]:
 
 def _figures(found: FollowUp, scans: Scans) -> list[Figure]:
     figures = []
-    for finding in found.findings:
-        picture = draw_findings([finding], found.visits, scans)
+    for finding, picture in zip(found.findings, draw_each(found.findings, found.visits, scans), strict=True):
         alt = "An axial plane of the baseline, of the follow-up, and the moving image warped to the fixed one"
         figures.append(Figure(f"{finding.name}: {finding.status}", picture, alt, _caption(finding)))
     return figures

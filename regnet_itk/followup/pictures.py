@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ _PIXELS = 160
 _LEAST_WIDTH = 40.0  # mm
 _AROUND = 3.2  # diameters
 _PANEL_INCHES, _DPI = 2.1, 110
+_ROLES: tuple[Role, Role] = ("fixed", "moving")
 _BASELINE, _FOLLOW_UP = "#56b4e9", "#ffb000"  # told apart by the colour-blind
 
 
@@ -47,6 +49,11 @@ class Scans:
         """Return the fixed or the moving image."""
         return self.fixed if role == "fixed" else self.moving
 
+    @cached_property
+    def shades(self) -> dict[Role, Shade]:
+        """How both images are shown."""
+        return {role: choose_grey_shade(self.image(role)) for role in _ROLES}
+
 
 @dataclass(frozen=True, eq=False)
 class _Panel:
@@ -68,7 +75,16 @@ def draw_findings(findings: Sequence[Finding], visits: Visits, scans: Scans) -> 
     visits : Visits
     scans : Scans
     """
-    rows = list(_rows(findings, visits, scans))
+    return _figure(findings, list(_rows(findings, visits, scans)), visits)
+
+
+def draw_each(findings: Sequence[Finding], visits: Visits, scans: Scans) -> Iterator[bytes]:
+    """Yield a picture (PNG) of each finding, as `draw_findings` draws one; images are prepared once for all."""
+    for finding, panels in zip(findings, _rows(findings, visits, scans), strict=True):
+        yield _figure([finding], [panels], visits)
+
+
+def _figure(findings: Sequence[Finding], rows: Sequence[tuple[_Panel | None, ...]], visits: Visits) -> bytes:
     figure = new_figure(3 * _PANEL_INCHES, len(rows) * (_PANEL_INCHES + 0.25))
     axes = figure.subplots(len(rows), 3, squeeze=False)
     follow_up = "moving" if visits.baseline == "fixed" else "fixed"
@@ -86,35 +102,46 @@ def draw_findings(findings: Sequence[Finding], visits: Visits, scans: Scans) -> 
 
 def _rows(findings: Sequence[Finding], visits: Visits, scans: Scans) -> Iterator[tuple[_Panel | None, ...]]:
     """Yield the three panels of each finding; None for a place that is out of view."""
-    roles: tuple[Role, Role] = ("fixed", "moving")
-    places = [{role: _place(finding, visits, role) for role in roles} for finding in findings]
-    grids = [{role: _grid(place[role], _width(finding)) for role in roles}
-             for finding, place in zip(findings, places, strict=True)]  # fmt: skip
-    shades = {role: choose_grey_shade(scans.image(role)) for role in roles}
-    native = {role: list(_sampled(scans.image(role), [grid[role] for grid in grids])) for role in roles}
-    warped = list(_sampled(scans.moving, [grid["fixed"] for grid in grids], scans.chain.to_sitk(scans.fixed.grid)))
-    for k, finding in enumerate(findings):
-        lesions = {role: _lesions(finding, visits, role) for role in roles}
-        colours: dict[Role, str] = {role: _BASELINE if visits.baseline == role else _FOLLOW_UP for role in roles}
-        panels: dict[Role, _Panel | None] = {}
-        for role in roles:
-            grid = grids[k][role]
-            if grid is None or not scans.image(role).grid.contains(grid.centre()):
-                panels[role] = None
-                continue
-            points = grid.points()[0]
-            panels[role] = _Panel(
-                grid, native[role][k], shades[role], tuple((lesion, points, colours[role]) for lesion in lesions[role]),
-                None if lesions[role] else places[k][role],
-            )  # fmt: skip
-        both = None
-        if panels["fixed"] is not None:
-            points = panels["fixed"].grid.points()[0]
-            there = {"fixed": points, "moving": scans.chain.map_points(points)}
-            shown = tuple((lesion, there[role], colours[role]) for role in roles for lesion in lesions[role])
-            both = _Panel(panels["fixed"].grid, warped[k], shades["moving"], shown)
-        follow_up: Role = "moving" if visits.baseline == "fixed" else "fixed"
-        yield panels[visits.baseline], panels[follow_up], both
+    follow_up: Role = "moving" if visits.baseline == "fixed" else "fixed"
+    native = {role: _native(findings, visits, scans, role) for role in _ROLES}
+    grids = [None if panel is None else panel.grid for panel in native["fixed"]]
+    warped = _sampled(scans.moving, grids, scans.chain.to_sitk(scans.fixed.grid))
+    for k, picture in enumerate(warped):
+        panels = {role: native[role][k] for role in _ROLES}
+        yield panels[visits.baseline], panels[follow_up], _common(findings[k], visits, scans, panels["fixed"], picture)
+
+
+def _native(findings: Sequence[Finding], visits: Visits, scans: Scans, role: Role) -> list[_Panel | None]:
+    """Return the panel of each finding in the fixed or the moving image, as that image is."""
+    image = scans.image(role)
+    places = [_place(finding, visits, role) for finding in findings]
+    seen = [place if place is not None and image.grid.contains(place) else None for place in places]
+    grids = [_grid(place, _width(finding)) for place, finding in zip(seen, findings, strict=True)]
+    panels: list[_Panel | None] = []
+    for finding, place, grid, picture in zip(findings, seen, grids, _sampled(image, grids), strict=True):
+        if grid is None:
+            panels.append(None)
+            continue
+        lesions, points = _lesions(finding, visits, role), grid.points()[0]
+        shown = tuple((lesion, points, _colour(visits, role)) for lesion in lesions)
+        panels.append(_Panel(grid, picture, scans.shades[role], shown, None if lesions else place))
+    return panels
+
+
+def _common(finding: Finding, visits: Visits, scans: Scans, fixed: _Panel | None, picture: FloatArray) -> _Panel | None:
+    """Return the panel of the warped moving image on the plane of the fixed one, with the lesions of both."""
+    if fixed is None:
+        return None
+    points = fixed.grid.points()[0]
+    there = {"fixed": points, "moving": scans.chain.map_points(points)}
+    shown = tuple(
+        (lesion, there[role], _colour(visits, role)) for role in _ROLES for lesion in _lesions(finding, visits, role)
+    )
+    return _Panel(fixed.grid, picture, scans.shades["moving"], shown)
+
+
+def _colour(visits: Visits, role: Role) -> str:
+    return _BASELINE if visits.baseline == role else _FOLLOW_UP
 
 
 def _lesions(finding: Finding, visits: Visits, role: Role) -> tuple[Lesion, ...]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regnet_itk.networks.interpolation import interpolate
+
 
 def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
     """Sample `image` at x + u(x), linearly; beyond its border it continues with the border's values.
@@ -25,6 +27,13 @@ def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
     -------
     Tensor, shape (batch, channel, z, y, x), float32
     """
+    if image.device.type == "cpu" and not torch.is_grad_enabled():
+        return torch.cat([_interpolated(i, u, first) for i, u in zip(image, displacement, strict=True)])
+    return warp_by_operations(image, displacement, first)
+
+
+def warp_by_operations(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
+    """Sample as :func:`warp` does, in Torch's operations, with gradients."""
     shape = displacement.shape[2:]
     axes = [torch.arange(n, device=image.device, dtype=torch.float32) for n in shape]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
@@ -39,6 +48,17 @@ def warp(image: Tensor, displacement: Tensor, first: int = 0) -> Tensor:
         dim=-1,
     )
     return functional.grid_sample(image.float(), where - 1, padding_mode="border", align_corners=True)
+
+
+def _interpolated(image: Tensor, u: Tensor, first: int) -> Tensor:
+    """Return an image (channel, z, y, x) at displaced voxels, as a batch of one whose channels lie side by side."""
+    shape = u.shape[1:]
+    index = torch.empty(*shape, 3)
+    for axis, start in enumerate((first, 0, 0)):  # z, y, x
+        places = torch.arange(start, start + shape[axis], dtype=torch.float32)
+        torch.add(u[2 - axis], places.view([-1 if a == axis else 1 for a in range(3)]), out=index[..., axis])
+    features = image.movedim(0, -1).float().contiguous()
+    return interpolate(features, index.view(-1, 3)).view(*shape, -1).movedim(-1, 0)[None]
 
 
 def demons_force(fixed: Tensor, moving: Tensor) -> Tensor:

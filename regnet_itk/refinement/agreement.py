@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
+from regnet_itk.networks.interpolation import interpolate
 from regnet_itk.networks.self_similarity import REACH, mind_features
 from regnet_itk.networks.world import CHEST_CT
-from regnet_itk.refinement.interpolation import interpolate
 from regnet_itk.refinement.mutual_information import mutual_information
 
 _SAMPLES = 30_000  # voxels that a step looks at

@@ -20,9 +20,9 @@ from regnet_itk.data.grid import Grid, cut_slabs
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.devices import find_device, limited_threads
+from regnet_itk.networks.interpolation import interpolate
 from regnet_itk.refinement.added_splines import AddedSplines
 from regnet_itk.refinement.agreement import Agreement, Drawn, InstancePair
-from regnet_itk.refinement.interpolation import interpolate
 
 VOXEL_SIZE = 1.5
 """mm. The images are compared on voxels of this size, if the memory is enough for it."""

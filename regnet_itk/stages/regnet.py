@@ -108,7 +108,7 @@ class RegNetStage(Stage):
             If one of the network's stages or the device does not exist.
         """
         from regnet_itk.networks.devices import find_device
-        from regnet_itk.refinement.interpolation import load_kernels
+        from regnet_itk.networks.interpolation import load_kernels
 
         settings, model = self.settings, self._model()
         if pair is not None and (settings.stages or settings.voxel_size is not None):  # else there is nothing to refuse

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
 from regnet_itk.networks.correlation import correlate
-from regnet_itk.networks.layers import demons_force, warp
+from regnet_itk.networks.layers import demons_force, warp, warp_by_operations
 from regnet_itk.networks.regnet import RegNet
 
 
@@ -225,3 +225,14 @@ def test_gradients_on_very_small_blocks_are_the_same_every_time() -> None:
     first = gradients()
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", [0, 3])
+def test_warping_without_gradients_is_that_of_torchs_operations(first, dtype):
+    random = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 5, 11, 9, 12, generator=random).to(dtype)
+    u = 4 * torch.randn(2, 3, 6, 9, 12, generator=random)
+    with torch.inference_mode():
+        found = warp(image, u, first)
+    torch.testing.assert_close(found, warp_by_operations(image, u, first), rtol=0, atol=2e-5)

@@ -250,7 +250,7 @@ def test_the_compiled_loops_change_nothing(monkeypatch):
     given, start = pair(), field(lambda points: truth(points) + mistake(points))
     options = dataclasses.replace(OPTIONS, iterations=(2, 3), information=0.05)
     compiled = optimise_field(given, start, options)
-    monkeypatch.setattr("regnet_itk.refinement.interpolation._kernels", lambda: None)
+    monkeypatch.setattr("regnet_itk.networks.interpolation._kernels", lambda: None)
     np.testing.assert_allclose(optimise_field(given, start, options).vectors, compiled.vectors, atol=0.02)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from regnet_itk.refinement.interpolation import interpolate
+from regnet_itk.networks.interpolation import interpolate
 
 SHAPES = [(9, 11, 10, 12), (1, 5, 7, 3), (2, 1, 1, 1)]
 
@@ -15,7 +15,7 @@ SHAPES = [(9, 11, 10, 12), (1, 5, 7, 3), (2, 1, 1, 1)]
 @pytest.fixture(params=["compiled", "operations"], autouse=True)
 def either_way(request, monkeypatch):
     if request.param == "operations":
-        monkeypatch.setattr("regnet_itk.refinement.interpolation._kernels", lambda: None)
+        monkeypatch.setattr("regnet_itk.networks.interpolation._kernels", lambda: None)
 
 
 def places(shape, seed=0):

@@ -59,7 +59,7 @@ def load_kernels() -> None:
 
 
 def _kernels() -> Any:
-    return find_kernels("regnet_itk.refinement.interpolation_kernels")
+    return find_kernels("regnet_itk.networks.interpolation_kernels")
 
 
 class _Compiled(torch.autograd.Function):

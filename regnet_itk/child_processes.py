@@ -6,11 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from types import FrameType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, Self
 
 from regnet_itk.errors import RegistrationError, RegNetItkError
@@ -47,13 +48,17 @@ class Child:
     ----------
     work : callable
         What is done with a task.
+    with_main : bool
+        Whether the process runs the script of its parent once more, as `multiprocessing` does, so that the tasks may
+        hold what is defined there. A script that opens a window without asking for its own name would open another.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, with_main: bool = True) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, work))
-        self._process.start()
+        with contextlib.nullcontext() if with_main else _without_main():
+            self._process.start()
         other.close()
 
     def __enter__(self) -> Self:
@@ -88,6 +93,17 @@ class Child:
         self._process.join(_PATIENCE)
         self._process.kill()
         self._process.join()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the script that runs here from `multiprocessing`, which looks for it in ``sys.modules``."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def run_apart(work: Work, task: Any, hear: Callable[[Progress], None]) -> Any:

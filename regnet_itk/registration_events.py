@@ -60,3 +60,15 @@ class WayBackEvents(RegistrationEvents):
     def stage_done(self, number: int, report: StageReport) -> None:
         """Pass on what a stage did."""
         self._events.stage_done(self._count + number, report)
+
+
+class WholeProgress(RegistrationEvents):
+    """Passes on how far all stages together are, to who does not ask for more."""
+
+    def __init__(self, events: Events, stages: int) -> None:
+        self._events, self._stages = events, stages
+
+    def progress(self, now: Progress) -> None:
+        """Pass it on as a share of the whole."""
+        share = min(1.0, (now.number + now.fraction) / self._stages)
+        self._events.progress(Progress(share, f"{now.name}: {now.text}"))

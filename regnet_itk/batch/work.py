@@ -15,10 +15,10 @@ from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.child_processes import failure_of
 from regnet_itk.elastix_results import ElastixResult
 from regnet_itk.errors import OutputError
-from regnet_itk.events import Events, Progress
+from regnet_itk.events import Events
 from regnet_itk.pairs import Pair
 from regnet_itk.registration import register
-from regnet_itk.registration_events import RegistrationEvents
+from regnet_itk.registration_events import WholeProgress
 from regnet_itk.result_files import RECORD as RUN_RECORD
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
@@ -177,7 +177,7 @@ def _register(task: PairTask, events: Events) -> tuple[RegistrationResult | Elas
             fixed_mask=pair.fixed_mask, moving_mask=pair.moving_mask,
             fixed_landmarks=pair.fixed_landmarks, moving_landmarks=pair.moving_landmarks,
             both_ways=settings.both_ways, threads=settings.threads, seed=settings.seed, device=settings.device,
-            priority=settings.priority, events=_Share(events, settings.stage_count),
+            priority=settings.priority, events=WholeProgress(events, settings.stage_count),
         )  # fmt: skip
     log.note(f"total {log.seconds():.1f} s")
     return result, log
@@ -191,15 +191,3 @@ class _Unseen:
 
     def warn(self, line: str) -> None:
         """Show nothing."""
-
-
-class _Share(RegistrationEvents):
-    """Passes on how far all stages together are."""
-
-    def __init__(self, events: Events, stages: int) -> None:
-        self._events, self._stages = events, stages
-
-    def progress(self, now: Progress) -> None:
-        """Pass it on as a share of the whole."""
-        share = min(1.0, (now.number + now.fraction) / self._stages)
-        self._events.progress(Progress(share, f"{now.name}: {now.text}"))

@@ -163,7 +163,7 @@ def _check_record(record: Any) -> None:
         _expect(list, *stage["parameters"].values())
     for errors in _recorded_errors(record):
         _expect(int | float | Value | None, *errors)
-    _verdict(record)
+    describe_verdict(record)
     _both_ways(record)
 
 
@@ -352,13 +352,13 @@ def _summary(run: FinishedRun) -> str:
     names = ", ".join(str(stage["name"]) for stage in record["stages"])
     count = len(record["stages"])
     parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
-    parts += _verdict(record)
+    parts += describe_verdict(record)
     parts += _both_ways(record)
     parts += [f"Warning: {warning}." for warning in run.warnings]
     return " ".join(parts)
 
 
-def _verdict(record: Mapping[str, Any]) -> list[str]:
+def describe_verdict(record: Mapping[str, Any]) -> list[str]:
     """Return a sentence with the verdict, and one with the expected error, if the record has them."""
     parts = []
     if "verdict" in record:

@@ -85,8 +85,11 @@ def grid_of_layer(layer: Any) -> Grid:
     ImageError
         If it is of another kind, has other dimensions than three, colours or several resolutions, or is sheared.
     """
+    from napari.layers import Image as ImageLayer
+    from napari.layers import Labels
+
     named = f"the layer '{layer.name}'"
-    if not hasattr(layer, "multiscale"):
+    if not isinstance(layer, ImageLayer | Labels):
         raise ImageError(f"{named} is no image; choose an image or labels layer")
     if layer.multiscale:
         raise ImageError(f"{named} has several resolutions; give one of them as a layer of its own")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NEAR_MM = 10.0
 _BUTTON_WIDTH = 60
-_LABEL_WIDTH = 125
+_LABEL_WIDTH = 135
 _STATUS_HEIGHT = 120  # pixels: a verdict with its reasons is long
 
 

@@ -25,7 +25,7 @@ FILE = "regnet_itk_file"
 VECTORS = 5000
 """About so many displacements are drawn."""
 
-_POINT_MM = 10.0  # diameter
+_POINT_MM = 12.0  # diameter; napari does not count an affine into the sizes of points
 _SQUARES = 8  # of a checkerboard, along the longest side of the image
 
 
@@ -75,10 +75,9 @@ def landmarks_layer(landmarks: Landmarks, name: str, grid: Grid | None = None, *
         Of ``napari.layers.Points``.
     """
     grid = Grid((1, 1, 1)) if grid is None else grid_along_world(grid)
-    size = _POINT_MM / float(np.prod(grid.spacing) ** (1 / 3))
     # Points beside a slice are shown as far as the viewer's slices are thick, the smaller the further they are
     look = {"projection_mode": "rescale_linear", "symbol": "cross", "face_color": "yellow", "border_width": 0}
-    settings = {"size": size, **look, **settings}
+    settings = {"size": _POINT_MM, **look, **settings}
     if landmarks.names:
         settings["features"] = {"name": list(landmarks.names)}
     return points_to_data(landmarks.points, grid), _placed(grid, name, settings), "points"

@@ -26,7 +26,14 @@ from regnet_itk.interfaces.napari.geometry import grid_of_layer
 from regnet_itk.interfaces.napari.layer_inputs import LayerInputs
 from regnet_itk.interfaces.napari.layers import FILE, LayerData, displacement_layer, labels_layer, landmarks_layer
 from regnet_itk.interfaces.napari.reading import read_image_layer
-from regnet_itk.interfaces.napari.results import FIXED_LOOK, MOVING_LOOK, describe_run, result_layers
+from regnet_itk.interfaces.napari.results import (
+    FIXED_LOOK,
+    MOVING_LOOK,
+    OF_FIXED,
+    OF_MOVING,
+    describe_run,
+    result_layers,
+)
 from regnet_itk.interfaces.napari.runs import RunTask, copy_run, run_apart
 from regnet_itk.report.finished_run import FinishedRun, read_finished_run
 from regnet_itk.stages.choice import ANY_STAGES, CHEST_CT_STAGES
@@ -38,12 +45,12 @@ FROM_FILES = "parameter files .."
 
 CHAINS: dict[str, tuple[str, ...] | None] = {
     "as the images ask for": None,
-    "chest CT: affine, regnet_multistage": CHEST_CT_STAGES,
-    "chest CT, quick: affine, regnet_multistage_fast": ("affine", "regnet_multistage_fast"),
-    "any anatomy: affine_mi, regnet_general": ANY_STAGES,
-    "elastix: affine, bspline_3r": ("affine", "bspline_3r"),
-    "elastix, two contrasts: affine_mi, bspline_mi": ("affine_mi", "bspline_mi"),
-    "elastix, rigid": ("rigid",),
+    "chest: regnet_multistage": CHEST_CT_STAGES,
+    "chest, quick: regnet_multistage_fast": ("affine", "regnet_multistage_fast"),
+    "any anatomy: regnet_general": ANY_STAGES,
+    "elastix: bspline_3r": ("affine", "bspline_3r"),
+    "elastix, two contrasts: bspline_mi": ("affine_mi", "bspline_mi"),
+    "elastix: rigid": ("rigid",),
 }
 """Chains of shipped stages by what they are for; None where the program chooses."""
 
@@ -115,12 +122,14 @@ class RegisterWidget(Container):
         self.fixed_mask = self._choice("fixed mask", (Labels, Image), self._open_mask("fixed mask"), masks)
         self.moving_mask = self._choice("moving mask", (Labels, Image), self._open_mask("moving mask"), masks)
         self.fixed_landmarks = self._choice(
-            "fixed landmarks", (Points,), self._open_landmarks("fixed landmarks", self.fixed), points
+            "fixed landmarks", (Points,), self._open_landmarks("fixed landmarks", self.fixed, OF_FIXED), points
         )
         self.moving_landmarks = self._choice(
-            "moving landmarks", (Points,), self._open_landmarks("moving landmarks", self.moving), points
+            "moving landmarks", (Points,), self._open_landmarks("moving landmarks", self.moving, OF_MOVING), points
         )
-        self.chain = ComboBox(choices=[*CHAINS, FROM_FILES], label="chain", tooltip="The stages, one after the other")
+        self.chain = ComboBox(
+            choices=[*CHAINS, FROM_FILES], label="chain", tooltip="All but the rigid one begin with an affine stage"
+        )
         self.parameter_files = FileEdit(mode="rm", label="parameter files", nullable=True)
         self.out = FileEdit(
             mode="d", label="output folder", nullable=True, tooltip="Empty: a temporary one, which Save copies"
@@ -166,11 +175,11 @@ class RegisterWidget(Container):
 
         return opened
 
-    def _open_landmarks(self, name: str, image: LayerChoice) -> Callable[[Path], Layer]:
+    def _open_landmarks(self, name: str, image: LayerChoice, colour: str) -> Callable[[Path], Layer]:
         def opened(path: Path) -> Layer:
             grid: Grid | None = None if image.layer is None else grid_of_layer(image.layer)
             show_near_slices(self._viewer)
-            return self._add(landmarks_layer(read_landmarks(path, grid), name, grid))
+            return self._add(landmarks_layer(read_landmarks(path, grid), name, grid, face_color=colour))
 
         return opened
 

@@ -27,6 +27,9 @@ FIXED_LOOK = {"colormap": "green", "blending": "additive"}
 MOVING_LOOK = {"colormap": "magenta", "blending": "additive"}
 """Where both images agree, the two make grey."""
 
+OF_FIXED, OF_MOVING = "yellow", "cyan"
+"""The colours of landmarks: those of the fixed and of the moving image."""
+
 
 def input_layers(run: FinishedRun) -> Iterator[LayerData]:
     """Give the images, the mask and the landmarks that were registered."""
@@ -38,9 +41,9 @@ def input_layers(run: FinishedRun) -> Iterator[LayerData]:
         yield labels_layer(pair.fixed_mask, "fixed mask", visible=False, **read_from["fixed_mask"])
     if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
         cross = {"symbol": "cross", "visible": False}
-        yield landmarks_layer(pair.fixed_landmarks, "fixed landmarks", pair.fixed.grid, **cross, face_color="lime")
+        yield landmarks_layer(pair.fixed_landmarks, "fixed landmarks", pair.fixed.grid, **cross, face_color=OF_FIXED)
         yield landmarks_layer(
-            pair.moving_landmarks, "moving landmarks", pair.moving.grid, **cross, face_color="magenta"
+            pair.moving_landmarks, "moving landmarks", pair.moving.grid, **cross, face_color=OF_MOVING
         )
 
 
@@ -58,9 +61,9 @@ def result_layers(run: FinishedRun) -> Iterator[LayerData]:
     if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
         there = map_landmarks(last.chain, pair.fixed_landmarks).landmarks()
         back = map_landmarks(last.chain, pair.moving_landmarks, True, pair.fixed.grid).landmarks()
-        ring = {"symbol": "ring", "visible": False}  # around the cross of the partner, if all is well
-        yield landmarks_layer(there, "fixed landmarks in moving", pair.moving.grid, **ring, face_color="lime")
-        yield landmarks_layer(back, "moving landmarks in fixed", pair.fixed.grid, **ring, face_color="magenta")
+        ring = {"symbol": "ring", "size": 8.0, "visible": False}  # around the cross of the partner, if all is well
+        yield landmarks_layer(there, "fixed landmarks in moving", pair.moving.grid, **ring, face_color=OF_FIXED)
+        yield landmarks_layer(back, "moving landmarks in fixed", pair.fixed.grid, **ring, face_color=OF_MOVING)
 
 
 def warp_as_written(run: FinishedRun) -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from regnet_itk.anatomy.phantom import make_phantom
 from regnet_itk.data.landmarks import Landmarks
 from regnet_itk.interfaces.napari.layers import LayerData, image_layer, labels_layer, landmarks_layer
-from regnet_itk.interfaces.napari.results import FIXED_LOOK, MOVING_LOOK
+from regnet_itk.interfaces.napari.results import FIXED_LOOK, MOVING_LOOK, OF_FIXED, OF_MOVING
 
 SPACING = (3.0, 3.0, 3.0)
 """mm; a newcomer shall not have to wait."""
@@ -21,10 +21,10 @@ def make_sample() -> list[LayerData]:
         labels_layer(phantom.fixed_mask, "fixed mask", visible=False),
         labels_layer(phantom.moving_mask, "moving mask", visible=False),
         landmarks_layer(
-            Landmarks(phantom.fixed_landmarks), "fixed landmarks", fixed.grid, face_color="lime", visible=False
+            Landmarks(phantom.fixed_landmarks), "fixed landmarks", fixed.grid, face_color=OF_FIXED, visible=False
         ),
         landmarks_layer(
-            Landmarks(phantom.moving_landmarks), "moving landmarks", moving.grid, face_color="magenta",
+            Landmarks(phantom.moving_landmarks), "moving landmarks", moving.grid, face_color=OF_MOVING,
             visible=False,
         ),
     ]  # fmt: skip

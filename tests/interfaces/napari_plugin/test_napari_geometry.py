@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 napari_layers = pytest.importorskip("napari.layers", reason="pip install 'regnet-itk[napari]'")
 
+from npe2 import PluginManifest  # noqa: E402
+
+import regnet_itk.interfaces.napari as plugin  # noqa: E402
 from regnet_itk.data.grid import Grid  # noqa: E402
 from regnet_itk.data.image import Image, grid_of  # noqa: E402
 from regnet_itk.data.image_files import write_image  # noqa: E402
@@ -177,3 +182,11 @@ def test_what_is_missing_is_told():
 def test_a_grid_needs_no_layer_of_that_many_voxels():
     huge = np.broadcast_to(np.uint8(0), (2000, 2000, 2000))
     assert grid_of_layer(napari_layers.Image(huge, contrast_limits=(0, 1))) == Grid((2000, 2000, 2000))
+
+
+def test_napari_takes_the_manifest():
+    manifest = PluginManifest.from_file(Path(plugin.__file__).with_name("napari.yaml"))
+    kinds = {
+        kind: len(getattr(manifest.contributions, kind)) for kind in ("widgets", "readers", "writers", "sample_data")
+    }
+    assert kinds == {"widgets": 2, "readers": 1, "writers": 3, "sample_data": 1}

@@ -114,7 +114,7 @@ def test_nothing_is_copied_over_the_files_of_others(registered, tmp_path):
     (tmp_path / "result.0.mha").write_text("of another program")
     with pytest.raises(OutputError, match="of another program"):
         copy_run(registered[0], tmp_path)
-    with pytest.raises(RegistrationError, match="has no registration.json"):
+    with pytest.raises(RegistrationError, match=r"has no registration\.json"):
         copy_run(tmp_path, tmp_path / "copy")
 
 

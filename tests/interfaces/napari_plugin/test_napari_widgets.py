@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from documents import blocks
 
 if sys.platform == "linux" and not os.environ.get("DISPLAY"):
     pytest.skip("there is no display: xvfb-run pytest ..", allow_module_level=True)
@@ -269,3 +271,16 @@ def test_a_transform_without_voxels_asks_for_the_fixed_image(viewer, transform, 
     spin_until(lambda: not transform.is_running)
     assert viewer.layers[-1].name == "displacement, mm (shift.tfm)"
     np.testing.assert_allclose(viewer.layers[-1].features["length_mm"], 3.0, atol=1e-5)
+
+
+def test_the_script_of_the_page_shows_a_run(viewer, finished_run, tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parents[3] / "docs" / "napari.md"
+    (script,) = [block.code for block in blocks(page.read_text(encoding="utf-8"), "python") if block.file]
+    shutil.copytree(finished_run, tmp_path / "result")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(napari, "run", lambda: None)
+    names = {}
+    exec(compile(script, page, "exec"), names)
+    assert "warped" in names["viewer"].layers
+    assert list(names["viewer"].window.dock_widgets) == ["Warp a layer or points (regnet-itk)"]
+    names["viewer"].close()

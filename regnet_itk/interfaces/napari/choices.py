@@ -26,8 +26,9 @@ _STATUS_HEIGHT = 120  # pixels: a verdict with its reasons is long
 
 def show_near_slices(viewer: Viewer) -> None:
     """Let napari show points that lie some mm beside a slice, unless somebody has chosen how thick slices are."""
-    if not any((*viewer.dims.margin_left, *viewer.dims.margin_right)):
-        viewer.dims.margin_left = viewer.dims.margin_right = (_NEAR_MM,) * viewer.dims.ndim
+    dims = viewer.dims
+    if not any((*dims.margin_left, *dims.margin_right)):
+        dims.margin_left = dims.margin_right = (0.0,) * (dims.ndim - 3) + (_NEAR_MM,) * 3
 
 
 class StatusLine(Label):

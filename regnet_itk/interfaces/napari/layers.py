@@ -10,6 +10,7 @@ import numpy.typing as npt
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.data.landmarks import Landmarks
+from regnet_itk.errors import ImageError
 from regnet_itk.figures.slices import choose_difference_shade, choose_grey_shade
 from regnet_itk.interfaces.napari.geometry import AXES, UNITS, affine_of, along_world, grid_along_world, points_to_data
 from regnet_itk.transforms.chain import TransformChain
@@ -54,9 +55,19 @@ def image_layer(image: Image, name: str, **settings: Any) -> LayerData:
 
 
 def labels_layer(labels: Image, name: str, **settings: Any) -> LayerData:
-    """Return a mask or a segmentation as a layer of labels."""
+    """Return a mask or a segmentation as a layer of labels; see `image_layer`.
+
+    Raises
+    ------
+    ImageError
+        If a value is no whole number.
+    """
     shown = along_world(labels)
-    array = shown.array if shown.array.dtype.kind in "iu" else np.rint(shown.array).astype(np.int32)
+    array = shown.array
+    if array.dtype.kind not in "iu":
+        if not np.array_equal(array, np.rint(array)):  # NaN is unequal to itself
+            raise ImageError(f"the {name} has values that are no whole numbers; threshold it to 0 and 1")
+        array = array.astype(np.int64)
     return array, _placed(shown.grid, name, {"opacity": 0.4, **settings}), "labels"
 
 

@@ -178,8 +178,9 @@ class RegisterWidget(Container):
     def _open_landmarks(self, name: str, image: LayerChoice, colour: str) -> Callable[[Path], Layer]:
         def opened(path: Path) -> Layer:
             grid: Grid | None = None if image.layer is None else grid_of_layer(image.layer)
+            layer = self._add(landmarks_layer(read_landmarks(path, grid), name, grid, face_color=colour))
             show_near_slices(self._viewer)
-            return self._add(landmarks_layer(read_landmarks(path, grid), name, grid, face_color=colour))
+            return layer
 
         return opened
 

@@ -26,6 +26,7 @@ from regnet_itk.interfaces.napari.layers import (
     difference_layer,
     displacement_layer,
     image_layer,
+    labels_layer,
     landmarks_layer,
 )
 from regnet_itk.interfaces.napari.reading import get_reader
@@ -101,6 +102,16 @@ def test_a_difference_is_fixed_minus_warped_and_a_checkerboard_has_both():
     assert 0.4 < np.mean(np.isin(board[0], (0, 1))) <= 1.0
     assert board[0][0, 0, 0] in (0.0, 1.0)
     assert board[0][0, 0, 2] == board[0][2, 0, 0] == 0.0  # the other image's, which is as dark as can be
+
+
+def test_labels_are_whole_numbers():
+    grid = Grid((4, 4, 4))
+    data, _, kind = labels_layer(Image(np.full(grid.shape, 3.0), grid), "mask")
+    assert (kind, data.dtype.kind, data.max()) == ("labels", "i", 3)
+    assert labels_layer(Image(np.ones(grid.shape, np.uint8), grid), "mask")[0].dtype == np.uint8
+    for odd in (0.5, np.nan):
+        with pytest.raises(ImageError, match="no whole numbers"):
+            labels_layer(Image(np.full(grid.shape, odd), grid), "mask")
 
 
 @pytest.mark.parametrize("name", ["it.mha", "it.nii.gz", "it.nrrd"])

@@ -126,7 +126,7 @@ class LayerChoice(Container):
         """Offer the layers that there are now."""
         super().reset_choices()
         layers = self._layers()
-        named = [layer for layer in layers if layer not in self._seen and layer.name == self.label.lower()]
+        named = [layer for layer in layers if layer not in self._seen and layer.name == self.label]
         if named and self._choice.value is None:
             self._choice.value = named[0]
         self._seen = layers

@@ -211,11 +211,18 @@ class RegisterWidget(Container):
             self._stop.clear()
             self._was_docked = self.native.parent() is not None
             self._set_running(True)
+            self._colour()
             self.status.value = "reading the layers"
             work_in_background(
                 lambda course: _run(inputs, stages, out, course),
                 self._hear, self._show, self._failed, self._stop.is_set,
             )  # fmt: skip
+
+    def _colour(self) -> None:
+        """Give both images colours in which they can be told apart, unless somebody has given them others than grey."""
+        for choice, look in ((self.fixed, FIXED_LOOK), (self.moving, MOVING_LOOK)):
+            if choice.layer is not None and choice.layer.colormap.name == "gray":
+                choice.layer.colormap, choice.layer.blending = look["colormap"], look["blending"]
 
     def _output_folder(self) -> Path:
         if self.out.value is not None:

@@ -29,6 +29,7 @@ from regnet_itk.transforms.elastix_keys import check_nameable
 from regnet_itk.transforms.elastix_writing import rename_elastix_files
 
 _POLL_SECONDS = 0.1
+_WRITING = "writing"
 _LAYER = "layer."  # what the names of files begin with that hold what a layer held
 _LAYER_FILES = f"{_LAYER}*"
 
@@ -108,7 +109,8 @@ class RunTask:
 def run_apart(task: RunTask, tell: Callable[[Progress], None], is_stopped: Callable[[], bool]) -> list[str]:
     """Register in a process of its own.
 
-    Whatever ends it early, the process ends, elastix's with it, and nothing is left in the folder.
+    Whatever ends it early, the process ends, elastix's with it, and nothing is left in the folder. Once it is being
+    written, nobody stops it any more.
 
     Parameters
     ----------
@@ -132,8 +134,9 @@ def run_apart(task: RunTask, tell: Callable[[Progress], None], is_stopped: Calla
     # A script that shows a napari viewer seldom asks for its own name: it is not to run again in the child
     with Child(register_and_write, with_main=False) as child:
         child.give(task)
+        is_written = False
         while True:
-            if is_stopped():
+            if is_stopped() and not is_written:
                 raise Stopped
             if not child.connection.poll(_POLL_SECONDS):
                 continue
@@ -143,6 +146,7 @@ def run_apart(task: RunTask, tell: Callable[[Progress], None], is_stopped: Calla
             if isinstance(said, Done):
                 warnings: list[str] = said.result
                 return warnings
+            is_written = is_written or said.text == _WRITING
             tell(said)
 
 
@@ -181,7 +185,7 @@ def register_and_write(task: RunTask, events: Events) -> list[str]:
         if result.verdict is not None:
             log.note(result.verdict.describe())
         log.note(f"total {log.seconds():.1f} s")
-        events.progress(Progress(1.0, "writing"))
+        events.progress(Progress(1.0, _WRITING))
         names = inputs.to_be_written()
         new_files = {name: str(task.out.resolve() / file) for name, file in names.items()}
         with staged_folder(task.out) as stage:  # all appear, or none

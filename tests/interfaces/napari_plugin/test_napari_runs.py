@@ -134,6 +134,13 @@ def test_who_stops_it_ends_its_processes_and_finds_nothing_left(inputs, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_being_written_is_written_to_its_end(inputs, quick_affine, tmp_path):
+    heard = []
+    task = RunTask(inputs, (str(quick_affine),), tmp_path / "run")
+    run_apart(task, heard.append, lambda: any(now.text == "writing" for now in heard))
+    assert read_finished_run(tmp_path / "run").warnings == ()
+
+
 def _command(process):
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()

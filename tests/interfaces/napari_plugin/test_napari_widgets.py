@@ -127,11 +127,13 @@ def test_a_layer_that_was_moved_is_registered_where_it_is_shown(
     choose_files(register, phantom_folder, quick_affine)
     before = image_of_layer(register.moving.layer).grid.origin
     register.moving.layer.translate = (0.0, 0.0, 2.0)
+    register.fixed.layer.colormap, register.moving.layer.colormap = "gray", "turbo"
     register.moving_landmarks.layer = register.fixed_landmarks.layer = None
     register.out.value = tmp_path / "run"
     register.start()
     spin_until(lambda: not register.is_running)
     assert register.status.value.startswith("Verdict: ")
+    assert (register.fixed.layer.colormap.name, register.moving.layer.colormap.name) == ("green", "turbo")
     stored = sitk.ReadImage(str(tmp_path / "run" / "layer.moving.mha"))
     np.testing.assert_allclose(stored.GetOrigin(), image_of_layer(register.moving.layer).grid.origin, atol=1e-3)
     assert np.abs(np.array(stored.GetOrigin()) - before).max() > 2

@@ -13,8 +13,13 @@ from scipy.optimize import linear_sum_assignment
 
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import Image
+from regnet_itk.data.image_files import read_grid
 from regnet_itk.data.landmarks import Landmarks
+from regnet_itk.data.suffixes import IMAGE_SUFFIXES, known_suffix
 from regnet_itk.errors import ImageError, PointsError
+
+PLUGIN = "regnet-itk"
+"""What napari calls this plugin."""
 
 UNITS = ("mm", "mm", "mm")
 AXES = ("z", "y", "x")
@@ -83,7 +88,8 @@ def grid_of_layer(layer: Any) -> Grid:
     Raises
     ------
     ImageError
-        If it is of another kind, has other dimensions than three, colours or several resolutions, or is sheared.
+        If it is of another kind, has other dimensions than three, colours or several resolutions, or is sheared; if
+        it has no unit, and does not lie where the file of a medical image says from which another reader took it.
     """
     from napari.layers import Image as ImageLayer
     from napari.layers import Labels
@@ -106,7 +112,29 @@ def grid_of_layer(layer: Any) -> Grid:
     direction = axes / spacing
     if np.abs(direction.T @ direction - np.eye(3)).max() > _SHEAR:
         raise ImageError(f"{named} is sheared, which no image file can say; resample it, or take its shear away")
-    return Grid(tuple(reversed(layer.data.shape)), tuple(spacing), tuple(matrix[2::-1, 3]), direction)
+    grid = Grid(tuple(reversed(layer.data.shape)), tuple(spacing), tuple(matrix[2::-1, 3]), direction)
+    _check_read_with_its_place(layer, grid)
+    return grid
+
+
+def _check_read_with_its_place(layer: Any, grid: Grid) -> None:
+    """Refuse the layer of a medical image of which another reader, as napari's own, took the voxels alone."""
+    path, reader = layer.source.path, layer.source.reader_plugin
+    if path is None or reader == PLUGIN or not known_suffix(path, IMAGE_SUFFIXES) or _has_unit(layer):
+        return
+    try:
+        stored = grid_along_world(read_grid(path))
+    except ImageError:  # it is no longer there, or no 3D image
+        return
+    if not grid.is_close(stored):
+        raise ImageError(
+            f"the layer '{layer.name}' was read by '{reader}' and does not lie where its file '{path}' says; open that "
+            f"with {PLUGIN}, or give the layer its unit if it lies where it should"
+        )
+
+
+def _has_unit(layer: Any) -> bool:
+    return any(str(unit) not in _LENGTHLESS for unit in layer.units)
 
 
 def image_of_layer(layer: Any) -> Image:

@@ -188,6 +188,20 @@ def test_errors_are_one_line_in_the_widget_and_in_naparis_notifications(viewer, 
     assert not register.is_running
 
 
+def test_an_image_that_was_read_without_its_place_is_refused(viewer, register, phantom_folder):
+    register.fixed.open(phantom_folder / "fixed.mha")
+    (register.moving.layer,) = viewer.open(phantom_folder / "moving.mha", plugin="napari")
+    assert register.moving.layer.scale.tolist() == [1, 1, 1]  # voxels alone
+    register.start()
+    assert not register.is_running
+    assert "was read by 'napari' and does not lie where its file" in register.status.value
+    register.moving.layer.units = ("mm",) * 3  # somebody has looked at it
+    register.start()
+    assert register.is_running
+    register.stop()
+    spin_until(lambda: not register.is_running)
+
+
 def test_rows_choose_the_layers_that_have_their_names(viewer, register):
     viewer.open_sample("regnet-itk", "chest")
     rows = (register.fixed, register.moving, register.fixed_mask, register.moving_mask, register.fixed_landmarks)

@@ -72,7 +72,7 @@ def take(viewer: napari.Viewer, path: Path) -> None:
     """Write a picture of the whole window."""
     spin(lambda: False, 1.0)
     picture = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -166,6 +166,7 @@ def _serve(connection: Connection[Any, Any], work: Work) -> None:
         try:
             task = connection.recv()
         except (EOFError, OSError):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # while Python ends, an exception would be printed
             return
         said: Done | Failed
         try:

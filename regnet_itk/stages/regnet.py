@@ -157,8 +157,11 @@ class RegNetStage(Stage):
                 u, seen, composite, improved_in,
                 world=world, settings=settings, options=options, name=self.name, scale=scale,
             )  # fmt: skip
+            u, _ = self._unfolded(u, options)
         covered = Image(covering(inside, u.grid), u.grid)
-        u, _ = self._unfolded(fade(u, covered, settings.fade), options)
+        u = fade(u, covered, settings.fade)
+        if settings.fade > np.linalg.norm(u.vectors[covered.array], axis=-1).mean():  # else a step was asked for
+            u, _ = self._unfolded(u, options)
         options.progress(0.87, "warping")
         background = world.background_of(pair.moving)
         chain, warped = apply_found_field(u, pair, initial, self.parameters, background, threads=options.threads)

@@ -77,7 +77,8 @@ class RegNetSettings:
     )  # fmt: skip
     unfold: bool = key(
         "RegNetUnfold", True, truth(),
-        "`true`: where the field folds (det J below 0.05) it is smoothed until it no longer does, and nowhere else",
+        "`true`: where the field folds (det J below 0.05) it is smoothed until it no longer does, and nowhere else; a "
+        "fade narrower than the displacements is left as it is",
         headline=True,
     )  # fmt: skip
     instance_iterations: tuple[int, ...] = key(

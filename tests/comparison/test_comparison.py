@@ -581,8 +581,9 @@ def test_methods():
         "mine": ("affine", "bspline_refine"),
     }
     parameters = [stage.parameters for m in read_methods(["bspline_1r", "bspline_3r"]) for stage in m.stages]
-    assert parameters[0].get_ints("MaximumNumberOfIterations")[0] == 1000  # as in the paper
-    assert parameters[0].get_int("NumberOfResolutions") == 5
+    paper = read_parameter_map("affine_paper")
+    assert paper.get_ints("MaximumNumberOfIterations")[0] == 1000
+    assert paper.get_int("NumberOfResolutions") == 5
     assert (parameters[1].get_int("NumberOfResolutions"), parameters[3].get_int("NumberOfResolutions")) == (1, 3)
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+_LOG = logging.getLogger(__name__)
 _ONE_AT_A_TIME = threading.Lock()
 _FUSED = {"contract"}  # a product and a sum in one; all else stays as written, NaN too
 
 
+@cache
 def find_kernels(module: str) -> Any:
-    """Return the module of compiled loops with this name, or None without numba."""
+    """Return the module of compiled loops with this name, or None, with a warning, where numba cannot be loaded."""
     try:
         return importlib.import_module(module)
-    except ImportError:
+    except (ImportError, OSError, RuntimeError) as error:  # it is missing, or broken
+        _LOG.warning(
+            "numba cannot be loaded (%s): registrations are as right without it, and take several times as long; "
+            "install it anew", error,
+        )  # fmt: skip
         return None
 
 

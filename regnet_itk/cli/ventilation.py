@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--smooth", "smoothing", type=click.FloatRange(min=0), metavar="MM",
-    help="Standard deviation of the Gaussian by which densities are smoothed; 0 for none.  [default: 3]",
+    help="Standard deviation of the Gaussian by which densities are smoothed; 0 for none, 30 at most.  [default: 3]",
 )  # fmt: skip
 @click.option("-f", "fixed", metavar="IMAGE", help="Fixed image, if it is no longer where it was.")
 @click.option("-m", "moving", metavar="IMAGE", help="Moving image, if it is no longer where it was.")

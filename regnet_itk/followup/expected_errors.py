@@ -52,7 +52,8 @@ class ErrorSource:
 
     def __init__(self, errors: ErrorMap | float | None) -> None:
         self._given: ErrorAt | None = None
-        if isinstance(errors, float | int):
+        if isinstance(errors, float | int | np.floating | np.integer):
+            errors = float(errors)
             if not 0 < errors < np.inf:
                 raise ParameterError(f"the transform's error has to be a length in mm, not {errors}; correct `error`")
             self._given = ErrorAt(_MEAN * errors, errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ class Lesion:
         Some places that are evenly spread inside of it; of a point, the point.
     cut : bool
         Whether it reaches the border of the image.
+    pieces : int
+        Of its label that do not touch each other.
 
     References
     ----------
@@ -71,6 +73,7 @@ class Lesion:
     solid: Shape | None
     points: FloatArray
     cut: bool = False
+    pieces: int = 1
 
     def __repr__(self) -> str:
         at = " ".join(f"{c:.1f}" for c in self.centre)
@@ -115,7 +118,8 @@ def lesions_of_labels(labels: Image, connected: bool = False) -> tuple[Lesion, .
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
         part = numbered[box] == number
         cut = any(s.start == 0 or s.stop == n for s, n in zip(box, labels.grid.shape, strict=True))
-        found.append(_measure(Image(part, labels.grid.part(box)), names[number - 1], inner, cut))
+        lesion = _measure(Image(part, labels.grid.part(box)), names[number - 1], inner, cut)
+        found.append(replace(lesion, pieces=int(ndimage.label(part, np.ones((3, 3, 3)))[1])))
     return tuple(found)
 
 

@@ -98,6 +98,14 @@ def read_lesions(
         raise ImageError(f"{what}: {error}") from None
     if not found:
         _log.warning("%s are none: every voxel is 0", what)
+    for lesion in found:
+        if lesion.pieces > 1:
+            _log.warning(
+                "%s: label %s has %d pieces, which are taken as one lesion; give `connected` if each of them is one",
+                what, lesion.name, lesion.pieces,
+            )  # fmt: skip
+        if lesion.volume is not None and lesion.volume > 1000 * _LARGE:
+            _log.warning("%s: label %s, of %.0f cm3, is hardly a lesion", what, lesion.name, lesion.volume / 1000)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Literal
 
 from regnet_itk.errors import ParameterError
@@ -86,6 +86,8 @@ def order_visits(fixed_date: str | date | None, moving_date: str | date | None, 
 
 
 def _date(given: str | date | None, role: str) -> date | None:
+    if isinstance(given, datetime):
+        return given.date()
     if given is None or isinstance(given, date):
         return given
     try:

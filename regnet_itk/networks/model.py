@@ -239,6 +239,10 @@ def _load(path: Path) -> tuple[Model, bool]:
         network = find_architecture(description.architecture).make(description.voxel_size)
     except ModelError as error:
         raise ModelError(f"model file '{path}': {error}") from None
+    known = network.state_dict()
+    strange = [n for n, t in tensors.items() if n in known and t.is_floating_point() != known[n].is_floating_point()]
+    if strange:  # torch would take their bits for other numbers
+        raise ModelError(f"model file '{path}' was altered: '{strange[0]}' is of the type {tensors[strange[0]].dtype}")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -57,7 +57,7 @@ def block_means(
 
 
 def shrink_image(image: Image, voxels: int) -> Image:
-    """Return an image of about so many voxels, or the image itself if it has no more."""
+    """Return an image of about so many voxels (a third to three times as many), or the image itself if it has few."""
     factor = block_for(image.grid, voxels, SMALLEST_SIZE)
     return image if (factor == 1).all() else Image(*block_means(image.array, image.grid, factor))
 

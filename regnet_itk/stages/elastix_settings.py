@@ -34,8 +34,8 @@ class ElastixSettings:
     )  # fmt: skip
     most_voxels: int = key(
         "RegNetMostVoxels", 0, whole_number("a number of voxels, or 0"),
-        "About so many voxels of an image are compared at most: blocks of voxels are averaged until no more are left, "
-        "for transforms that need no finer ones; the result is made of the image as it is; 0: all",
+        "About so many voxels of an image are compared: whole blocks of voxels are averaged, so that a third to three "
+        "times as many are left. For transforms that are matrices; the result is made of the image as it is; 0: all",
     )  # fmt: skip
     undo: bool = key(
         "RegNetUndo", False, truth(),
@@ -57,6 +57,11 @@ class ElastixSettings:
         if found.start == "best" and transform not in MATRIX.elastix_names:
             raise ParameterError(
                 f"{parameters.source}: 'RegNetStart' can be best for a transform that is a matrix "
+                f"({', '.join(MATRIX.elastix_names)}), not for '{transform}'"
+            )
+        if found.most_voxels and transform not in MATRIX.elastix_names:  # else keys in voxels would mean other lengths
+            raise ParameterError(
+                f"{parameters.source}: 'RegNetMostVoxels' is for a transform that is a matrix "
                 f"({', '.join(MATRIX.elastix_names)}), not for '{transform}'"
             )
         if found.turns and found.start != "best":

@@ -97,7 +97,7 @@ def _run_elastix(
     if "DefaultPixelValue" not in parameters:
         parameters = parameters.with_(DefaultPixelValue=intensity_limits(pair.moving)[0])
     if settings.clip == "auto":
-        pair = replace(pair, fixed=clip_image(pair.fixed), moving=clip_image(pair.moving))
+        pair = _clipped(pair)
     grid = pair.fixed.grid
     if settings.most_voxels:
         pair = pair.shrunk(settings.most_voxels)
@@ -105,6 +105,13 @@ def _run_elastix(
     *before, last = found.chain.links
     as_given = replace(last, parameters=last.parameters.with_(**grid_keys(grid)))
     return replace(found, chain=TransformChain((*before, as_given)))
+
+
+def _clipped(pair: ImagePair) -> ImagePair:
+    """Return a pair whose images have no values below and above what anatomy has."""
+    fixed, *more_fixed = map(clip_image, pair.fixed_images)
+    moving, *more_moving = map(clip_image, pair.moving_images)
+    return replace(pair, fixed=fixed, moving=moving, more_fixed=tuple(more_fixed), more_moving=tuple(more_moving))
 
 
 class _Share(Events):

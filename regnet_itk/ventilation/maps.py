@@ -31,10 +31,13 @@ from regnet_itk.transforms.jacobian import jacobian_determinant_on
 SMOOTHING = 3.0
 """mm; standard deviation of the Gaussian by which densities are smoothed, inside of the region."""
 
+WIDEST_SMOOTHING = 30.0
+"""mm; wider ones leave nothing of what is local."""
+
 _ALIKE = 0.02  # a change of the whole volume that is no breath
 _VESSEL = -250.0  # HU; what is denser is no parenchyma
 _LEAST_DENSITY = 0.01  # g/ml
-_LEAST_WEIGHT = 1e-3
+_LEAST_WEIGHT = 1e-12  # against a division by zero; a voxel inside counts itself
 
 Role = Literal["fixed", "moving"]
 Floats = npt.NDArray[np.float32]
@@ -225,8 +228,8 @@ def _check(region: Image, fixed: Image, inhale: str | None, smoothing: float) ->
         raise ImageError("the region is empty: no voxel differs from 0; give a mask of the lungs")
     if inhale not in (None, "fixed", "moving"):
         raise ParameterError(f"the image breathed in is the fixed or the moving one, not '{inhale}'; correct `inhale`")
-    if not 0 <= smoothing < np.inf:
-        raise ParameterError(f"a smoothing of {smoothing} mm; give 0 or more")
+    if not 0 <= smoothing <= WIDEST_SMOOTHING:
+        raise ParameterError(f"a smoothing of {smoothing} mm; give 0 to {WIDEST_SMOOTHING:g}")
 
 
 def _larger(determinants: Floats) -> Role:

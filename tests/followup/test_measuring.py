@@ -70,10 +70,16 @@ def test_the_distance_to_a_lesion_and_places_in_it():
     np.testing.assert_allclose(lesion.points.mean(axis=0), MIDDLE, atol=0.5)
 
 
-def test_pieces_of_a_mask():
+def test_pieces_of_a_mask(tmp_path, caplog):
     two = Image((ball(OBLIQUE, (MIDDLE, 5.0), (at(0, 15, 0), 4.0)).array > 0).astype(np.uint8), OBLIQUE)
-    assert len(lesions_of_labels(two)) == 1
+    write_image(two, tmp_path / "two.mha")
+    (both,) = read_lesions(tmp_path / "two.mha", OBLIQUE)
+    assert both.pieces == 2
+    assert "label 1 has 2 pieces, which are taken as one lesion" in caplog.text
+    caplog.clear()
     assert len(lesions_of_labels(two, connected=True)) == 2
+    assert len(read_lesions(tmp_path / "two.mha", OBLIQUE, connected=True)) == 2
+    assert not caplog.text
 
 
 def test_lesions_at_the_border_and_small_ones_are_known_as_such():

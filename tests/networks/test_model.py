@@ -135,6 +135,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "text": (lambda f: f.write_text("(Transform)\n" * 100), "not a safetensors file"),
     "missing": (lambda f: f.unlink(), "does not exist"),
     "a folder": (lambda f: (f.unlink(), f.mkdir()), "is a folder"),
+    "the type altered": (lambda f: f.write_bytes(f.read_bytes().replace(b'"F32"', b'"I32"', 1)), "is of the type"),
     "one weight altered": (rewritten(lambda t, m: t["decoder.0.head.bias"].add_(1e-3)), "altered"),
     "one bit altered": (lambda f: f.write_bytes(f.read_bytes()[:-1] + bytes([f.read_bytes()[-1] ^ 1])), "altered"),
     "no hash": (rewritten(lambda t, m: m.pop("sha256")), "altered"),

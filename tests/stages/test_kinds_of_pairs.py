@@ -243,6 +243,10 @@ def test_a_rigid_stage_finds_a_rotation_in_another_unit(whole):
         ({"RegNetStart": "elastix", "RegNetStartTurns": True}, "'RegNetStartTurns' needs"),
         ({"RegNetStrat": "best"}, "there is no key 'RegNetStrat'; did you mean 'RegNetStart'"),
         ({"Transform": "BSplineTransform"}, "not for 'BSplineTransform'"),
+        (
+            {"RegNetStart": "elastix", "RegNetMostVoxels": 9000, "Transform": "BSplineTransform"},
+            "'RegNetMostVoxels' is for a transform that is a matrix",
+        ),
         ({"RegNetModel": "x"}, 'needs \\(Registration "RegNetRegistration"\\)'),
         ({"Registration": "RegNetRegistration"}, 'needs \\(Registration "MultiResolutionRegistration"\\)'),
     ],

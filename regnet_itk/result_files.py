@@ -37,7 +37,12 @@ RUN_FILES = OutputFiles(
     r"|IterationInfo\.\d+\.R\d+\.txt"
     r"|registration\.(json|png)|regnet-itk\.log",
     RECORD,
-    with_it=("report.html",),
+    with_it=(
+        "report.html",
+        *(f"follow_up.{suffix}" for suffix in ("csv", "json", "html")),
+        *(f"ventilation.{suffix}" for suffix in ("csv", "json", "png")),
+        *("ventilation_jacobian.mha", "ventilation_hu.mha", "density_change.mha"),
+    ),
 )
 """What a registration writes."""
 

@@ -15,6 +15,7 @@ from dicom_cases import write_series
 from lesion_cases import RUN_GRID, SHIFT, ball, write_run
 
 from regnet_itk import Image, Landmarks, read_image, write_image, write_landmarks
+from regnet_itk.result_files import RUN_FILES
 
 DATES = ("--fixed-date", "2026-01-01", "--moving-date", "2026-04-11")
 
@@ -148,3 +149,10 @@ def test_inputs_are_never_overwritten(here, capfd):
     shutil.copy("fixed_lesions.mha", "run/follow_up.csv")
     assert follow(*DATES, out="run") == 1
     assert "holds 'follow_up.csv'" in capfd.readouterr().err
+
+
+def test_it_goes_with_the_run_that_it_is_of(here):
+    assert follow(*DATES, out="run") == 0
+    assert Path("run/follow_up.html").is_file()
+    RUN_FILES.clear(Path("run"))
+    assert not list(Path("run").glob("follow_up*"))

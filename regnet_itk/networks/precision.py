@@ -26,7 +26,7 @@ def choose_precision(name: Precision, network: nn.Module, device: torch.device) 
     ----------
     name : {"auto", "float32", "bfloat16"}
         "auto" takes bfloat16 where the hardware computes with it, and float32, with a warning, where its results are
-        not those of float32. Some processors and versions of Torch are known for that (pytorch issue 169688).
+        not those of float32. Some processors and versions of Torch are known for that (pytorch/pytorch#169688).
     network : nn.Module
         Its convolutions are tried on noise, each kind once in a process; it takes a tenth of a second.
     device : torch.device

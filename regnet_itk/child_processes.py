@@ -57,7 +57,7 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, work))
-        with contextlib.nullcontext() if with_main else _without_main():
+        with contextlib.nullcontext() if with_main else _without_main(), _as_parent():
             self._process.start()
         other.close()
 
@@ -104,6 +104,18 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _as_parent() -> Iterator[None]:
+    """Let a process that is a daemon have children, as those of Dask's workers; ours end when their parent does."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    daemon = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            config["daemon"] = daemon
 
 
 def run_apart(work: Work, task: Any, hear: Callable[[Progress], None]) -> Any:

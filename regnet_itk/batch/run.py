@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regnet_itk.batch.engines import Engine, LocalEngine
 from regnet_itk.batch.records import FileMark, PairRecord
 from regnet_itk.batch.settings import BatchSettings
-from regnet_itk.batch.work import CLAIMS, PAIRS, Export, PairTask
+from regnet_itk.batch.work import CLAIMS, PAIRS, Export, PairTask, run_pair
+from regnet_itk.child_processes import Done, Failed
+from regnet_itk.engines.base import Engine
+from regnet_itk.engines.local_engine import LocalEngine
 from regnet_itk.events import Events, Progress
 from regnet_itk.outputs import check_writable
 from regnet_itk.pairs import Pair, check_inputs_outside
@@ -141,7 +143,8 @@ def _run_all(tasks: Sequence[PairTask], engine: Engine, watch: _Watch) -> dict[s
     records: dict[str, PairRecord] = {}
     while tasks:
         busy = []
-        for task, record in engine.run(tasks, watch.hear):
+        for task, said in engine.run(run_pair, tasks, watch.hear):
+            record = record_of(task, said)
             if record is None:
                 busy.append(task)
             else:
@@ -152,6 +155,14 @@ def _run_all(tasks: Sequence[PairTask], engine: Engine, watch: _Watch) -> dict[s
             time.sleep(_BETWEEN_LOOKS)
         tasks = busy
     return records
+
+
+def record_of(task: PairTask, said: Done | Failed) -> PairRecord | None:
+    """Return the record of a pair, also of one whose process could not write it; None if somebody else works on it."""
+    if isinstance(said, Failed):
+        return PairRecord("failed", task.settings.fingerprint(), reason=said.reason)
+    found: PairRecord | None = said.result
+    return found
 
 
 def collect_batch(plan: BatchPlan) -> Batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,10 @@ from regnet_itk.cli.screen import Screen
 from regnet_itk.errors import InterruptedRunError
 
 if TYPE_CHECKING:
-    from regnet_itk.batch.engines import Engine
     from regnet_itk.batch.run import Batch
     from regnet_itk.stages.base import Stage
 
 _ERRORS_SHOWN = 20
-_NO_PART = "none"
 
 
 @click.command("batch", cls=StrictCommand, context_settings=options.HELP)
@@ -28,10 +25,7 @@ _NO_PART = "none"
 @options.out_folder
 @options.stages
 @options.both_ways
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-    help="Processes on this machine, each of which does one pair at a time with its share of the CPU threads.",
-)  # fmt: skip
+@options.jobs
 @click.option(
     "--part", metavar="K/N",
     help="Do part K of N, without table and page; none: write only these, of what is there. Default: what the "
@@ -47,15 +41,8 @@ _NO_PART = "none"
     metavar="N",
     help="Of a 4D image: the frame to register to. Default: 0.",
 )
-@click.option(
-    "--scheduler", metavar="WHERE",
-    help="Register on Dask's workers: local, slurm, pbs, sge, kubernetes (--jobs says how many), or the address of a "
-    "running scheduler.",
-)  # fmt: skip
-@click.option(
-    "--scheduler-settings", metavar="FILE.toml", type=Path,
-    help="What slurm, pbs, sge or kubernetes need: the arguments of the class in dask-jobqueue or dask-kubernetes.",
-)  # fmt: skip
+@options.scheduler
+@options.scheduler_settings
 @click.option("--title", default="Batch", show_default=True, help="Heading of the page.")
 @options.threads
 @options.priority
@@ -89,29 +76,26 @@ def command(
     again, it keeps what is finished. Several may work on the same DIR at a time, on several machines too.
     """
     from regnet_itk.batch.outputs import BATCH_FILES, write_batch
-    from regnet_itk.batch.parts import Part, find_part
     from regnet_itk.batch.run import collect_batch, plan_batch, run_batch
     from regnet_itk.batch.settings import BatchSettings
     from regnet_itk.batch.sources import SourceOptions, read_source
     from regnet_itk.cli.run_log import LogToScreen
     from regnet_itk.outputs import check_writable
     from regnet_itk.run_log import heard_by
-    from regnet_itk.threads import share_of_threads
     from regnet_itk.transforms.elastix_keys import check_nameable
 
-    chosen = find_part(os.environ) if part is None else None if part == _NO_PART else Part.parse(part)
+    chosen = options.find_part(part)
     check_nameable(out)
     BATCH_FILES.check(out, [pairs])
     check_writable(out)
-    engine = _engine(scheduler, scheduler_settings, jobs)
-    share = share_of_threads(jobs) if scheduler in (None, "local") else None
-    settings = BatchSettings(_stages(stages), threads or share, **how)
+    engine = options.make_engine(scheduler, scheduler_settings, jobs)
+    settings = BatchSettings(_stages(stages), options.threads_of_each(threads, scheduler, jobs), **how)
     source = read_source(pairs, out, SourceOptions(images, fixed_session, fixed_frame))
     plan = plan_batch(source.pairs if chosen is None else chosen.of(source.pairs), out, settings, source.export)
     shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
         try:
-            batch = collect_batch(plan) if part == _NO_PART else run_batch(plan, engine, shown)
+            batch = collect_batch(plan) if part == options.NO_PART else run_batch(plan, engine, shown)
         except KeyboardInterrupt:
             raise InterruptedRunError("interrupted; finished pairs are kept, and the same command goes on") from None
         if chosen is None:
@@ -120,19 +104,6 @@ def command(
             if source.finish is not None and not batch.failed and not batch.missing:
                 shown.say(f"written: {source.finish()}")
     return _tell_end(batch, shown)
-
-
-def _engine(scheduler: str | None, settings_file: Path | None, jobs: int) -> Engine:
-    """Return what registers: processes of this machine, unless a scheduler is named."""
-    if scheduler is None and settings_file is not None:
-        raise click.UsageError("--scheduler-settings needs --scheduler", click.get_current_context())
-    if scheduler is None:
-        from regnet_itk.batch.engines import LocalEngine
-
-        return LocalEngine(jobs)
-    from regnet_itk.batch.dask_engine import DaskEngine
-
-    return DaskEngine(scheduler, jobs, settings_file)
 
 
 def _stages(names: tuple[str, ...]) -> tuple[Stage, ...] | None:

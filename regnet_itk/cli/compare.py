@@ -15,6 +15,7 @@ from regnet_itk.cli.main import FAILED, StrictCommand
 if TYPE_CHECKING:
     from regnet_itk.comparison.methods import Method
     from regnet_itk.comparison.step import StepSettings
+    from regnet_itk.engines.base import Engine
     from regnet_itk.pairs import Pair
 
 _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_oneshot,regnet_multistage"
@@ -39,6 +40,14 @@ _DEFAULT_METHODS = "affine,bspline_1r,bspline_3r,regnet,regnet_multistage_onesho
 @click.option(
     "--masks-only-measure", is_flag=True, help="Measure inside the masks, but do not give them to the methods."
 )
+@options.jobs
+@click.option(
+    "--part", metavar="K/N",
+    help="Do part K of N of the pairs, and write no tables; started again without, the comparison is written from what "
+    "is finished. Default: what the variables of a job array say (SLURM, Grid Engine, LSF); none: all.",
+)  # fmt: skip
+@options.scheduler
+@options.scheduler_settings
 @click.option("--title", default="Comparison", show_default=True, help="Heading of the report.")
 @options.threads
 @options.loglevel
@@ -53,6 +62,10 @@ def command(
     capture_range: float,
     masks_only_measure: bool,
     title: str,
+    jobs: int,
+    part: str | None,
+    scheduler: str | None,
+    scheduler_settings: Path | None,
     threads: int | None,
     loglevel: str,
     device: str,
@@ -63,6 +76,9 @@ def command(
     The file has a row a pair, with the columns fixed and moving, and any of name, group, fixed_mask, moving_mask,
     fixed_landmarks, moving_landmarks, displacement (the true one), fixed_labels, moving_labels; its paths are relative
     to it.
+
+    With several --jobs, or on a --scheduler, several pairs are done at a time, and the seconds are those of a machine
+    that does all of that.
 
     Writes to DIR: table.csv .md .tex, quality.csv, differences.csv, measures.csv (each pair), the figures as .png and
     .svg, report.html, and in DIR/pairs the transforms. Started again, it keeps what is finished.
@@ -80,8 +96,18 @@ def command(
     names = [name.strip() for name in (_DEFAULT_METHODS if methods is None else methods).split(",") if name.strip()]
     planned = read_methods(names, chains)
     check_pairs(read)
-    settings = StepSettings(threads, seed, device, not masks_only_measure)
-    return run_comparison(read, planned, out, settings, capture_range=capture_range, title=title, loglevel=loglevel)
+    chosen = options.find_part(part)
+    alone = jobs == 1 and scheduler is None
+    return run_comparison(
+        read if chosen is None else chosen.of(read),
+        planned,
+        out,
+        StepSettings(options.threads_of_each(threads, scheduler, jobs), seed, device, not masks_only_measure),
+        capture_range=capture_range,
+        engine=None if alone else options.make_engine(scheduler, scheduler_settings, jobs),
+        title=title if chosen is None else None,
+        loglevel=loglevel,
+    )
 
 
 def run_comparison(
@@ -91,16 +117,17 @@ def run_comparison(
     settings: StepSettings,
     *,
     capture_range: float = 8.0,
-    title: str = "Comparison",
+    engine: Engine | None = None,
+    title: str | None = "Comparison",
     loglevel: str = "info",
 ) -> int:
     """Compare, write, and show how far it is.
 
     Parameters
     ----------
-    pairs, methods, out, settings, capture_range : see :func:`regnet_itk.comparison.run.compare`
-    title : str
-        Of the report.
+    pairs, methods, out, settings, capture_range, engine : see :func:`regnet_itk.comparison.run.compare`
+    title : str, optional
+        Of the report; None to write neither that nor tables.
     loglevel : str
         "info", "warning", "error" or "off".
 
@@ -119,13 +146,14 @@ def run_comparison(
 
     shown = Screen(loglevel, whole=True)
     with shown, heard_by(LogToScreen(shown)):
-        comparison = compare(pairs, methods, out, settings, capture_range=capture_range, events=shown)
-        shown.say("writing tables, figures and the report ..")
-        write_comparison(comparison, out, title)
+        comparison = compare(pairs, methods, out, settings, capture_range=capture_range, engine=engine, events=shown)
+        if title is not None:
+            shown.say("writing tables, figures and the report ..")
+            write_comparison(comparison, out, title)
     for table in (tabulate_errors(comparison), tabulate_quality(comparison)):
         if table.rows and not shown.quiet:
             click.echo(format_markdown(table))
     for pair, method, reason in comparison.failures:
         click.echo(f"regnet-itk: error: {pair.name}, {method.name}: {name_flags(reason)}", err=True)
-    shown.say(f"written to {out}; see {out / 'report.html'}")
+    shown.say(f"written to {out}; see {out / 'report.html'}" if title is not None else f"this part is in {out}")
     return FAILED if comparison.failures else 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regnet_itk.threads import bound_resampling
+
+if TYPE_CHECKING:
+    from regnet_itk.engines.base import Engine
+    from regnet_itk.engines.parts import Part
 
 LOG_LEVELS = ("info", "warning", "error", "off")
 PRIORITIES = ("high", "abovenormal", "normal", "belownormal", "idle")
@@ -48,6 +53,63 @@ moving_series: Option = click.option(
 elastix_seed: Option = click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of elastix's samplers, in place of RandomSeed."
 )
+
+
+jobs: Option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Processes on this machine, each of which does one pair at a time with its share of the CPU threads.",
+)  # fmt: skip
+scheduler: Option = click.option(
+    "--scheduler", metavar="WHERE",
+    help="Register on Dask's workers: local, slurm, pbs, sge, kubernetes (--jobs says how many), or the address of a "
+    "running scheduler.",
+)  # fmt: skip
+scheduler_settings: Option = click.option(
+    "--scheduler-settings", metavar="FILE.toml", type=Path,
+    help="What slurm, pbs, sge or kubernetes need: the arguments of the class in dask-jobqueue or dask-kubernetes.",
+)  # fmt: skip
+
+
+def make_engine(scheduler: str | None, settings_file: Path | None, jobs: int) -> Engine:
+    """Return what does the tasks: processes of this machine, unless a scheduler is named.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such scheduler, or it cannot be used.
+    """
+    if scheduler is None and settings_file is not None:
+        raise click.UsageError("--scheduler-settings needs --scheduler", click.get_current_context())
+    if scheduler is None:
+        from regnet_itk.engines.local_engine import LocalEngine
+
+        return LocalEngine(jobs)
+    from regnet_itk.engines.dask_engine import DaskEngine
+
+    return DaskEngine(scheduler, jobs, settings_file)
+
+
+NO_PART = "none"
+
+
+def find_part(given: str | None) -> Part | None:
+    """Return the part that is asked for, or else the one that a job array's task is to do; None for `NO_PART`.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such part.
+    """
+    from regnet_itk.engines import parts
+
+    return parts.find_part(os.environ) if given is None else None if given == NO_PART else parts.Part.parse(given)
+
+
+def threads_of_each(threads: int | None, scheduler: str | None, jobs: int) -> int | None:
+    """Return the CPU threads of each of some jobs: as many as asked for, or else its share of this machine's."""
+    from regnet_itk.threads import share_of_threads
+
+    return threads or (share_of_threads(jobs) if scheduler in (None, "local") else None)
 
 
 def bound_threads(count: int | None, *, torch_too: bool = True) -> None:

@@ -25,16 +25,16 @@ from shifted_pairs import TRUE, make_pairs, runs, shift
 from regnet_itk import registration
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.batch import run as run_module
-from regnet_itk.batch.engines import LocalEngine, failed
 from regnet_itk.batch.facts import PairFacts
 from regnet_itk.batch.outputs import FAILED_SHOWN, SHOWN, sort_worst_first, write_batch
 from regnet_itk.batch.records import FileMark, PairRecord
 from regnet_itk.batch.run import Batch, collect_batch, plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.batch.work import run_pair
-from regnet_itk.child_processes import failure_of
+from regnet_itk.child_processes import Done, Failed, failure_of
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
+from regnet_itk.engines.local_engine import LocalEngine
 from regnet_itk.errors import ImageError, OutputError
 from regnet_itk.events import Events
 from regnet_itk.pairs import Pair, read_pairs, write_pairs
@@ -51,12 +51,12 @@ class HereEngine:
     def __exit__(self, *_):
         pass
 
-    def run(self, tasks, hear):
+    def run(self, work, tasks, hear):
         for task in tasks:
             try:
-                yield task, run_pair(task, Events())
+                yield task, Done(work(task, Events()))
             except OutputError as error:
-                yield task, failed(task, failure_of(error))
+                yield task, Failed(failure_of(error))
 
 
 @pytest.fixture

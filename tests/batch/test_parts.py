@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from regnet_itk.batch.parts import Part, find_part
+from regnet_itk.engines.parts import Part, find_part
 from regnet_itk.errors import ParameterError
 
 

@@ -16,14 +16,14 @@ from batch_program import wait_for
 from command import call
 from shifted_pairs import TRUE, make_pairs, runs, shift
 
-from regnet_itk.batch.engines import LocalEngine
 from regnet_itk.batch.run import plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
+from regnet_itk.engines.local_engine import LocalEngine
 from regnet_itk.errors import ParameterError, RegistrationError
 from regnet_itk.pairs import write_pairs
 
 distributed = pytest.importorskip("distributed")
-dask_engine = importlib.import_module("regnet_itk.batch.dask_engine")
+dask_engine = importlib.import_module("regnet_itk.engines.dask_engine")
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
@@ -175,12 +175,11 @@ def test_kubernetes_is_asked_for_what_the_settings_say(monkeypatch, pairs, tmp_p
     assert asked == {"n_workers": 1, "image": "registry/regnet", "resources": {"requests": {"memory": "8Gi"}}}
 
 
-def test_a_scheduler_that_forgets_its_tasks_ends_the_batch_in_one_line(pairs, tmp_path):
-    [task, _] = plan_batch(pairs, tmp_path / "out").tasks
+def test_a_scheduler_that_forgets_its_tasks_ends_the_batch_in_one_line():
     future = Future()
     future.cancel()
-    with pytest.raises(RegistrationError, match="finished pairs are kept, and the same command goes on"):
-        dask_engine._found(future, task)
+    with pytest.raises(RegistrationError, match="what is finished is kept, and the same command goes on"):
+        dask_engine._said(future)
 
 
 def test_a_queue_that_refuses(queue, tmp_path):
@@ -194,7 +193,7 @@ def test_a_queue_that_refuses(queue, tmp_path):
 
 
 def test_without_dask_one_line_says_so(monkeypatch, pairs, tmp_path, capfd):
-    monkeypatch.delitem(sys.modules, "regnet_itk.batch.dask_engine")
+    monkeypatch.delitem(sys.modules, "regnet_itk.engines.dask_engine")
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     write_pairs(pairs, tmp_path / "data" / "pairs.csv")
     words = ("batch", tmp_path / "data" / "pairs.csv", "-out", tmp_path / "out", "--scheduler", "local")

@@ -12,12 +12,12 @@ from command import call
 from shifted_pairs import GRID, TRUE, shift
 
 from regnet_itk.batch.bids import BidsName, read_bids
-from regnet_itk.batch.engines import LocalEngine
 from regnet_itk.batch.run import plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.batch.sources import SourceOptions, read_source
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
+from regnet_itk.engines.local_engine import LocalEngine
 from regnet_itk.errors import ImageError, OutputError, ParameterError
 
 

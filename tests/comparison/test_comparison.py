@@ -21,7 +21,7 @@ from scipy import stats
 from shifted_pairs import GRID, TRUE, make_pairs, runs, shift
 
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
-from regnet_itk.comparison import run as comparison_module
+from regnet_itk.comparison import pair_steps as comparison_module
 from regnet_itk.comparison.figures import write_figures
 from regnet_itk.comparison.methods import Method, read_methods
 from regnet_itk.comparison.outputs import write_comparison

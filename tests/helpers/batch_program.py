@@ -11,7 +11,7 @@ START = """
 import sys
 sys.path[:0] = {paths!r}
 from shifted_pairs import TRUE, shift
-from regnet_itk.batch.engines import LocalEngine
+from regnet_itk.engines.local_engine import LocalEngine
 from regnet_itk.batch.run import plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.pairs import read_pairs

@@ -1,4 +1,4 @@
-"""The pairs of a batch as tasks of dask.distributed: on this machine, on a running scheduler, or on a cluster's queue.
+"""Tasks done by dask.distributed: on this machine, on a running scheduler, or on a cluster's queue.
 
 Nothing else in this package knows Dask, and this module is imported only if a scheduler is asked for.
 """
@@ -14,12 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from regnet_itk.batch.engines import Found, Hear, failed
-from regnet_itk.batch.records import PairRecord
-from regnet_itk.batch.work import PairTask, run_pair
-from regnet_itk.child_processes import failure_of
+from regnet_itk.child_processes import Done, Failed, Work, failure_of
+from regnet_itk.engines.base import Task
 from regnet_itk.errors import ParameterError, RegistrationError, did_you_mean
-from regnet_itk.events import LOGGER, Events
+from regnet_itk.events import LOGGER, Events, Progress
 
 try:
     from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
@@ -38,9 +36,9 @@ _PATIENCE = 30  # seconds for a scheduler to answer
 
 
 class DaskEngine:
-    """Gives the pairs to a Dask scheduler; see :class:`regnet_itk.batch.engines.Engine`.
+    """Gives tasks to a Dask scheduler; see :class:`regnet_itk.engines.base.Engine`.
 
-    Each worker process does one pair at a time, also if it has several threads.
+    It cannot tell how far a task is.
 
     Parameters
     ----------
@@ -82,51 +80,51 @@ class DaskEngine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, tasks: Iterable[PairTask], hear: Hear) -> Iterator[Found]:
-        """Register pairs; see :class:`regnet_itk.batch.engines.Engine`."""
+    def run(
+        self, work: Work, tasks: Iterable[Task], hear: Callable[[Task, Progress], None]
+    ) -> Iterator[tuple[Task, Done | Failed]]:
+        """Do tasks."""
         assert self._client is not None
         waiting = iter(tasks)
-        given: dict[Any, PairTask] = {}
+        given: dict[Any, Task] = {}
         ended = as_completed()
         if not self._threads():
             LOGGER.info("no worker is there yet; waiting for one")
-        self._give(waiting, given, ended)
+        self._give(work, waiting, given, ended)
         for future in ended:
-            task = given.pop(future)
-            yield task, _found(future, task)
-            self._give(waiting, given, ended)
+            yield given.pop(future), _said(future)
+            self._give(work, waiting, given, ended)
 
     def _threads(self) -> int:
         """Return how many tasks the workers take at a time."""
         assert self._client is not None
         return sum(self._client.nthreads().values())
 
-    def _give(self, waiting: Iterator[PairTask], given: dict[Any, PairTask], ended: Any) -> None:
+    def _give(self, work: Work, waiting: Iterator[Task], given: dict[Any, Task], ended: Any) -> None:
         """Give out some tasks more: of many thousands, a scheduler need not know all at once."""
         assert self._client is not None
         wanted = _PER_WORKER * max(1, self._threads()) - len(given)
         for task in islice(waiting, max(0, wanted)):
-            future = self._client.submit(_work, task, pure=False)
+            future = self._client.submit(_do, work, task, pure=False)
             given[future] = task
             ended.add(future)
 
 
-def _work(task: PairTask) -> PairRecord | None:
-    return run_pair(task, Events())
+def _do(work: Work, task: Any) -> Any:
+    return work(task, Events())
 
 
-def _found(future: Any, task: PairTask) -> PairRecord | None:
+def _said(future: Any) -> Done | Failed:
     try:
-        result: PairRecord | None = future.result()
+        return Done(future.result())
     except CancelledError:
         raise RegistrationError(
-            "the scheduler has ended or forgotten its tasks; finished pairs are kept, and the same command goes on"
+            "the scheduler has ended or forgotten its tasks; what is finished is kept, and the same command goes on"
         ) from None
     except KilledWorker:
-        return failed(task, "the workers that had it ended, again and again; probably memory ran out")
+        return Failed("the workers that had it ended, again and again; probably memory ran out")
     except Exception as error:
-        return failed(task, failure_of(error))
-    return result
+        return Failed(failure_of(error))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -165,8 +163,8 @@ def _opener(where: str, jobs: int, settings: Mapping[str, Any]) -> Callable[[Exi
 
 def _queue(stack: ExitStack, cluster_type: Any, jobs: int, settings: Mapping[str, Any]) -> Any:
     """Start a scheduler here, and ask a queue for jobs that work for it."""
-    one_pair_at_a_time = ["--nthreads", "1"]  # the cores of a job are for the threads of one registration
-    more = [*settings.get("worker_extra_args", []), *one_pair_at_a_time]
+    one_at_a_time = ["--nthreads", "1"]  # the cores of a job are for the threads of one task
+    more = [*settings.get("worker_extra_args", []), *one_at_a_time]
     cluster = stack.enter_context(cluster_type(**{"processes": 1, **settings, "worker_extra_args": more}))
     cluster.worker_spec.update(cluster.new_worker_spec())
     cluster.sync(cluster._correct_state)  # the first job by itself: `scale` would not say that the queue refuses it

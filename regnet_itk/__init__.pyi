@@ -57,6 +57,7 @@ from .stages.base import ImagePair as ImagePair
 from .stages.base import RunOptions as RunOptions
 from .stages.base import Stage as Stage
 from .stages.base import StageResult as StageResult
+from .stages.guides import Guides as Guides
 from .transforms.base import TransformType as TransformType
 from .transforms.chain import Link as Link
 from .transforms.chain import TransformChain as TransformChain

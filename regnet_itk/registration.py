@@ -16,13 +16,21 @@ from regnet_itk.errors import ParameterError, RegNetItkError, TransformError
 from regnet_itk.metrics.inverse_consistency import inverse_consistency
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.registration_events import RegistrationEvents, StageEvents, WayBackEvents
-from regnet_itk.registration_inputs import Images, LandmarkPair, initial_chain, input_paths
+from regnet_itk.registration_inputs import (
+    Images,
+    LandmarkPair,
+    check_both_or_none,
+    initial_chain,
+    input_paths,
+    read_guides,
+)
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.choice import StageChoice, choose_stages
+from regnet_itk.stages.guides import Guides
 from regnet_itk.stages.judged_run import run_judged
-from regnet_itk.stages.planning import StageLike, check_stages, load_stages, read_stages
+from regnet_itk.stages.planning import StageLike, check_guides_followed, check_stages, load_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -40,6 +48,10 @@ def register(
     initial: str | Path | TransformChain | None = None,
     fixed_landmarks: Any = None,
     moving_landmarks: Any = None,
+    fixed_judge_landmarks: Any = None,
+    moving_judge_landmarks: Any = None,
+    fixed_guides: Guides[Any] | None = None,
+    moving_guides: Guides[Any] | None = None,
     both_ways: bool = False,
     threads: int | None = None,
     seed: int | None = None,
@@ -67,8 +79,14 @@ def register(
     initial : path or TransformChain, optional
         Where to start: an elastix transform file (``-t0``), an ITK transform file, or a chain.
     fixed_landmarks, moving_landmarks : ndarray (n, 3), Landmarks or path, optional
-        Corresponding points in mm, LPS. Their errors are reported, and they guide the stages of elastix that have the
-        metric "CorrespondingPointsEuclideanDistanceMetric".
+        Corresponding points in mm, LPS. Their errors are reported, and they guide the stages that are told to be guided
+        by them: those of elastix with the metric "CorrespondingPointsEuclideanDistanceMetric", those of RegNet with
+        ``(RegNetLandmarkWeight 1)``.
+    fixed_judge_landmarks, moving_judge_landmarks : ndarray (n, 3), Landmarks or path, optional
+        Corresponding points that no stage sees. The errors that are reported are theirs, then.
+    fixed_guides, moving_guides : Guides, optional
+        What else is known of each image: ``Guides(rigid="bones.mha")``; its members are like the images, on their
+        grids.
     both_ways : bool
         Register `fixed` to `moving` as well, by the same stages, with masks and landmarks swapped, from the inverse of
         `initial` (exact for matrices; else on voxels of 2 mm or more, and refused if parts of it have none). The
@@ -95,10 +113,9 @@ def register(
     ImageError, PointsError, ParameterError, TransformError, ModelError, RegistrationError
         Each with one line that says what was given and what to do.
     """
-    if (fixed_landmarks is None) != (moving_landmarks is None):
-        raise ParameterError(
-            "landmarks are needed for both images (`fixed_landmarks` and `moving_landmarks`), or for none"
-        )
+    check_both_or_none(fixed_landmarks, moving_landmarks, "landmarks")
+    check_both_or_none(fixed_judge_landmarks, moving_judge_landmarks, "judge_landmarks")
+    fixed_guides, moving_guides = fixed_guides or Guides(), moving_guides or Guides()
     events = events or RegistrationEvents()
     options = RunOptions(threads, seed, device, priority, events)
     planned = read_stages(stages, events.log) if stages is not None else []
@@ -106,6 +123,9 @@ def register(
     inputs = input_paths(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
         fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+        fixed_judge_landmarks=fixed_judge_landmarks, moving_judge_landmarks=moving_judge_landmarks,
+        **{f"fixed_{name}": given for name, given in fixed_guides.given()},
+        **{f"moving_{name}": given for name, given in moving_guides.given()},
     )  # fmt: skip
     images = Images.read(fixed, moving, fixed_mask, moving_mask)
     choice: StageChoice | None = None
@@ -115,6 +135,8 @@ def register(
         planned = read_stages(choice.stages, events.log)
     whole = why_whole(planned, images, initial)
     if whole is not None:
+        for name, _ in (*fixed_guides.given(), *moving_guides.given()):
+            raise ParameterError(f"elastix computes {whole} as a whole, and knows of no {name} mask; leave it out")
         left_out = "displacement field, det J, picture" + ", landmark error" * (fixed_landmarks is not None)
         left_out += ", way back" * both_ways
         events.log.warning(f"elastix computes {whole} as a whole, without what needs 3D transforms here: {left_out}")
@@ -125,7 +147,15 @@ def register(
     chain = initial_chain(initial)
     pair = images.to_pair()
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
-    pair = replace(pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
+    pair = replace(
+        pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving,
+        fixed_guides=read_guides(fixed_guides, pair.fixed, "fixed"),
+        moving_guides=read_guides(moving_guides, pair.moving, "moving"),
+    )  # fmt: skip
+    for warning in check_guides_followed(planned, pair, both_ways=both_ways):
+        events.log.warning(warning)
+    if fixed_judge_landmarks is not None:
+        landmarks = LandmarkPair.read(fixed_judge_landmarks, moving_judge_landmarks, pair)
     if planned[0].waits_for_another_process and device in _ALWAYS_THERE:
         check_stages(planned, chain, pair, options, load=False)
         options = replace(options, meanwhile=partial(load_stages, planned, pair, options))

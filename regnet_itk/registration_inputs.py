@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from regnet_itk.data.grid import Grid
-from regnet_itk.data.image import check_mask, check_registrable
+from regnet_itk.data.image import Image, check_mask, check_registrable
 from regnet_itk.data.image_files import read_image_nd
 from regnet_itk.data.image_nd import ImageND, as_image_nd
 from regnet_itk.data.landmarks import Landmarks, check_landmarks, read_landmarks
 from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
-from regnet_itk.errors import ImageError
+from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
 from regnet_itk.stages.base import ImagePair
+from regnet_itk.stages.guides import Guides, check_guides
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import list_transform_maps, read_chain
 
@@ -127,6 +128,38 @@ def _image(given: Any, role: str) -> ImageND:
         return as_image_nd(given)
     except ImageError as error:
         raise ImageError(f"{role}: {error}") from None
+
+
+def check_both_or_none(fixed: Any, moving: Any, what: str) -> None:
+    """Refuse landmarks of one image alone; `what` is how their arguments are called.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if (fixed is None) != (moving is None):
+        raise ParameterError(f"landmarks are needed for both images (`fixed_{what}` and `moving_{what}`), or for none")
+
+
+def read_guides(given: Guides[Any], image: Image, role: str) -> Guides[Image]:
+    """Read or take what is known of an image.
+
+    Parameters
+    ----------
+    given : Guides
+        Each an itk.Image, SimpleITK.Image, Image or path.
+    image : Image
+    role : str
+        "fixed" or "moving", for the messages.
+
+    Raises
+    ------
+    ImageError
+        If one cannot be read, is empty, holds anything but whole numbers, or lies on another grid than the image.
+    """
+    read = Guides(**{name: _image(value, f"{role} {name} mask").to_3d() for name, value in given.given()})
+    check_guides(read, image, role)
+    return read
 
 
 def initial_chain(initial: str | Path | TransformChain | None) -> TransformChain:

@@ -112,6 +112,25 @@ def threads_of_each(threads: int | None, scheduler: str | None, jobs: int) -> in
     return threads or (share_of_threads(jobs) if scheduler in (None, "local") else None)
 
 
+_GUIDES = {
+    "label": "Segmentation of structures that both images show, by the same numbers; needs the other image's too.",
+    "ignore": "Where the {} image has nothing to compare: tumour, resection, implant, artefact.",
+    "rigid": "What moves rigidly: one motion for each number of this mask on the {} image.",
+    "volume": "What keeps its volume, each number of this mask on the {} image by itself.",
+    "sliding": "What slides along its surroundings, such as the lungs, on the {} image.",
+}
+
+
+def guides(command: Any) -> Any:
+    """Add the options of what is known of each image: -fLabel -mLabel -fIgnore .."""
+    for name, text in reversed(_GUIDES.items()):
+        for role in ("moving", "fixed"):
+            back = " For the way back." if role == "moving" and name in ("rigid", "volume", "sliding") else ""
+            flag = f"-{role[0]}{name.capitalize()}"
+            command = click.option(flag, f"{role}_{name}", metavar="IMAGE", help=text.format(role) + back)(command)
+    return command
+
+
 def bound_threads(count: int | None, *, torch_too: bool = True) -> None:
     """Bound the threads of SimpleITK, and of torch; None leaves all.
 

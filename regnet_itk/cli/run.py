@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regnet_itk.results import RegistrationResult
     from regnet_itk.stage_report import StageReport
     from regnet_itk.stages.choice import StageChoice
+    from regnet_itk.stages.guides import Guides
 
 
 class _SeveralImages(StrictCommand):
@@ -68,6 +69,12 @@ class _SeveralImages(StrictCommand):
     help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",
 )  # fmt: skip
 @click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
+@click.option(
+    "-fpJudge", "fixed_judge_landmarks", metavar="FILE",
+    help="Landmarks of the fixed image that guide nothing: the error that is reported is theirs, with -mpJudge.",
+)  # fmt: skip
+@click.option("-mpJudge", "moving_judge_landmarks", metavar="FILE", help="The same of the moving image.")
+@options.guides
 @options.both_ways
 @click.option(
     "--strict", "strict", is_flag=True,
@@ -103,12 +110,15 @@ def run(
     initial: str | None = None,
     fixed_landmarks: str | None = None,
     moving_landmarks: str | None = None,
+    fixed_judge_landmarks: str | None = None,
+    moving_judge_landmarks: str | None = None,
     both_ways: bool = False,
     threads: int | None = None,
     priority: str | None = None,
     loglevel: str = "info",
     device: str = "auto",
     seed: int | None = None,
+    **guides: str | None,
 ) -> RegistrationResult | ElastixResult:
     """Do what the command says; the parameters are its options."""
     from regnet_itk.outputs import check_writable
@@ -122,7 +132,8 @@ def run(
 
     check_nameable(out)
     images = [path for given in (fixed, moving, fixed_mask, moving_mask) for path in as_several(given)]
-    read = [*images, initial, fixed_landmarks, moving_landmarks, *stages]
+    landmarks = [fixed_landmarks, moving_landmarks, fixed_judge_landmarks, moving_judge_landmarks]
+    read = [*images, initial, *landmarks, *guides.values(), *stages]
     for folder in (out, out / BACKWARD_FOLDER):
         RUN_FILES.check(folder, [*read, *initial_files(initial)])
     check_writable(out)
@@ -135,7 +146,9 @@ def run(
         result = register(
             fixed, moving, stages or None,
             fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial,
-            fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks, both_ways=both_ways,
+            fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+            fixed_judge_landmarks=fixed_judge_landmarks, moving_judge_landmarks=moving_judge_landmarks,
+            fixed_guides=_guides_of("fixed", guides), moving_guides=_guides_of("moving", guides), both_ways=both_ways,
             threads=threads, seed=seed, device=device, priority=priority, events=shown,
         )  # fmt: skip
         if isinstance(result, RegistrationResult) and result.verdict is not None:
@@ -148,6 +161,13 @@ def run(
             folding = f"; det J <= 0 at {result.folding:.3%} of the voxels; see {out / 'registration.png'}"
         shown.say(f"written to {out} in {log.seconds():.1f} s{folding}")
     return result
+
+
+def _guides_of(role: str, given: dict[str, str | None]) -> Guides[str]:
+    """Return what is given for one image; `given` has the options' names: "fixed_rigid"."""
+    from regnet_itk.stages.guides import GUIDES, Guides
+
+    return Guides(**{name: given.get(f"{role}_{name}") for name in GUIDES})
 
 
 class _RunScreen(Screen):

@@ -17,6 +17,7 @@ from regnet_itk.digests import digest_text
 from regnet_itk.events import Events, Log, Progress
 from regnet_itk.stages.block_means import shrink_image, shrink_mask
 from regnet_itk.stages.coarse_pair import CoarsePair
+from regnet_itk.stages.guides import Guides
 
 if TYPE_CHECKING:
     from regnet_itk.data.landmarks import Landmarks
@@ -40,7 +41,9 @@ class ImagePair:
     more_fixed, more_moving, more_fixed_masks, more_moving_masks : tuple of Image
         Further images and masks, which elastix's stages compare as well, each in its metric.
     fixed_landmarks, moving_landmarks : Landmarks, optional
-        Corresponding points, for the metrics of elastix that are guided by such.
+        Corresponding points that guide the stages that can be guided by such.
+    fixed_guides, moving_guides : Guides of Image
+        What else is known of each image.
     """
 
     fixed: Image
@@ -53,6 +56,8 @@ class ImagePair:
     more_moving_masks: tuple[Image, ...] = ()
     fixed_landmarks: Landmarks | None = None
     moving_landmarks: Landmarks | None = None
+    fixed_guides: Guides[Image] = field(default_factory=Guides)
+    moving_guides: Guides[Image] = field(default_factory=Guides)
 
     @property
     def fixed_images(self) -> tuple[Image, ...]:
@@ -79,7 +84,7 @@ class ImagePair:
         return ImagePair(
             self.moving, self.fixed, self.moving_mask, self.fixed_mask,
             self.more_moving, self.more_fixed, self.more_moving_masks, self.more_fixed_masks,
-            self.moving_landmarks, self.fixed_landmarks,
+            self.moving_landmarks, self.fixed_landmarks, self.moving_guides, self.fixed_guides,
         )  # fmt: skip
 
     def shrunk(self, voxels: int) -> ImagePair:
@@ -204,6 +209,11 @@ class Stage(ABC):
 
     waits_for_another_process: ClassVar[bool] = False
     """Whether another process does the work, so that this one can load what the next stages need (`load`)."""
+
+    @property
+    def follows(self) -> frozenset[str]:
+        """Which `Guides` of a pair the stage follows, by their names."""
+        return frozenset()
 
     @property
     def compares_any_contrast(self) -> bool:

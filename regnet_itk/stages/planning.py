@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.events import Log
 from regnet_itk.parameters import ParameterMap, read_parameter_map
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
+from regnet_itk.stages.guides import GUIDES
 from regnet_itk.stages.registry import check_parameter_map, make_stage
 from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.resampling_keys import result_pixel_type
@@ -88,6 +89,52 @@ def check_stages(
             expected = expected.then(link_field(DisplacementField(np.zeros((1, 1, 1, 3)), Grid((1, 1, 1)))))
     if load:
         load_stages(stages, pair, options)
+
+
+def check_guides_followed(stages: Sequence[Stage], pair: ImagePair, *, both_ways: bool) -> Iterator[str]:
+    """Refuse guides that nothing would follow; yield warnings of stages that undo what an earlier one made of them.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+    pair : ImagePair
+    both_ways : bool
+        Whether the moving image is to be a fixed one as well.
+
+    Raises
+    ------
+    ParameterError
+        If a guide is given of which no stage knows, or for one image where two are needed.
+    """
+    given: dict[str, set[str]] = {name: set() for name in GUIDES}
+    for role, guides in (("fixed", pair.fixed_guides), ("moving", pair.moving_guides)):
+        for name, _ in guides.given():
+            given[name].add(role)
+    for name, roles in given.items():
+        if not roles:
+            continue
+        _check_roles(name, roles, both_ways=both_ways)
+        following = [name in stage.follows for stage in stages]
+        argument = f"`{sorted(roles)[0]}_{name}`"
+        if not any(following):
+            raise ParameterError(
+                f"{argument} is given, and no stage of this chain follows it; add one of RegNet, such as "
+                "'regnet_multistage'"
+            )
+        if not following[-1]:
+            yield f"stage {len(stages) - 1} ({stages[-1].name}) does not follow {argument}, and may undo it"
+
+
+def _check_roles(name: str, roles: set[str], *, both_ways: bool) -> None:
+    """Refuse guides of one image where those of both are needed, and of the moving one where the fixed one's count."""
+    if name == "ignore":
+        return
+    if name == "label" and len(roles) < 2:
+        raise ParameterError("labels are needed for both images (`fixed_label` and `moving_label`), or for none")
+    if "fixed" not in roles:
+        raise ParameterError(f"`moving_{name}` is for the way back; give `fixed_{name}`, on the fixed image")
+    if both_ways and "moving" not in roles:
+        raise ParameterError(f"the way back needs `moving_{name}` beside `fixed_{name}`, on the moving image")
 
 
 def load_stages(stages: Sequence[Stage], pair: ImagePair | None, options: RunOptions) -> None:

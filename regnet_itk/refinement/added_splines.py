@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.networks.separable import along_axes
@@ -40,6 +41,21 @@ class AddedSplines:
         """Return the displacement (n, 3) x, y, z of voxels of the grid."""
         on_lattice = self._at([self._grid.spacing[0] * index for index in drawn.lattice])
         return on_lattice.flatten(2)[0].T[drawn.chosen]
+
+    def at(self, index: Tensor) -> Tensor:
+        """Return the displacement (n, 3) x, y, z at indices (n, 3) z, y, x of the grid; 0 beyond the control points."""
+        place = index * (self._grid.spacing[0] / self._between) + 0.5
+        first = place.detach().floor().long()  # of the 4 control points along each axis that reach here
+        counts = torch.tensor(self._counts, device=index.device)
+        rows, weights = first.new_zeros(len(index), 1), index.new_ones(len(index), 1)
+        for axis in range(3):
+            numbers = first[:, axis, None] + torch.arange(4, device=index.device)
+            there = (numbers >= 0) & (numbers < counts[axis])
+            near = centred_bspline(place[:, axis, None] - (numbers - 1).to(place), 3) * there
+            numbers = numbers.clamp(min=0).minimum(counts[axis] - 1)
+            rows = (rows[:, :, None] * counts[axis] + numbers[:, None]).flatten(1)
+            weights = (weights[:, :, None] * near[:, None]).flatten(1)
+        return functional.embedding_bag(rows, self._control[0].flatten(1).T, per_sample_weights=weights, mode="sum")
 
     def on(self, grid: Grid) -> Tensor:
         """Return the displacement (z, y, x, component) on a grid with the same axes; 0 where no control point is."""

@@ -8,8 +8,9 @@ on the image's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from regnet_itk.errors import ParameterError
 from regnet_itk.networks.devices import find_device, limited_threads
 from regnet_itk.networks.interpolation import interpolate
 from regnet_itk.refinement.added_splines import AddedSplines
-from regnet_itk.refinement.agreement import Agreement, Drawn, InstancePair
+from regnet_itk.refinement.agreement import Agreement, InstancePair
+from regnet_itk.refinement.terms import Term
 
 VOXEL_SIZE = 1.5
 """mm. The images are compared on voxels of this size, if the memory is enough for it."""
@@ -134,6 +136,7 @@ def optimise_field(
     start: DisplacementField,
     options: InstanceOptions = InstanceOptions(),
     progress: Callable[[float], None] = lambda _: None,
+    terms: Sequence[Term] = (),
 ) -> DisplacementField:
     """Improve u with fixed(x) = moving(x + u(x)) inside a region.
 
@@ -145,6 +148,8 @@ def optimise_field(
     options : InstanceOptions
     progress : callable
         Is given the fraction that is done.
+    terms : sequence of Term
+        What else counts beside the images' agreement.
 
     Returns
     -------
@@ -163,17 +168,23 @@ def optimise_field(
     methods for nonrigid medical image registration using mutual information and B-splines", IEEE TIP 2007, for
     stochastic gradient descent on voxels drawn anew in each step, and mutual information.
     """
-    if not any(options.iterations) or not pair.region.array.any():
+    if not any(options.iterations) or not (terms or pair.region.array.any()):
         return start
     axes = start.grid.direction_matrix.astype(np.float32)
     along = np.ascontiguousarray(start.vectors @ axes, dtype=np.float32)
     with limited_threads(options.threads), torch.enable_grad():
-        found = _improve(pair, start.grid, torch.from_numpy(along), options, progress).cpu().numpy()
+        found = _improve(pair, start.grid, torch.from_numpy(along), options, progress, terms=terms).cpu().numpy()
     return DisplacementField(start.vectors + (found - along) @ axes.T, start.grid)
 
 
 def _improve(
-    pair: InstancePair, grid: Grid, field: Tensor, options: InstanceOptions, progress: Callable[[float], None]
+    pair: InstancePair,
+    grid: Grid,
+    field: Tensor,
+    options: InstanceOptions,
+    progress: Callable[[float], None],
+    *,
+    terms: Sequence[Term],
 ) -> Tensor:
     """Compose a field (z, y, x, component), mm along its grid, with B-splines of one size after the other."""
     device = find_device(options.device)
@@ -185,26 +196,36 @@ def _improve(
     for level, steps in enumerate(options.iterations):
         scale = options.scale * 2 ** (levels - 1 - level)
         splines = AddedSplines(pair.fixed.grid, CONTROL_SPACING * scale, device)
+        at = partial(_displacement_at, splines, field, grid, pair.fixed.grid)
         for step in range(steps):
             drawn = agreement.draw(random)
             added = splines.at_drawn(drawn)
-            u = added + interpolate(field, _index_in(grid, drawn, added))
+            u = added + interpolate(field, _index_in(grid, pair.fixed.grid, drawn.index, added))
+            costs = [term.cost(at).to(device) for term in terms]
             unlike = agreement.difference(drawn, u, options.information)
             if unlike is not None:
+                costs = [unlike, *costs]
+            if costs:
                 rough = splines.bending() + _LEASH * splines.length()
                 rate = scale * _STEP_LENGTH * (1.0 - (1.0 - _LAST_STEP) * step / steps)
-                splines.descend(unlike + options.smoothness / scale**2 * rough, rate)
+                splines.descend(torch.stack(costs).sum() + options.smoothness / scale**2 * rough, rate)
             done += 1
             progress(0.2 + 0.8 * done / sum(options.iterations))
         field = _composed(field, splines.on(grid), grid)
     return field
 
 
-def _index_in(grid: Grid, drawn: Drawn, added: Tensor) -> Tensor:
-    """Return where drawn voxels are on another grid with the same axes once they have moved: indices (n, 3) z, y, x."""
-    first = np.asarray(grid.point_to_index(drawn.grid.origin))[::-1].copy()
-    step = (np.asarray(drawn.grid.spacing) / np.asarray(grid.spacing))[::-1].copy()
-    there = torch.from_numpy(first).to(drawn.index) + drawn.index * torch.from_numpy(step).to(drawn.index)
+def _displacement_at(splines: AddedSplines, field: Tensor, grid: Grid, seen: Grid, index: Tensor) -> Tensor:
+    """Return u at indices (n, 3) of the grid `seen`: what is added, and the field so far, on `grid`, where it leads."""
+    added = splines.at(index.to(field))
+    return (added + interpolate(field, _index_in(grid, seen, index.to(field), added))).to(index.device)
+
+
+def _index_in(grid: Grid, seen: Grid, index: Tensor, added: Tensor) -> Tensor:
+    """Return where indices of `seen` are on another grid with the same axes, once moved: indices (n, 3) z, y, x."""
+    first = np.asarray(grid.point_to_index(seen.origin))[::-1].copy()
+    step = (np.asarray(seen.spacing) / np.asarray(grid.spacing))[::-1].copy()
+    there = torch.from_numpy(first).to(index) + index * torch.from_numpy(step).to(index)
     return there + added.flip(1) / there.new_tensor(grid.spacing[::-1])
 
 

@@ -17,6 +17,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ParameterError
 from regnet_itk.networks.self_similarity import mind_features
+from regnet_itk.refinement.added_splines import AddedSplines
 from regnet_itk.refinement.agreement import InstancePair
 from regnet_itk.refinement.instance_optimisation import InstanceOptions, optimise_field
 
@@ -285,3 +286,65 @@ def sitk_field(u):
     image.SetSpacing(u.grid.spacing)
     image.SetDirection(u.grid.direction_matrix.ravel().tolist())
     return image
+
+
+# Terms beside the images
+
+
+class Pull:
+    """A term that wants one displacement at some points; keeps what it was given."""
+
+    def __init__(self, index, wanted, weight):
+        self.index, self.wanted, self.weight, self.given = index, wanted, weight, []
+
+    def cost(self, at):
+        found = at(self.index)
+        self.given.append(found.detach().numpy())
+        return self.weight * (found - self.wanted).square().mean()
+
+
+def pull(points, wanted, weight):
+    """Return a term that wants u (n, 3), mm, LPS, at points (n, 3)."""
+    index = torch.from_numpy(GRID.point_to_index(points)[:, ::-1].copy()).float()
+    return Pull(index, torch.from_numpy(wanted @ GRID.direction_matrix).float(), weight)
+
+
+PLACES = GRID.index_to_point(np.random.default_rng(8).uniform(12, 28, (40, 3)))
+
+
+def test_a_term_sees_the_displacement_between_voxels_and_moves_it():
+    """Flat images say nothing; the term alone pulls, at points off the voxels, and its first look is the start."""
+    given = pair()
+    flat = Image(np.full(GRID.shape, -600.0, dtype=np.float32), GRID)
+    blind = dataclasses.replace(given, fixed=flat, moving=flat)
+    start = field(lambda points: truth(points) + np.array([0.6, -0.6, 0.6]))
+    term = pull(PLACES, truth(PLACES), 1.0)
+    found = optimise_field(blind, start, dataclasses.replace(OPTIONS, iterations=(10, 20)), terms=[term])
+    np.testing.assert_allclose(term.given[0] @ GRID.direction_matrix.T, start.at(PLACES), atol=1e-4)
+    last = term.given[10]  # the first look with the second B-splines is what the first ones have become
+    assert np.linalg.norm(last - term.wanted.numpy(), axis=1).mean() < 0.7
+    assert np.linalg.norm(found.at(PLACES) - truth(PLACES), axis=1).mean() < 0.15
+    assert np.linalg.norm(start.at(PLACES) - truth(PLACES), axis=1).mean() > 1.0
+
+
+def test_a_term_counts_where_there_is_no_region_and_one_of_no_weight_changes_nothing():
+    nowhere = pair(region=np.zeros(GRID.shape, dtype=bool))
+    start = field(lambda points: truth(points) + np.array([0.6, -0.6, 0.6]))
+    found = optimise_field(nowhere, start, OPTIONS, terms=[pull(PLACES, truth(PLACES), 1.0)])
+    assert np.linalg.norm(found.at(PLACES) - truth(PLACES), axis=1).mean() < 0.15
+    plain = optimise_field(pair(), start, OPTIONS)
+    with_it = optimise_field(pair(), start, OPTIONS, terms=[pull(PLACES, truth(PLACES), 0.0)])
+    np.testing.assert_allclose(with_it.vectors, plain.vectors, atol=1e-5)
+
+
+def test_added_splines_are_the_same_at_voxels_and_between_them():
+    """At scattered indices, beyond the last voxel too, what the dense evaluation gives there."""
+    splines = AddedSplines(GRID, 7.0, torch.device("cpu"))
+    index = torch.from_numpy(np.random.default_rng(2).integers(-9, 40, (500, 3)))
+    pulls = torch.from_numpy(np.random.default_rng(3).normal(size=(500, 3))).float()
+    splines.descend((splines.at(index.float()) * pulls).sum(), 1.0)
+    wide = GRID.pad((9, 9, 9), (9, 9, 9))
+    dense = splines.on(wide)
+    assert dense.abs().max() > 0.5
+    z, y, x = (index + 9).unbind(1)
+    torch.testing.assert_close(splines.at(index.float()).detach(), dense[z, y, x], atol=1e-5, rtol=0.0)

@@ -25,16 +25,19 @@ from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageRe
 from regnet_itk.stages.found_field import apply_found_field
 from regnet_itk.stages.regnet_improvement import improve_prediction
 from regnet_itk.stages.regnet_inputs import check_overlap, fit_to_pair, resample_pair, standardised_pairs
+from regnet_itk.stages.regnet_landmarks import GuidingLandmarks
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
 from regnet_itk.stages.regnet_several import weigh_fields
+from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
+
     from regnet_itk.data.field import DisplacementField
     from regnet_itk.networks.inference import Predictor
     from regnet_itk.networks.model import Model, ModelDescription
-    from regnet_itk.transforms.chain import TransformChain
 
 REGNET_REGISTRATION = "RegNetRegistration"
 """What ``Registration`` says in the parameter map of a RegNet stage."""
@@ -143,19 +146,35 @@ class RegNetStage(Stage):
         )
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
-            resampled = [resample_pair(one, grid, composite, world.background, threads=options.threads) for one in seen]
+
+            def seen_through(transform: sitk.Transform) -> list[tuple[Image, Image]]:
+                return [resample_pair(o, grid, transform, world.background, threads=options.threads) for o in seen]
+
+            resampled = seen_through(composite)
             region = region_found.result()
             to_improve = aside.submit(regions.to_improve, region)
             inside = Image(covering(region, grid), grid)
             check_overlap(*resampled[0], inside, world.background)
             predictor = self._predictor(model, options)
             options.log.debug(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-            fields = [predictor.predict(*images, inside, margin=settings.fade) for images in resampled]
-            u, folded = self._unfolded(weigh_fields(fields, resampled, world.intensity_range), options)
+
+            def predicted(pairs: Sequence[tuple[Image, Image]]) -> DisplacementField:
+                fields = [predictor.predict(*images, inside, margin=settings.fade) for images in pairs]
+                return weigh_fields(fields, pairs, world.intensity_range)
+
+            def predicted_within(u: DisplacementField) -> DisplacementField:
+                rest = predicted(seen_through(initial.then(link_field(u)).to_sitk(pair.fixed.grid)))
+                return TransformChain((link_field(u), link_field(rest))).displacement_on(rest.grid)
+
+            u, landmarks = predicted(resampled), GuidingLandmarks.of(pair, initial, settings, options, self.name)
+            if landmarks is not None:
+                u, landmarks = landmarks.lead(u, resampled[0], world.intensity_range, predicted_within)
+            u, folded = self._unfolded(u, options)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
                 u, seen, composite, improved_in,
                 world=world, settings=settings, options=options, name=self.name, scale=scale,
+                make_terms=landmarks.terms if landmarks is not None else lambda _: (),
             )  # fmt: skip
             u, _ = self._unfolded(u, options)
         covered = Image(covering(inside, u.grid), u.grid)
@@ -168,6 +187,8 @@ class RegNetStage(Stage):
         options.progress(1.0, "done")
         lengths = np.linalg.norm(u.vectors, axis=-1)
         details = {**_details(model, predictor, lengths), "unfolded_share": round(folded, 6)}
+        if landmarks is not None:
+            details |= landmarks.details()
         warnings = [
             *_unlike_training(model.description, pair, resampled, inside),
             *_too_far(model.description, lengths, lengths[covered.array]),

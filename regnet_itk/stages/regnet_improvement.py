@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from regnet_itk.data.field import DisplacementField
     from regnet_itk.data.grid import Grid
     from regnet_itk.networks.world import World
+    from regnet_itk.refinement.agreement import InstancePair
+    from regnet_itk.refinement.terms import Term
     from regnet_itk.stages.base import ImagePair, RunOptions
     from regnet_itk.stages.regnet_settings import RegNetSettings
 
@@ -32,6 +34,7 @@ def improve_prediction(
     options: RunOptions,
     name: str,
     scale: float,
+    make_terms: Callable[[InstancePair], Sequence[Term]] = lambda _: (),
 ) -> DisplacementField:
     """Improve a predicted field by instance optimisation, on the voxels of a region and around it.
 
@@ -53,6 +56,8 @@ def improve_prediction(
         Of the stage, for the log.
     scale : float
         Of all lengths, as instance optimisation has it.
+    make_terms : callable
+        Returns what else counts on a pair beside the images' agreement.
 
     Returns
     -------
@@ -89,7 +94,9 @@ def improve_prediction(
         settings.instance_iterations, settings.instance_smoothness * factor, settings.instance_information,
         options.seed or 0, options.device, options.threads, scale,
     )  # fmt: skip
-    return optimise_field(instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"))
+    return optimise_field(
+        instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"), make_terms(instance)
+    )
 
 
 def _known(moving: Image, grid: Grid, composite: sitk.Transform) -> npt.NDArray[np.bool_]:

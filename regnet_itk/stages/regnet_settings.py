@@ -96,6 +96,16 @@ class RegNetSettings:
         "RegNetInstanceInformation", 0.0, number("a number, 0 or more"),
         "weight of the mutual information in these steps, beside the self-similarity contexts",
     )  # fmt: skip
+    landmark_weight: float = key(
+        "RegNetLandmarkWeight", 0.0, number("a number, 0 or more"),
+        "above 0 the landmarks (`-fp`, `-mp`) [guide](guidance.md) the stage: they correct what the network found, and "
+        "count with this weight in instance optimisation; 1: each as much as the images within 12 mm around it",
+        headline=True,
+    )  # fmt: skip
+    landmark_radius: float = key(
+        "RegNetLandmarkRadius", 1.0, number("a number of mm above 0", above=0.0),
+        "mm; how exact the landmarks are: within it a point does not pull",
+    )  # fmt: skip
 
     @classmethod
     def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:

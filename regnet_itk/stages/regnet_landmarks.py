@@ -1,0 +1,159 @@
+"""Landmarks that guide a RegNet stage: corrected by them, the network looks again where it had failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regnet_itk.data.field import DisplacementField
+from regnet_itk.data.grid import FloatArray
+from regnet_itk.transforms.point_mapping import map_landmarks
+
+if TYPE_CHECKING:
+    from regnet_itk.data.image import Image
+    from regnet_itk.refinement.agreement import InstancePair
+    from regnet_itk.refinement.terms import Term
+    from regnet_itk.stages.base import Detail, ImagePair, RunOptions
+    from regnet_itk.stages.regnet_settings import RegNetSettings
+    from regnet_itk.transforms.chain import TransformChain
+
+_FAILED = 5.0
+"""mm. A network that is farther off at a point, and that the images say is not wrong, looks again."""
+
+
+@dataclass(frozen=True, eq=False)
+class GuidingLandmarks:
+    """Where the points of one pair should be displaced to, for one stage.
+
+    Parameters
+    ----------
+    points : ndarray, shape (n, 3)
+        In the fixed image, mm, LPS.
+    wanted : ndarray, shape (n, 3)
+        Their displacements u, mm, LPS: T0(x + u(x)) is the moving image's point.
+    names : tuple of str
+        What to call each in a message.
+    weight : float
+        Of the points in instance optimisation.
+    radius : float
+        Of trust, mm.
+    options : RunOptions
+    stage : str
+        Its name, for the log.
+    left_out : tuple of str
+        The names of those that are not used.
+    """
+
+    points: FloatArray
+    wanted: FloatArray
+    names: tuple[str, ...]
+    weight: float
+    radius: float
+    options: RunOptions
+    stage: str
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, pair: ImagePair, initial: TransformChain, settings: RegNetSettings, options: RunOptions, stage: str
+    ) -> GuidingLandmarks | None:
+        """Return the landmarks of a pair as they guide a stage that starts from `initial`; None if they are not to."""
+        if pair.fixed_landmarks is None or pair.moving_landmarks is None or not settings.landmark_weight:
+            return None
+        back = map_landmarks(initial, pair.moving_landmarks, moving_to_fixed=True, fixed_grid=pair.fixed.grid)
+        points = pair.fixed_landmarks.points
+        names = tuple(_name(pair, number) for number in range(len(points)))
+        found = cls(
+            points, back.mapped - points, names, settings.landmark_weight, settings.landmark_radius, options, stage
+        )
+        reasons = {int(number): "the transform so far leads nowhere to it" for number in back.failed}
+        return found._without(reasons)
+
+    def lead(
+        self,
+        u: DisplacementField,
+        images: tuple[Image, Image],
+        intensity_range: tuple[float, float],
+        look_again: Callable[[DisplacementField], DisplacementField],
+    ) -> tuple[DisplacementField, GuidingLandmarks]:
+        """Return a predicted field as the points want it, and those of the points that are right.
+
+        Parameters
+        ----------
+        u : DisplacementField
+            What the network predicted, mm, LPS.
+        images : (Image, Image)
+            What it was predicted from: the moving image through the transform so far, on the fixed one's voxels.
+        intensity_range : tuple of float
+            These values of the images are told apart.
+        look_again : callable
+            Has the network look at the pair under a displacement field, and returns the whole displacement.
+        """
+        from regnet_itk.networks.devices import limited_threads
+        from regnet_itk.refinement.wrong_points import PointViews, find_wrong_points
+
+        with limited_threads(self.options.threads):
+            views = PointViews(*images, intensity_range, self.points)
+            wrong = find_wrong_points(self.points, u.at(self.points), self.wanted, self.radius, views)
+        kept = self._without({point.number: f"it is {point.describe()}" for point in wrong})
+        if not len(kept.points):
+            return u, kept
+        off = kept._off(u)
+        self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
+        led = kept._corrected(u)
+        if off.max() > _FAILED:
+            again = look_again(led)
+            after = kept._off(again)
+            self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm")
+            if after.mean() < off.mean():
+                led = kept._corrected(again)
+        return led, kept
+
+    def terms(self, pair: InstancePair) -> list[Term]:
+        """Return what the points add to instance optimisation on a pair."""
+        from regnet_itk.refinement.landmark_term import LandmarkTerm
+
+        if not len(self.points):
+            return []
+        grid = pair.fixed.grid
+        volume = float(pair.region.array.sum()) * float(np.prod(grid.spacing))
+        return [LandmarkTerm(grid, self.points, self.wanted, radius=self.radius, weight=self.weight, volume=volume)]
+
+    def details(self) -> dict[str, Detail]:
+        """Return what is recorded of them."""
+        return {"guiding_landmarks": len(self.points), "landmarks_left_out": ", ".join(self.left_out)}
+
+    def _off(self, u: DisplacementField) -> FloatArray:
+        """Return how far a field is off at the points, in mm."""
+        off: FloatArray = np.linalg.norm(u.at(self.points) - self.wanted, axis=1)
+        return off
+
+    def _corrected(self, u: DisplacementField) -> DisplacementField:
+        from regnet_itk.refinement.landmark_correction import Correction, correct_field, fit_spread
+
+        residuals = self.wanted - u.at(self.points)
+        spread = fit_spread(self.points, residuals, self.radius)
+        return correct_field(u, Correction(self.points, residuals, spread))
+
+    def _without(self, reasons: dict[int, str]) -> GuidingLandmarks:
+        """Return the landmarks without some, and say of each why."""
+        for number, reason in reasons.items():
+            self.options.log.warning(f"{self.stage}: landmark {self.names[number]} is not used: {reason}")
+        rest = np.setdiff1d(np.arange(len(self.points)), list(reasons))
+        return replace(
+            self, points=self.points[rest], wanted=self.wanted[rest], names=tuple(self.names[i] for i in rest),
+            left_out=(*self.left_out, *(self.names[number] for number in reasons)),
+        )  # fmt: skip
+
+
+def _name(pair: ImagePair, number: int) -> str:
+    """Return the number of a landmark, from 0, with the name that one of the files has for it."""
+    assert pair.fixed_landmarks is not None
+    assert pair.moving_landmarks is not None
+    for landmarks in (pair.fixed_landmarks, pair.moving_landmarks):
+        if landmarks.names and landmarks.names[number]:
+            return f"{number} '{landmarks.names[number]}'"
+    return str(number)

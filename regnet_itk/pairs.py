@@ -19,11 +19,14 @@ from regnet_itk.outputs import write_whole
 
 FILE_COLUMNS = (
     "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "displacement",
-    "fixed_labels", "moving_labels",
+    "fixed_labels", "moving_labels", "fixed_judge_landmarks", "moving_judge_landmarks", "fixed_judge_labels",
+    "moving_judge_labels",
 )  # fmt: skip
 COLUMNS = ("name", "group", *FILE_COLUMNS)
-_NO_IMAGES = ("fixed_landmarks", "moving_landmarks", "displacement")
-_TOGETHER = (("fixed_landmarks", "moving_landmarks"), ("fixed_labels", "moving_labels"))
+_NO_IMAGES = ("fixed_landmarks", "moving_landmarks", "fixed_judge_landmarks", "moving_judge_landmarks", "displacement")
+_TOGETHER = tuple(
+    (f"fixed_{what}", f"moving_{what}") for what in ("landmarks", "labels", "judge_landmarks", "judge_labels")
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Pair:
         The true displacement field, T(x) - x in mm, LPS, on the fixed side.
     fixed_labels, moving_labels : Path, optional
         Segmentations, both or none: whole numbers, 0 is background.
+    fixed_judge_landmarks, moving_judge_landmarks, fixed_judge_labels, moving_judge_labels : Path, optional
+        The same, of which no registration knows. Where they are given, a comparison measures with them, and is guided
+        by the others.
     group : str
         "Validation", "Test" ..: the column "Data" of the paper's Table 1.
     where : str
@@ -60,6 +66,10 @@ class Pair:
     displacement: Path | None = None
     fixed_labels: Path | None = None
     moving_labels: Path | None = None
+    fixed_judge_landmarks: Path | None = None
+    moving_judge_landmarks: Path | None = None
+    fixed_judge_labels: Path | None = None
+    moving_judge_labels: Path | None = None
     group: str = ""
     where: str = ""
 
@@ -67,6 +77,26 @@ class Pair:
     def file_name(self) -> str:
         """The name, as it may be part of a path."""
         return re.sub(r"[^\w.+-]+", "_", self.name).strip(".") or "pair"
+
+    @property
+    def judge_landmarks(self) -> tuple[Path, Path] | None:
+        """The landmarks that measure: the judges, or else the others."""
+        return _both(self.fixed_judge_landmarks, self.moving_judge_landmarks) or _both(
+            self.fixed_landmarks, self.moving_landmarks
+        )
+
+    @property
+    def judge_labels(self) -> tuple[Path, Path] | None:
+        """The labels that measure: the judges, or else the others."""
+        return _both(self.fixed_judge_labels, self.moving_judge_labels) or _both(self.fixed_labels, self.moving_labels)
+
+    @property
+    def guides(self) -> dict[str, Path]:
+        """What guides where judges measure, by column: landmarks if there are others that judge, and labels alike."""
+        files = self.files()
+        kinds = [what for what in ("landmarks", "labels") if f"fixed_judge_{what}" in files]
+        columns = [f"{role}_{what}" for what in kinds for role in ("fixed", "moving")]
+        return {column: files[column] for column in columns if column in files}
 
     def files(self) -> dict[str, Path]:
         """Return the files that are given, by their column."""
@@ -79,6 +109,10 @@ class Pair:
         return replace(self, **files)
 
 
+def _both(fixed: Path | None, moving: Path | None) -> tuple[Path, Path] | None:
+    return None if fixed is None or moving is None else (fixed, moving)
+
+
 def read_pairs(path: str | Path, *, check_files: bool = True) -> list[Pair]:
     """Read a set of pairs, and check that its files exist.
 
@@ -86,8 +120,9 @@ def read_pairs(path: str | Path, *, check_files: bool = True) -> list[Pair]:
     ----------
     path : str or Path
         A CSV file (comma or semicolon) whose first row names the columns: `fixed` and `moving`, and any of `name`,
-        `group`, `fixed_mask`, `moving_mask`, `fixed_landmarks`, `moving_landmarks`, `displacement`, `fixed_labels`
-        and `moving_labels`. Cells may be empty. Paths are relative to the CSV file.
+        `group`, `fixed_mask`, `moving_mask`, `fixed_landmarks`, `moving_landmarks`, `displacement`, `fixed_labels`,
+        `moving_labels`, `fixed_judge_landmarks`, `moving_judge_landmarks`, `fixed_judge_labels` and
+        `moving_judge_labels`. Cells may be empty. Paths are relative to the CSV file.
     check_files : bool
         False to leave it open whether the files exist: of many thousands, one that is missing shall not stop the rest.
 
@@ -234,11 +269,13 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
         With the row of the pair.
     """
     for pair in pairs:
-        if pair.fixed_landmarks is None or pair.moving_landmarks is None:
+        files = (pair.fixed_landmarks, pair.moving_landmarks), (pair.fixed_judge_landmarks, pair.moving_judge_landmarks)
+        given = [(fixed, moving) for fixed, moving in files if fixed is not None and moving is not None]
+        if not given:
             continue
         try:
             grids = read_grid(pair.fixed, "fixed image"), read_grid(pair.moving, "moving image")
-            fixed = read_landmarks(pair.fixed_landmarks, grids[0])
-            check_landmarks(fixed, read_landmarks(pair.moving_landmarks, grids[1]), *grids)
+            for fixed, moving in given:
+                check_landmarks(read_landmarks(fixed, grids[0]), read_landmarks(moving, grids[1]), *grids)
         except (ImageError, PointsError) as error:
             raise ParameterError(f"{pair.where or pair.name}: {error}") from None

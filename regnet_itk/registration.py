@@ -156,6 +156,8 @@ def register(
         events.log.warning(warning)
     if fixed_judge_landmarks is not None:
         landmarks = LandmarkPair.read(fixed_judge_landmarks, moving_judge_landmarks, pair)
+    else:
+        landmarks = replace(landmarks, guiding=any(stage.guided_by_landmarks for stage in planned))
     if planned[0].waits_for_another_process and device in _ALWAYS_THERE:
         check_stages(planned, chain, pair, options, load=False)
         options = replace(options, meanwhile=partial(load_stages, planned, pair, options))
@@ -207,6 +209,8 @@ class _Task:
         reports: list[StageReport] = []
         several = bool(self.pair.more_fixed or self.pair.more_moving)
         settings = {name: getattr(options, name) for name in ("threads", "seed", "device", "priority")}
+        if self.pair.fixed_landmarks is not None and any(stage.guided_by_landmarks for stage in self.stages):
+            settings["guided_by_landmarks"] = True
         if self.choice is not None:
             settings["stages_chosen_as"] = self.choice.reason
         for number, stage in enumerate(self.stages):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +196,18 @@ def input_paths(**given: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LandmarkPair:
-    """Corresponding points of the fixed and the moving image; None without landmarks."""
+    """Corresponding points of the fixed and the moving image; None without landmarks.
+
+    Parameters
+    ----------
+    fixed, moving : Landmarks, optional
+    guiding : bool
+        Whether they guide the registration that they judge.
+    """
 
     fixed: Landmarks | None
     moving: Landmarks | None
+    guiding: bool = False
 
     @classmethod
     def read(cls, fixed: Any, moving: Any, pair: ImagePair) -> LandmarkPair:
@@ -226,13 +234,14 @@ class LandmarkPair:
 
     def swapped(self) -> LandmarkPair:
         """Return the landmarks of the way back."""
-        return LandmarkPair(self.moving, self.fixed)
+        return replace(self, fixed=self.moving, moving=self.fixed)
 
     def error_under(self, chain: TransformChain) -> ErrorSummary | None:
         """Return the error of the landmarks under a transform; None without landmarks."""
         if self.fixed is None or self.moving is None:
             return None
-        return summarise_errors(chain.map_points(self.fixed.points) - self.moving.points)
+        found = summarise_errors(chain.map_points(self.fixed.points) - self.moving.points)
+        return replace(found, guided=self.guiding)
 
 
 def _landmarks(given: Any, grid: Grid) -> Landmarks:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def describe_error(error: ErrorSummary) -> str:
     """Return a landmark error as one line of text."""
-    return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks)"
+    guided = ", which guided the registration" if error.guided else ""
+    return f"{error.mean:.2f} +- {error.sd:.2f} mm (median {error.median:.2f}, {error.count} landmarks{guided})"
 
 
 @dataclass(frozen=True, eq=False)

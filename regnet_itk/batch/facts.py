@@ -34,6 +34,8 @@ class PairFacts:
         Mean residual of both ways together, mm.
     warnings : str
         What a user should know.
+    guided : bool
+        Whether these landmarks guided the registration, and are no measure of it.
     """
 
     verdict: str = ""
@@ -48,6 +50,7 @@ class PairFacts:
     tre_after: float | None = None
     inverse_consistency: float | None = None
     warnings: str = ""
+    guided: bool = False
 
     @classmethod
     def of(cls, result: RegistrationResult | ElastixResult) -> PairFacts:
@@ -71,6 +74,7 @@ class PairFacts:
             tre_after=last.mean if last else None,
             inverse_consistency=whole.inverse_consistency.mean if whole and whole.inverse_consistency else None,
             warnings="; ".join(f"{stage.name}: {stage.details['warnings']}" for stage in warned),
+            guided=last.guided if last else False,
         )
 
     def describe(self) -> str:
@@ -79,7 +83,8 @@ class PairFacts:
         if self.similarity_before is not None and self.similarity_after is not None:
             parts.append(f"similarity {self.similarity_before:.2f} -> {self.similarity_after:.2f}")
         if self.tre_before is not None and self.tre_after is not None:
-            parts.append(f"TRE {self.tre_before:.2f} -> {self.tre_after:.2f} mm")
+            guided = " of the landmarks that guided" if self.guided else ""
+            parts.append(f"TRE {self.tre_before:.2f} -> {self.tre_after:.2f} mm{guided}")
         if self.folding:
             parts.append(f"det J <= 0 at {self.folding:.3%}")
         return ", ".join(parts) or self.stages

@@ -38,8 +38,8 @@ BATCH_FILES = OutputFiles(r"batch\.(csv|html|json)", "batch.json", exclusive=Fal
 
 _CSV_COLUMNS = (
     "name", "group", "status", "verdict", "expected_error_mm", "similarity_before", "similarity_after", "worse",
-    "folding", "tre_before_mm", "tre_after_mm", "inverse_consistency_mm", "seconds", "stages", "reasons", "warnings",
-    "reason", "folder",
+    "folding", "tre_before_mm", "tre_after_mm", "tre_of_guides", "inverse_consistency_mm", "seconds", "stages",
+    "reasons", "warnings", "reason", "folder",
 )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def _csv_row(pair: Pair, record: PairRecord | None) -> list[str]:
     return [
         pair.name, pair.group, record.status, facts.verdict, _number(facts.expected_error),
         _number(facts.similarity_before), _number(facts.similarity_after), facts.worse, _number(facts.folding),
-        _number(facts.tre_before), _number(facts.tre_after), _number(facts.inverse_consistency),
+        _number(facts.tre_before), _number(facts.tre_after), "yes" if facts.guided else "",
+        _number(facts.inverse_consistency),
         f"{record.seconds:.1f}", facts.stages, facts.reasons, facts.warnings, record.reason,
         f"{PAIRS}/{pair.file_name}",
     ]  # fmt: skip
@@ -166,6 +167,8 @@ def _pairs_table(batch: Batch, pairs: Sequence[Pair]) -> Table:
         f"{_shown_of(len(rows), len(pairs))} From the worst verdict and the largest expected error on. "
         "A name leads to the pair's picture."
     )
+    if any(batch.records[pair.name].facts.guided for pair in pairs):
+        caption += " Landmarks that guided a registration are no measure of it (tre_of_guides in batch.csv)."
     return Table("Registered", [columns[n] for n in used], [[row[n] for n in used] for row in rows], caption)
 
 

@@ -133,4 +133,5 @@ def _is_sound(record: PairRecord) -> bool:
         and all(isinstance(text, str) for text in texts)
         and all(number is None or isinstance(number, int | float) for number in numbers)
         and isinstance(record.seconds, int | float)
+        and isinstance(facts.guided, bool)
     )

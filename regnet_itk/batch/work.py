@@ -23,9 +23,13 @@ from regnet_itk.result_files import RECORD as RUN_RECORD
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
 from regnet_itk.run_log import RunLog, heard_by
+from regnet_itk.stages.guides import Guides
 from regnet_itk.threads import bound_resampling
 
-USED = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks")
+USED = (
+    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "fixed_judge_landmarks",
+    "moving_judge_landmarks", "fixed_labels", "moving_labels",
+)  # fmt: skip
 """What of a pair a registration depends on."""
 
 PAIRS, CLAIMS = "pairs", "claims"
@@ -170,12 +174,17 @@ def _register(task: PairTask, events: Events) -> tuple[RegistrationResult | Elas
     """Run the stages; the log is what ``regnet-itk run`` would have written."""
     settings, pair = task.settings, task.pair
     bound_resampling(settings.threads)
+    stages = settings.stages
+    follows_labels = stages is None or any("label" in stage.follows for stage in stages)
     log = RunLog(_Unseen())
     with heard_by(log):
         result = register(
             pair.fixed, pair.moving, settings.stages,
             fixed_mask=pair.fixed_mask, moving_mask=pair.moving_mask,
             fixed_landmarks=pair.fixed_landmarks, moving_landmarks=pair.moving_landmarks,
+            fixed_judge_landmarks=pair.fixed_judge_landmarks, moving_judge_landmarks=pair.moving_judge_landmarks,
+            fixed_guides=Guides(label=pair.fixed_labels if follows_labels else None),
+            moving_guides=Guides(label=pair.moving_labels if follows_labels else None),
             both_ways=settings.both_ways, threads=settings.threads, seed=settings.seed, device=settings.device,
             priority=settings.priority, events=WholeProgress(events, settings.stage_count),
         )  # fmt: skip

@@ -75,7 +75,8 @@ def command(
 
     The file has a row a pair, with the columns fixed and moving, and any of name, group, fixed_mask, moving_mask,
     fixed_landmarks, moving_landmarks, displacement (the true one), fixed_labels, moving_labels; its paths are relative
-    to it.
+    to it. These measure, and guide nothing, unless there are fixed_judge_landmarks, moving_judge_landmarks (or
+    fixed_judge_labels, moving_judge_labels): then those measure, and these guide.
 
     With several --jobs, or on a --scheduler, several pairs are done at a time, and the seconds are those of a machine
     that does all of that.

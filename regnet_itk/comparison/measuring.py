@@ -83,14 +83,13 @@ def _registered_pair(chain: TransformChain, images: ImagePair, pair: Pair) -> Re
         fixed, moving, chain, images.fixed_mask, images.moving_mask,
         outside=AIR if is_hounsfield(moving) else None,
     )  # fmt: skip
-    if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
-        points = read_landmarks(pair.fixed_landmarks, fixed.grid), read_landmarks(pair.moving_landmarks, moving.grid)
+    if (files := pair.judge_landmarks) is not None:
+        points = read_landmarks(files[0], fixed.grid), read_landmarks(files[1], moving.grid)
         check_landmarks(*points, fixed.grid, moving.grid)
         registered = replace(registered, fixed_landmarks=points[0], moving_landmarks=points[1])
-    if pair.fixed_labels is not None and pair.moving_labels is not None:
+    if (files := pair.judge_labels) is not None:
         labels: list[Image] = [
-            read_image(path, role)
-            for path, role in ((pair.fixed_labels, "fixed labels"), (pair.moving_labels, "moving labels"))
+            read_image(path, role) for path, role in zip(files, ("fixed labels", "moving labels"), strict=True)
         ]
         registered = replace(registered, fixed_labels=labels[0], moving_labels=labels[1])
     return registered

@@ -142,8 +142,6 @@ def _viewer_pairs(comparison: Comparison) -> Iterator[ViewerPair]:
 def _viewer_pair(pair: Pair, methods: list[ViewerMethod]) -> ViewerPair:
     fixed, moving = read_image(pair.fixed, "fixed image"), read_image(pair.moving, "moving image")
     mask = read_image(pair.fixed_mask, "fixed mask") if pair.fixed_mask else None
-    landmarks = [
-        read_landmarks(path, image.grid) if path else None
-        for path, image in ((pair.fixed_landmarks, fixed), (pair.moving_landmarks, moving))
-    ]
+    files = pair.judge_landmarks or ()
+    landmarks = [read_landmarks(path, image.grid) for path, image in zip(files, (fixed, moving), strict=False)]
     return ViewerPair(pair.name, fixed, moving, methods, mask, *landmarks)

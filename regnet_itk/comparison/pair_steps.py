@@ -157,7 +157,7 @@ class _Steps:
 
     def _input_key(self) -> str:
         """Return a digest of all that a registration of the pair depends on, but the stages."""
-        used = (*_FOR_REGISTRATION, *(_MASKS if self.task.settings.masks_guide else ()))
+        used = (*_FOR_REGISTRATION, *(_MASKS if self.task.settings.masks_guide else ()), *self.task.pair.guides)
         how = self.task.settings
         settings = json.dumps([how.threads, how.seed, how.device])
         return digest_text([*self._digests(used), settings, json.dumps(package_versions(), sort_keys=True)])

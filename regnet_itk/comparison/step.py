@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from regnet_itk.comparison.measuring import measure_transform
@@ -13,8 +13,9 @@ from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.outputs import staged_folder
 from regnet_itk.pairs import Pair
-from regnet_itk.registration_inputs import image_pair
+from regnet_itk.registration_inputs import LandmarkPair, image_pair, read_guides
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
+from regnet_itk.stages.guides import Guides
 from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.threads import bound_resampling
 from regnet_itk.transforms.chain import TransformChain
@@ -119,9 +120,21 @@ def _register(step: Step, images: ImagePair, events: Events) -> _Done:
         return _Done(chain)
     settings = step.settings
     guided = images if settings.masks_guide else ImagePair(images.fixed, images.moving)
+    guided = _with_guides(guided, step.pair)
     options = RunOptions(settings.threads, settings.seed, settings.device, events=events)
     result = run_judged(step.stage, guided, chain, options)
     return _Done(result.chain, result.seconds, peak_memory(), dict(result.details))
+
+
+def _with_guides(images: ImagePair, pair: Pair) -> ImagePair:
+    """Return images with the landmarks and labels that guide, if there are others that judge."""
+    files = pair.guides
+    landmarks = LandmarkPair.read(files.get("fixed_landmarks"), files.get("moving_landmarks"), images)
+    return replace(
+        images, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving,
+        fixed_guides=read_guides(Guides(label=files.get("fixed_labels")), images.fixed, "fixed"),
+        moving_guides=read_guides(Guides(label=files.get("moving_labels")), images.moving, "moving"),
+    )  # fmt: skip
 
 
 def peak_memory() -> float:

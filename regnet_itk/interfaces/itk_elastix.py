@@ -30,6 +30,7 @@ from regnet_itk.registration_inputs import as_several
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stages.choice import CHEST_CT_STAGES, choose_stages
+from regnet_itk.stages.guides import Guides
 from regnet_itk.transforms.elastix_keys import INITIAL_KEYS, NO_INITIAL, check_nameable
 from regnet_itk.transforms.itk_files import write_itk
 
@@ -118,6 +119,8 @@ class RegNetRegistrationMethod:
         self._events = itk.Object.New()
         self._images: dict[str, list[Any]] = {role: [] for role in ("fixed", "moving", "fixed_mask", "moving_mask")}
         self._point_sets = {"fixed": "", "moving": ""}
+        self._judges = {"fixed": "", "moving": ""}
+        self._guides: dict[str, Guides[Any]] = {"fixed": Guides(), "moving": Guides()}
         self._parameter_object: Any = None
         self._initial: str | None = None
         self._output_directory: str = ""
@@ -222,6 +225,26 @@ class RegNetRegistrationMethod:
     def GetMovingPointSetFileName(self) -> str:
         """Return the file of the moving image's landmarks, or an empty string."""
         return self._point_sets["moving"]
+
+    def SetFixedJudgePointSetFileName(self, name: str) -> None:
+        """Set the file of landmarks of the fixed image that guide nothing, and whose error is reported."""
+        self._judges["fixed"] = str(name)
+        self._forget()
+
+    def SetMovingJudgePointSetFileName(self, name: str) -> None:
+        """Set the file of landmarks of the moving image that guide nothing, and whose error is reported."""
+        self._judges["moving"] = str(name)
+        self._forget()
+
+    def SetFixedGuides(self, guides: Guides[Any]) -> None:
+        """Set what else is known of the fixed image: ``regnet_itk.Guides(label=image)``."""
+        self._guides["fixed"] = guides
+        self._forget()
+
+    def SetMovingGuides(self, guides: Guides[Any]) -> None:
+        """Set what else is known of the moving image."""
+        self._guides["moving"] = guides
+        self._forget()
 
     def SetParameterObject(self, parameter_object: Any) -> None:
         """Set the ``itk.ParameterObject`` whose maps are the stages."""
@@ -388,6 +411,8 @@ class RegNetRegistrationMethod:
             self._images["fixed"], self._images["moving"], maps,
             fixed_mask=self._images["fixed_mask"], moving_mask=self._images["moving_mask"],
             fixed_landmarks=self._point_sets["fixed"] or None, moving_landmarks=self._point_sets["moving"] or None,
+            fixed_judge_landmarks=self._judges["fixed"] or None, moving_judge_landmarks=self._judges["moving"] or None,
+            fixed_guides=self._guides["fixed"], moving_guides=self._guides["moving"],
             initial=self._initial, threads=self._threads, device=self._device,
             events=_Told(lines, show),
         )  # fmt: skip

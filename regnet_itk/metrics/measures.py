@@ -39,6 +39,8 @@ class ErrorSummary:
         Share (0 to 1) of lengths above 2 mm and 5 mm.
     mean_absolute, sd_absolute : tuple of float
         Mean and standard deviation of the absolute components along the physical axes x, y, z, mm.
+    guided : bool
+        Whether the points guided the registration: then they are no measure of it.
     """
 
     count: int
@@ -51,6 +53,7 @@ class ErrorSummary:
     above_5mm: float
     mean_absolute: Triple
     sd_absolute: Triple
+    guided: bool = False
 
     @property
     def mae(self) -> float:

@@ -33,6 +33,7 @@ from regnet_itk.trust.verdict import Verdict
 
 PICTURE = "registration.png"
 
+_GUIDED = " The landmarks guided the registration: their TRE is no measure of it."
 _INPUTS = ("fixed", "moving", "fixed_mask", "fixed_landmarks", "moving_landmarks")
 
 
@@ -51,6 +52,8 @@ class FinishedRun:
         Where the images, mask and landmarks were read.
     warnings : tuple of str
         What the record names and is no longer there.
+    guided : bool
+        Whether the landmarks guided the registration, and are no measure of it.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class FinishedRun:
     pair: ViewerPair
     files: Mapping[str, Path]
     warnings: tuple[str, ...] = ()
+    guided: bool = False
 
     def verdict_warnings(self) -> list[str]:
         """Return what a reader has to know of the registration, if its verdict is not good."""
@@ -111,7 +115,8 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
         name, images["fixed"], images["moving"], _methods(folder, record), mask,
         points.get("fixed"), points.get("moving"),
     )  # fmt: skip
-    return FinishedRun(folder, record, pair, paths, tuple(warnings))
+    guided = _shows_guides(record, paths.get("fixed_landmarks"))
+    return FinishedRun(folder, record, pair, paths, tuple(warnings), guided)
 
 
 def check_finished(folder: Path) -> None:
@@ -186,10 +191,11 @@ def _find_inputs(
     recorded = record.get("inputs", {})
     for name in _INPUTS:
         path = given.get(name)
+        judges = name.replace("landmarks", "judge_landmarks")
         if path is not None:
             found[name] = Path(path)
-        elif name in recorded:
-            old = Path(recorded[name])
+        elif name in recorded or judges in recorded:
+            old = Path(recorded[judges if judges in recorded else name])
             there = next((p for p in (old, folder / old.name, folder.parent / old.name) if os.path.exists(p)), None)
             if there is not None:
                 found[name] = there
@@ -204,6 +210,17 @@ def _find_inputs(
     if warnings and len(half) == 1 and given.get(next(iter(half))) is None:
         del found[half.pop()]  # the other one's absence is told already
     return found, warnings
+
+
+def _shows_guides(record: Mapping[str, Any], landmarks: Path | None) -> bool:
+    """Say whether the landmarks that are shown, or whose errors are recorded, are those that guided the registration.
+
+    Their file may have moved, and is then known by its name.
+    """
+    if landmarks is None:
+        return any(stage.get("landmarks", {}).get("guided", False) for stage in record["stages"])
+    guides = record.get("inputs", {}).get("fixed_landmarks", "")
+    return bool(record.get("settings", {}).get("guided_by_landmarks")) and Path(guides).name == landmarks.name
 
 
 def _registered_image(path: Path, role: str, record: Mapping[str, Any]) -> Image:
@@ -319,7 +336,7 @@ def _stages_caption(run: FinishedRun) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in choose_overview_grid(run.pair.fixed.grid).spacing)
     return (
         f"Correlation of the fixed with the warped image, and the share of folding, {where}; "
-        f"det J on voxels of {spacing} mm."
+        f"det J on voxels of {spacing} mm." + _GUIDED * run.guided
     )
 
 
@@ -352,6 +369,7 @@ def _summary(run: FinishedRun) -> str:
     names = ", ".join(str(stage["name"]) for stage in record["stages"])
     count = len(record["stages"])
     parts.append(f"{count} stage{'s' if count != 1 else ''} ({names}) in {seconds:.1f} s.")
+    parts += [_GUIDED.strip()] * run.guided
     parts += describe_verdict(record)
     parts += _both_ways(record)
     parts += [f"Warning: {warning}." for warning in run.warnings]

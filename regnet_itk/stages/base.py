@@ -216,6 +216,11 @@ class Stage(ABC):
         return frozenset()
 
     @property
+    def guided_by_landmarks(self) -> bool:
+        """Whether the landmarks of a pair, if it has any, guide the stage: then they are no measure of it."""
+        return False
+
+    @property
     def compares_any_contrast(self) -> bool:
         """Whether the stage is for images in which the same may be bright and dark, as those of two modalities."""
         return False

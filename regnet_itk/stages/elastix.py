@@ -71,6 +71,11 @@ class ElastixStage(Stage):
         return self.parameters.get_str("Transform", "elastix")
 
     @property
+    def guided_by_landmarks(self) -> bool:
+        """Whether a metric is the distance of corresponding points."""
+        return POINTS_METRIC in self.parameters.values.get("Metric", ())
+
+    @property
     def compares_any_contrast(self) -> bool:
         """Whether a metric is mutual information."""
         return any("MutualInformation" in metric for metric in self.parameters.values.get("Metric", ()))

@@ -74,6 +74,11 @@ class RegNetStage(Stage):
         return RegNetSettings.from_parameters(self.parameters)
 
     @property
+    def guided_by_landmarks(self) -> bool:
+        """Whether the landmarks have a weight."""
+        return self.settings.landmark_weight > 0
+
+    @property
     def compares_any_contrast(self) -> bool:
         """Whether the model's images may differ in contrast."""
         from regnet_itk.networks.model import read_model_header

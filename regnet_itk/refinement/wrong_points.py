@@ -22,9 +22,11 @@ FAR = 6.0
 
 _FAR_RADII = 4.0
 _CERTAIN = 0.08  # the images differ so much more where the point leads than where the field does: it is wrong
+_ALIKE, _SURELY_ALIKE = 0.12, 0.05  # the images agree if they differ by less
 _SAME = 0.03  # the images tell nothing if they differ by less than this
 _BLIND = 0.2  # the images agree nowhere: what one of them shows is missing in the other
 _UNLIKELY = 30.0  # squared standardised distance from the neighbours; of 3 normal components 1 in 700 000 has more
+_UNLIKELY_IF_BLIND = 3 * _UNLIKELY  # at the border of what is missing, displacements do change from point to point
 _USUAL = 2.366  # the median of it
 _ALONE = 0.7  # share of the variance that is left where no neighbour tells anything
 _MOST = 1 / 3  # of the points can be called wrong by their neighbours, before nobody knows which of them are
@@ -201,7 +203,8 @@ class _Evidence:
     def against(self, residuals: FloatArray) -> Iterator[Wrong]:
         """Yield the points where the field so far makes the images agree much better."""
         length = np.linalg.norm(residuals, axis=1)
-        for number in np.flatnonzero((length > self.far) & (self.there - self.by_field > _CERTAIN)):
+        certain = (self.by_field < _ALIKE) & (self.there - self.by_field > _CERTAIN)
+        for number in np.flatnonzero((length > self.far) & certain):
             yield Wrong(int(number), float(length[number]), float(self.there[number]), float(self.by_field[number]))
 
     def worst(self, left_one_out: _LeftOneOut) -> Wrong | None:
@@ -217,8 +220,9 @@ class _Evidence:
             number = left_one_out.kept[row]
             by_neighbours = self.views.differences((self.wanted[number] - away[row])[None], number[None])[0]
             instead = float(np.fmin(by_neighbours, self.by_field[number]))
-            for_it = instead - self.there[number] > _SAME
-            nothing_known = alone[row] and not instead < _BLIND
-            if distance[row] > self.far and not for_it and not nothing_known:
+            for_it = instead - self.there[number] > _SAME or self.there[number] < _SURELY_ALIKE
+            blind = not instead < _BLIND
+            certain = not blind or (unlikely[row] > _UNLIKELY_IF_BLIND and not alone[row])
+            if distance[row] > self.far and certain and not for_it:
                 return Wrong(int(number), float(distance[row]), float(self.there[number]), instead)
         return None

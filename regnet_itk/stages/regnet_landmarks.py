@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from regnet_itk.transforms.chain import TransformChain
 
 _FAILED = 5.0
-"""mm. A network that is farther off at a point, and that the images say is not wrong, looks again."""
+"""mm. A network that is farther off at a point, and by `_LOOSE` of the points' own errors, looks again."""
+
+_LOOSE = 4.0
+_BETTER = 0.75
+"""What it then finds counts if it is off by less than this part of before: what lies between the points may be worse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,25 +96,33 @@ class GuidingLandmarks:
         look_again : callable
             Has the network look at the pair under a displacement field, and returns the whole displacement.
         """
+        kept = self._right(u, images, intensity_range)
+        if not len(kept.points):
+            return u, kept
+        off = kept._off(u)
+        self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
+        led, loose = kept._corrected(u)
+        if off.max() <= max(_FAILED, _LOOSE * loose):
+            return led, kept
+        again = look_again(led)
+        after = kept._off(again)
+        self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm at most")
+        if after.mean() > _BETTER * off.mean():
+            return led, kept
+        kept = kept._right(again, images, intensity_range)  # what was hidden in the failure may show now
+        return kept._corrected(again)[0], kept
+
+    def _right(
+        self, u: DisplacementField, images: tuple[Image, Image], intensity_range: tuple[float, float]
+    ) -> GuidingLandmarks:
+        """Return the points that are not found to be wrong beside a field."""
         from regnet_itk.networks.devices import limited_threads
         from regnet_itk.refinement.wrong_points import PointViews, find_wrong_points
 
         with limited_threads(self.options.threads):
             views = PointViews(*images, intensity_range, self.points)
             wrong = find_wrong_points(self.points, u.at(self.points), self.wanted, self.radius, views)
-        kept = self._without({point.number: f"it is {point.describe()}" for point in wrong})
-        if not len(kept.points):
-            return u, kept
-        off = kept._off(u)
-        self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
-        led = kept._corrected(u)
-        if off.max() > _FAILED:
-            again = look_again(led)
-            after = kept._off(again)
-            self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm")
-            if after.mean() < off.mean():
-                led = kept._corrected(again)
-        return led, kept
+        return self._without({point.number: f"it is {point.describe()}" for point in wrong})
 
     def terms(self, pair: InstancePair) -> list[Term]:
         """Return what the points add to instance optimisation on a pair."""
@@ -131,12 +143,13 @@ class GuidingLandmarks:
         off: FloatArray = np.linalg.norm(u.at(self.points) - self.wanted, axis=1)
         return off
 
-    def _corrected(self, u: DisplacementField) -> DisplacementField:
+    def _corrected(self, u: DisplacementField) -> tuple[DisplacementField, float]:
+        """Return a field as the points want it, and the size of their own errors, in mm along each axis."""
         from regnet_itk.refinement.landmark_correction import Correction, correct_field, fit_spread
 
         residuals = self.wanted - u.at(self.points)
         spread = fit_spread(self.points, residuals, self.radius)
-        return correct_field(u, Correction(self.points, residuals, spread))
+        return correct_field(u, Correction(self.points, residuals, spread)), spread.points
 
     def _without(self, reasons: dict[int, str]) -> GuidingLandmarks:
         """Return the landmarks without some, and say of each why."""

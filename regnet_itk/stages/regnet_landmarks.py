@@ -25,7 +25,7 @@ _FAILED = 5.0
 
 _LOOSE = 4.0
 _BETTER = 0.75
-"""What it then finds counts if it is off by less than this part of before: what lies between the points may be worse."""
+"""What it then finds counts if it is off by less than this part of before: between the points it may be worse."""
 
 
 @dataclass(frozen=True, eq=False)

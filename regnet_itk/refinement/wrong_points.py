@@ -21,7 +21,7 @@ FAR = 6.0
 """mm, and `_FAR_RADII` radii of trust: what is no farther off is an inexact point, not a wrong one."""
 
 _FAR_RADII = 4.0
-_CERTAIN = 0.08  # the images differ so much more where the point leads than where the field does: it is wrong
+_CERTAIN = 0.06  # the images differ so much more where the point leads than where the field does: it is wrong
 _ALIKE, _SURELY_ALIKE = 0.12, 0.05  # the images agree if they differ by less
 _SAME = 0.03  # the images tell nothing if they differ by less than this
 _BLIND = 0.2  # the images agree nowhere: what one of them shows is missing in the other

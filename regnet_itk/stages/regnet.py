@@ -23,21 +23,20 @@ from regnet_itk.networks.suitability import (
 )
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage, StageResult
 from regnet_itk.stages.found_field import apply_found_field
+from regnet_itk.stages.regnet_guides import lead_by_guides
 from regnet_itk.stages.regnet_improvement import improve_prediction
 from regnet_itk.stages.regnet_inputs import check_overlap, fit_to_pair, resample_pair, standardised_pairs
-from regnet_itk.stages.regnet_landmarks import GuidingLandmarks
+from regnet_itk.stages.regnet_labels import check_labels, follows_labels
+from regnet_itk.stages.regnet_look import NetworkLook
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
-from regnet_itk.stages.regnet_several import weigh_fields
-from regnet_itk.transforms.chain import TransformChain, link_field
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk
-
     from regnet_itk.data.field import DisplacementField
     from regnet_itk.networks.inference import Predictor
     from regnet_itk.networks.model import Model, ModelDescription
+    from regnet_itk.transforms.chain import TransformChain
 
 REGNET_REGISTRATION = "RegNetRegistration"
 """What ``Registration`` says in the parameter map of a RegNet stage."""
@@ -74,6 +73,11 @@ class RegNetStage(Stage):
         return RegNetSettings.from_parameters(self.parameters)
 
     @property
+    def follows(self) -> frozenset[str]:
+        """Labels, if there is instance optimisation to be guided by them."""
+        return frozenset({"label"} if follows_labels(self.settings) else ())
+
+    @property
     def guided_by_landmarks(self) -> bool:
         """Whether the landmarks have a weight."""
         return self.settings.landmark_weight > 0
@@ -102,6 +106,7 @@ class RegNetStage(Stage):
         check_model_file(self._model_file())
         if pair is not None:
             check_masks_given(pair, self.settings, self.parameters.source)
+            check_labels(pair, self.settings, self.parameters.source)
         if self.settings.stages or self.settings.voxel_size is not None:  # only the model can say if they fit
             self.load(pair, options)
 
@@ -151,35 +156,23 @@ class RegNetStage(Stage):
         )
         with ThreadPoolExecutor(max_workers=1) as aside:  # masks keep one thread busy, all else all of them
             region_found = aside.submit(regions.to_predict, grid)
-
-            def seen_through(transform: sitk.Transform) -> list[tuple[Image, Image]]:
-                return [resample_pair(o, grid, transform, world.background, threads=options.threads) for o in seen]
-
-            resampled = seen_through(composite)
+            resampled = [resample_pair(one, grid, composite, world.background, threads=options.threads) for one in seen]
             region = region_found.result()
             to_improve = aside.submit(regions.to_improve, region)
             inside = Image(covering(region, grid), grid)
             check_overlap(*resampled[0], inside, world.background)
             predictor = self._predictor(model, options)
             options.log.debug(f"{self.name}: {grid.size} voxels of {grid.spacing[0]} mm on {predictor.device}")
-
-            def predicted(pairs: Sequence[tuple[Image, Image]]) -> DisplacementField:
-                fields = [predictor.predict(*images, inside, margin=settings.fade) for images in pairs]
-                return weigh_fields(fields, pairs, world.intensity_range)
-
-            def predicted_within(u: DisplacementField) -> DisplacementField:
-                rest = predicted(seen_through(initial.then(link_field(u)).to_sitk(pair.fixed.grid)))
-                return TransformChain((link_field(u), link_field(rest))).displacement_on(rest.grid)
-
-            u, landmarks = predicted(resampled), GuidingLandmarks.of(pair, initial, settings, options, self.name)
-            if landmarks is not None:
-                u, landmarks = landmarks.lead(u, resampled[0], world.intensity_range, predicted_within)
+            look = NetworkLook(
+                seen, resampled, initial, inside, predictor, settings.fade, world, options.threads
+            )  # fmt: skip
+            u, guides = lead_by_guides(look, pair, composite, settings=settings, options=options, stage=self.name)
             u, folded = self._unfolded(u, options)
         if (improved_in := to_improve.result()) is not None:
             u = improve_prediction(
                 u, seen, composite, improved_in,
                 world=world, settings=settings, options=options, name=self.name, scale=scale,
-                make_terms=landmarks.terms if landmarks is not None else lambda _: (),
+                make_terms=lambda instance: [term for guide in guides for term in guide.terms(instance)],
             )  # fmt: skip
             u, _ = self._unfolded(u, options)
         covered = Image(covering(inside, u.grid), u.grid)
@@ -192,8 +185,7 @@ class RegNetStage(Stage):
         options.progress(1.0, "done")
         lengths = np.linalg.norm(u.vectors, axis=-1)
         details = {**_details(model, predictor, lengths), "unfolded_share": round(folded, 6)}
-        if landmarks is not None:
-            details |= landmarks.details()
+        details |= {name: value for guide in guides for name, value in guide.details().items()}
         warnings = [
             *_unlike_training(model.description, pair, resampled, inside),
             *_too_far(model.description, lengths, lengths[covered.array]),

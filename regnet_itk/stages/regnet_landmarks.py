@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ from regnet_itk.data.grid import FloatArray
 from regnet_itk.transforms.point_mapping import map_landmarks
 
 if TYPE_CHECKING:
-    from regnet_itk.data.image import Image
     from regnet_itk.refinement.agreement import InstancePair
     from regnet_itk.refinement.terms import Term
     from regnet_itk.stages.base import Detail, ImagePair, RunOptions
+    from regnet_itk.stages.regnet_look import NetworkLook
     from regnet_itk.stages.regnet_settings import RegNetSettings
     from regnet_itk.transforms.chain import TransformChain
 
@@ -76,27 +75,17 @@ class GuidingLandmarks:
         reasons = {int(number): "the transform so far leads nowhere to it" for number in back.failed}
         return found._without(reasons)
 
-    def lead(
-        self,
-        u: DisplacementField,
-        images: tuple[Image, Image],
-        intensity_range: tuple[float, float],
-        look_again: Callable[[DisplacementField], DisplacementField],
-    ) -> tuple[DisplacementField, GuidingLandmarks]:
+    def lead(self, u: DisplacementField, look: NetworkLook) -> tuple[DisplacementField, GuidingLandmarks]:
         """Return a predicted field as the points want it, and those of the points that are right.
 
         Parameters
         ----------
         u : DisplacementField
             What the network predicted, mm, LPS.
-        images : (Image, Image)
-            What it was predicted from: the moving image through the transform so far, on the fixed one's voxels.
-        intensity_range : tuple of float
-            These values of the images are told apart.
-        look_again : callable
-            Has the network look at the pair under a displacement field, and returns the whole displacement.
+        look : NetworkLook
+            How it did so.
         """
-        kept = self._right(u, images, intensity_range)
+        kept = self._right(u, look)
         if not len(kept.points):
             return u, kept
         off = kept._off(u)
@@ -104,23 +93,21 @@ class GuidingLandmarks:
         led, loose = kept._corrected(u)
         if off.max() <= max(_FAILED, _LOOSE * loose):
             return led, kept
-        again = look_again(led)
+        again = look.again(led)
         after = kept._off(again)
         self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm at most")
         if after.mean() > _BETTER * off.mean():
             return led, kept
-        kept = kept._right(again, images, intensity_range)  # what was hidden in the failure may show now
+        kept = kept._right(again, look)  # what was hidden in the failure may show now
         return kept._corrected(again)[0], kept
 
-    def _right(
-        self, u: DisplacementField, images: tuple[Image, Image], intensity_range: tuple[float, float]
-    ) -> GuidingLandmarks:
+    def _right(self, u: DisplacementField, look: NetworkLook) -> GuidingLandmarks:
         """Return the points that are not found to be wrong beside a field."""
         from regnet_itk.networks.devices import limited_threads
         from regnet_itk.refinement.wrong_points import PointViews, find_wrong_points
 
         with limited_threads(self.options.threads):
-            views = PointViews(*images, intensity_range, self.points)
+            views = PointViews(*look.images[0], look.world.intensity_range, self.points)
             wrong = find_wrong_points(self.points, u.at(self.points), self.wanted, self.radius, views)
         return self._without({point.number: f"it is {point.describe()}" for point in wrong})
 

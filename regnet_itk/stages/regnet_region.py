@@ -12,6 +12,7 @@ import numpy as np
 from regnet_itk.anatomy.regions import Scan
 from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.errors import ImageError, ParameterError
+from regnet_itk.stages.regnet_labels import follows_labels
 
 if TYPE_CHECKING:
     from regnet_itk.data.grid import Grid
@@ -125,11 +126,19 @@ class Regions:
         grid = self.pair.fixed.grid.isotropic(voxel_size)
         if self.settings.region == "auto" and not _has_mask(self.pair) and self.world.improved_in:
             try:
-                return self._scan.find(self.world.improved_in, grid)
+                return self._with_labels(self._scan.find(self.world.improved_in, grid))
             except ImageError:
                 pass  # of a chest CT: no lungs in it; the whole region then
         chosen = Image(predicted.array.astype(np.uint8), predicted.grid).resampled(grid, order=0)
         return Image(chosen.array > 0, grid)
+
+    def _with_labels(self, region: Image) -> Image:
+        """Return a region that nobody asked for with the labels that guide: what they are of is of interest."""
+        labels = self.pair.fixed_guides.label
+        if labels is None or not follows_labels(self.settings):
+            return region
+        inside = Image((labels.array != 0).astype(np.uint8), labels.grid).resampled(region.grid, order=0)
+        return Image((region.array != 0) | (inside.array > 0), region.grid)
 
     def _moving_mask_on_fixed(self) -> Image | None:
         mask = self.pair.moving_mask

@@ -106,6 +106,12 @@ class RegNetSettings:
         "RegNetLandmarkRadius", 1.0, number("a number of mm above 0", above=0.0),
         "mm; how exact the landmarks are: within it a point does not pull",
     )  # fmt: skip
+    label_weight: tuple[float, ...] = key(
+        "RegNetLabelWeight", (1.0,), number("numbers, 0 or more"),
+        "weight of labels (`-fLabel`, `-mLabel`) in instance optimisation, where they are given: one for all, or "
+        "labels with their weights, `3 0.5 7 0` (3 counts half, 7 not at all, all others 1); 1: the surface of each "
+        "counts as much as the images near to it", default_words="1", several=True, headline=True,
+    )  # fmt: skip
 
     @classmethod
     def from_parameters(cls, parameters: ParameterMap) -> RegNetSettings:

@@ -1,11 +1,11 @@
-"""What guiding landmarks and labels gain, and whether they ever harm: ``python pipelines/guidance_benchmark.py --out DIR``.
+"""What guiding landmarks and labels gain, and where they harm: ``python pipelines/guidance_benchmark.py --out DIR``.
 
 Pairs whose displacement is known everywhere: chest phantoms that breathe as usual, that breathe very deeply, in whose
 fixed image a part of a lung is missing, and such that are deformed by 60 mm; with ``--images FOLDER --names NAME ..``,
 CTs deformed by 60 mm. The stage `regnet_multistage` registers each without guides and with them: 5, 20 and 100
-landmarks with errors of their own of 0, 1 and 3 mm (root mean square of the length), or one in ten of them 20 mm off; and the two lungs as
-labels. Judged are other points of the lungs. Started again, what is finished is kept. DIR gets ``landmarks.md`` and
-``labels.md``, which are printed.
+landmarks with errors of their own of 0, 1 and 3 mm (root mean square of the length), or one in ten of them 20 mm off;
+and the two lungs as labels. Judged are other points of the lungs. Started again, what is finished is kept. DIR gets
+``landmarks.md`` and ``labels.md``, which are printed.
 """
 
 from __future__ import annotations
@@ -149,9 +149,8 @@ def run_case(
     judges = case.points[-_JUDGED:]
     off = np.linalg.norm(result.chain.map_points(judges) - case.true_map(judges), axis=1)
     out = [int(name) for name in str(result.stages[0].details.get("landmarks_left_out", "")).split(", ") if name]
-    return Judged(
-        float(off.mean()), float(np.quantile(off, 0.95)), _dice(case, result), len(out), sum(n < bad for n in out)
-    )
+    found = len(out), sum(number < bad for number in out)
+    return Judged(float(off.mean()), float(np.quantile(off, 0.95)), _dice(case, result), *found)
 
 
 def _sides(lungs: Image) -> Image:
@@ -183,7 +182,9 @@ class _Kept:
         return Judged(**self._found[key])
 
 
-def landmark_table(cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept, threads: int | None) -> Iterator[str]:
+def landmark_table(
+    cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept, counts: Sequence[int], threads: int | None
+) -> Iterator[str]:
     """Yield the lines of the table of landmarks."""
     columns = [f"{error:g} mm" + ", one in ten wrong" * wrong for error, wrong in CONDITIONS]
     yield "| pair | landmarks | without | " + " | ".join(columns) + " | wrong ones named |"
@@ -191,7 +192,7 @@ def landmark_table(cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept,
     for name, make in cases:
         case = _Lazily(make)
         without = kept.get(name, lambda case=case: run_case(case(), threads=threads))  # type: ignore[misc]
-        for count in COUNTS:
+        for count in counts:
             found = [
                 kept.get(
                     f"{name}, {count}, {error:g}, {wrong}",
@@ -206,8 +207,10 @@ def landmark_table(cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept,
             yield f"| {name} | {count} | " + " | ".join(cells) + f" | {named} |"
 
 
-def label_table(cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept, threads: int | None) -> Iterator[str]:
-    """Yield the lines of the table of labels."""
+def label_table(
+    cases: Sequence[tuple[str, Callable[[], Case]]], kept: _Kept, counts: Sequence[int], threads: int | None
+) -> Iterator[str]:
+    """Yield the lines of the table of labels; `counts` are of landmarks alone."""
     yield "| pair | error without, mm | with the lungs as labels | Dice of the lungs without | with |"
     yield "|---|---|---|---|---|"
     for name, make in cases:
@@ -241,6 +244,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=[], help="of files in it, without suffixes")
     parser.add_argument("--cases", nargs="*", help="only these")
     parser.add_argument("--what", nargs="*", default=["landmarks", "labels"], choices=["landmarks", "labels"])
+    parser.add_argument("--counts", nargs="*", type=int, default=list(COUNTS), help="of landmarks")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -251,7 +255,7 @@ def main() -> None:
         if what not in given.what:
             continue
         lines = []
-        for line in table(cases, kept, given.threads):
+        for line in table(cases, kept, given.counts, given.threads):
             print(line, flush=True)
             lines.append(line)
         (given.out / f"{what}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ class LabelSurface:
     volume: float
 
     def off(self, u: FloatArray) -> float:
-        """Return how far a twentieth of the surfaces are apart at least, mm, if the points move by u (n, 3), mm, LPS."""
+        """Return how far a twentieth of the surfaces are apart at least, mm, if the points move by u (n, 3), mm."""
         index = self.grid.point_to_index(self.points + u)[:, ::-1].T
         there = ndimage.map_coordinates(self.moving, index, order=1, mode="nearest")
         return float(np.quantile(np.abs(there - self.distances), 0.95))

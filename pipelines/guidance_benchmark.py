@@ -49,7 +49,7 @@ class Case:
     name : str
     fixed, moving : Image
     fixed_lungs, moving_lungs : Image
-        1 in the lungs as far as they are seen.
+        1 in the lungs, which are the labels.
     true_map : callable
         Maps points (n, 3) of the fixed image to the moving one, mm, LPS.
     points : ndarray, shape (n, 3)
@@ -65,12 +65,15 @@ class Case:
     points: FloatArray
 
 
-def phantom_case(name: str, seed: int, amplitude: float | None = None, *, missing: bool = False) -> Case:
-    """Return a phantom that breathes; a part of its left lung may be full of fluid in the fixed image."""
+def phantom_case(name: str, seed: int, amplitude: float | None = None, *, missing: str = "") -> Case:
+    """Return a phantom that breathes; a part of its left lung may be full of fluid in the fixed image.
+
+    That part, if it is `missing`, is outlined as "lung" all the same, or it is "left out".
+    """
     made = make_phantom(seed, spacing=_SPACING, amplitude=amplitude)
     points = _lung_points(made.fixed_mask)
     case = Case(name, made.fixed, made.moving, made.fixed_mask, made.moving_mask, made.motion.map_points, points)
-    return _with_fluid(case) if missing else case
+    return _with_fluid(case, outlined=missing == "lung") if missing else case
 
 
 def deformed_case(name: str, image: Image, amplitude: float = _LARGE) -> Case:
@@ -91,7 +94,7 @@ def _lung_points(mask: Image, count: int = _JUDGED + max(COUNTS)) -> FloatArray:
     return mask.grid.index_to_point(chosen + rng.uniform(-0.5, 0.5, chosen.shape))
 
 
-def _with_fluid(case: Case) -> Case:
+def _with_fluid(case: Case, outlined: bool) -> Case:
     """Fill the lower part of the left lung of the fixed image; its points stay where the anatomy has them."""
     places, lung = case.fixed.grid.points(), case.fixed_lungs.array > 0
     left = places[..., 0] > 0
@@ -99,17 +102,23 @@ def _with_fluid(case: Case) -> Case:
     filled = ndimage.binary_dilation(lung, iterations=2) & (case.fixed.array < _TISSUE) & left & lower
     fixed = Image(np.where(filled, _TISSUE, case.fixed.array).astype(np.int16), case.fixed.grid)
     seen = Image((lung & ~filled).astype(np.uint8), case.fixed.grid)
-    return replace(case, fixed=fixed, fixed_lungs=seen)
+    return replace(case, fixed=fixed, fixed_lungs=case.fixed_lungs if outlined else seen)
 
 
 def make_cases(seed: int, images: dict[str, Path]) -> Iterator[tuple[str, Callable[[], Case]]]:
     """Yield the name of each case, and what makes it."""
     yield "usual breath", lambda: phantom_case("usual breath", seed)
-    yield "missing structure", lambda: phantom_case("missing structure", seed + 1, missing=True)
+    yield "missing structure", lambda: phantom_case("missing structure", seed + 1, missing="lung")
     yield "45 mm", lambda: phantom_case("45 mm", seed + 2, _DEEP)
     yield "60 mm", lambda: deformed_case("60 mm", make_phantom(seed + 3, spacing=_SPACING).moving)
     for name, path in images.items():
         yield f"CT {name}, 60 mm", lambda name=name, path=path: deformed_case(f"CT {name}, 60 mm", _cubic(path))  # type: ignore[misc]
+
+
+def left_out_case(seed: int) -> tuple[str, Callable[[], Case]]:
+    """Return a case whose labels do not show the same structure."""
+    name = "missing structure, left out of its label"
+    return name, lambda: phantom_case(name, seed + 1, missing="left out")
 
 
 def _cubic(path: Path) -> Image:
@@ -254,8 +263,9 @@ def main() -> None:
     for what, table in (("landmarks", landmark_table), ("labels", label_table)):
         if what not in given.what:
             continue
+        more = [left_out_case(given.seed)] if what == "labels" and not given.cases else []
         lines = []
-        for line in table(cases, kept, given.counts, given.threads):
+        for line in table([*cases, *more], kept, given.counts, given.threads):
             print(line, flush=True)
             lines.append(line)
         (given.out / f"{what}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

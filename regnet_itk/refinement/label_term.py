@@ -29,7 +29,8 @@ REACH = 40.0
 
 _BAND = 6.0  # mm on either side of a surface in the fixed image, where distances are compared
 _PER_MM = 0.05  # so much more do features of images differ where a displacement is wrong by 1 mm
-_LINEAR_FROM = 1.0  # mm; a surface that is farther off pulls no harder
+_EXACT = 1.0  # mm; segmentations are no more exact than that, and within it a surface does not pull
+_LINEAR_FROM = 1.0  # mm beyond that; a surface that is farther off pulls no harder
 _KEPT = 20_000  # places of each label
 _DRAWN = 3000  # of them in each step, over all labels
 _DRAWN_LEAST = 50  # of a label
@@ -181,5 +182,5 @@ class _Compared:
     def cost(self, some: Tensor, there: Tensor) -> Tensor:
         """Return the cost of the points `some`, which are displaced to the indices `there` (n, 3)."""
         distance = interpolate(self.moving, (there - self.first) * self.scale)[:, 0]
-        off = (distance - self.distances[some]).abs()
+        off = ((distance - self.distances[some]).abs() - _EXACT).clamp(min=0.0)
         return self.share * torch.where(off < _LINEAR_FROM, 0.5 * off**2, off - 0.5 * _LINEAR_FROM).mean()

@@ -214,7 +214,14 @@ class RegNetStage(Stage):
             options.device, settings.precision, settings.memory, settings.output_step, settings.repetitions,
             settings.stages, options.threads,
         )  # fmt: skip
-        return Predictor(model, inference, lambda fraction: options.progress(0.1 + 0.3 * fraction, "predicting"))
+        reached = 0.0
+
+        def report(fraction: float) -> None:
+            nonlocal reached
+            reached = max(reached, fraction)  # of several images, and in a second look, it begins again
+            options.progress(0.1 + 0.3 * reached, "predicting")
+
+        return Predictor(model, inference, report)
 
     def _unfolded(self, u: DisplacementField, options: RunOptions) -> tuple[DisplacementField, float]:
         """Return a field that does not fold, if that is wanted, and the share of it that had to be smoothed."""

@@ -103,7 +103,10 @@ def _box_around(fixed: npt.NDArray[np.int32], moving: npt.NDArray[np.int32], num
     """Return the box that holds a label of both images, and a margin."""
     inside = (fixed == number) | (moving == number)
     (found,) = ndimage.find_objects(inside.astype(np.uint8))
-    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)  # type: ignore[return-value]
+    z, y, x = (
+        slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found, fixed.shape, strict=True)
+    )
+    return z, y, x
 
 
 def _signed_distance(labels: npt.NDArray[np.int32], number: int, step: float) -> npt.NDArray[np.float32] | None:

@@ -1,4 +1,4 @@
-"""Points and labels that guide a field: the correction, the search for wrong points, and both terms, on turned grids."""
+"""Points and labels that guide a field: the correction, the search for wrong points, both terms, on turned grids."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_correction_meets_the_points_is_smooth_between_them_and_ends_far_away(
     corrected = correct_field(u, Correction(near, residuals, fit_spread(near, residuals, 0.5)))
     by_sitk = corrected.to_sitk_transform()
     moved = np.array([by_sitk.TransformPoint(point) for point in near.tolist()]) - near
-    np.testing.assert_allclose(moved, residuals + (1.0, 2.0, -3.0), atol=0.5)
+    np.testing.assert_allclose(moved, residuals + np.array([1.0, 2.0, -3.0]), atol=0.5)
     far = ANISOTROPIC.index_to_point([[66.0, 46.0, 36.0]])
     assert np.linalg.norm(far - near, axis=1).min() > 150.0
     np.testing.assert_allclose(corrected.at(far), [[1.0, 2.0, -3.0]], atol=0.1)
@@ -114,7 +114,7 @@ def test_where_the_images_show_nothing_alike_near_neighbours_tell():
     images = texture(GRID), texture(GRID, 9)
     points = inner_points(GRID, 40, margin=6)
     u = np.zeros(points.shape)
-    wanted = u + (0.0, 8.0, 0.0)
+    wanted = u + np.array([0.0, 8.0, 0.0])
     assert wrong_numbers(images, u, wanted, points) == []
     wanted[5] += (0.0, 0.0, 25.0)
     assert wrong_numbers(images, u, wanted, points) == [5]
@@ -143,9 +143,7 @@ def test_landmarks_pull_up_to_the_radius_of_trust():
     along = torch.from_numpy(wanted @ GRID.direction_matrix).float()
     costs = [float(term.cost(lambda _, away=away: along + torch.tensor([0.0, away, 0.0]))) for away in (1.4, 2.5, 4.5)]
     assert costs[0] == 0.0
-    assert costs[2] - costs[1] == pytest.approx(
-        4 * costs[1]
-    )  # half a millimetre squared, then millimetre by millimetre
+    assert costs[2] - costs[1] == pytest.approx(4 * costs[1])  # half a mm squared, then mm by mm
     found = optimise_field(blind_pair(GRID), zero, OPTIONS, terms=[term])
     assert np.linalg.norm(found.at(points) - wanted, axis=1).max() < 1.7
 

@@ -183,7 +183,7 @@ def test_a_point_that_the_start_does_not_reach_is_named(model):
     vectors = np.concatenate([-0.999999 * ramp, *[np.zeros_like(ramp)] * 2], axis=-1)
     flattened = TransformChain((Link(DisplacementField(vectors, FIXED)),))
     pair = case(STARTS["affine"], 3).pair
-    inner = FIXED.random_points(3, np.random.default_rng(1), margin=12) + [15.0, 0.0, 0.0]
+    inner = FIXED.random_points(3, np.random.default_rng(1), margin=12) + np.array([15.0, 0.0, 0.0])
     pair = dataclasses.replace(pair, fixed_landmarks=Landmarks(inner), moving_landmarks=Landmarks(inner))
     _, heard = run(stage(model, RegNetLandmarkWeight=1), pair, flattened)
     assert any("leads nowhere to it" in warning for warning in heard.warnings)
@@ -213,7 +213,7 @@ def test_errors_are_told_of_judges_or_said_to_be_of_guides(model):
     assert not judged.stages[0].tre.guided
     assert judged.stages[0].tre.mean == pytest.approx(known.error(judged.chain))
     assert judged.backward.stages[0].tre.count == 60
-    with pytest.raises(ParameterError, match="fixed_judge_landmarks. and .moving_judge_landmarks"):
+    with pytest.raises(ParameterError, match=r"fixed_judge_landmarks. and .moving_judge_landmarks"):
         registered(fixed_judge_landmarks=known.judges)
 
 
@@ -230,9 +230,9 @@ def slabs(grid, mapping, numbers=(2, 5)):
     return Image((first * numbers[0] + second * numbers[1]).astype(np.int16), grid)
 
 
-def labelled(start, numbers=(2, 5), apart=8.0):
-    """A pair whose images say nothing, with labels that are so many mm apart along the first axis of the fixed grid."""
-    away = FIXED.direction_matrix @ [apart, 0.0, 0.0]
+def labelled(start, numbers=(2, 5)):
+    """A pair whose images say nothing, with labels that are 8 mm apart along the first axis of the fixed grid."""
+    away = FIXED.direction_matrix @ [8.0, 0.0, 0.0]
     inverse = start.to_sitk().GetInverse()
     moving = Grid((60, 60, 50), (3.0, 3.0, 3.0), direction=direction(5, 10, -20))
     moving = dataclasses.replace(moving, origin=tuple(start.map_points(FIXED.centre()) - moving.centre()))
@@ -242,7 +242,7 @@ def labelled(start, numbers=(2, 5), apart=8.0):
         array = np.select([moving_label.array == 2, moving_label.array == 5], numbers, 0)
         moving_label = Image(array.astype(np.int16), moving)
     flat = [Image(np.full(grid.shape, -600.0, np.float32), grid) for grid in (FIXED, moving)]
-    return ImagePair(*flat, fixed_guides=Guides(label=fixed_label), moving_guides=Guides(label=moving_label)), away
+    return ImagePair(*flat, fixed_guides=Guides(label=fixed_label), moving_guides=Guides(label=moving_label))
 
 
 def overlap(pair, chain):
@@ -254,7 +254,7 @@ def overlap(pair, chain):
 
 def test_labels_come_to_lie_on_each_other_within_the_transform_so_far(model):
     start = STARTS["affine"]
-    pair, _ = labelled(start)
+    pair = labelled(start)
     made = stage(model, RegNetInstanceIterations="20 20 20")
     assert made.follows == {"label"}
     found, heard = run(made, pair, start)
@@ -266,23 +266,17 @@ def test_labels_come_to_lie_on_each_other_within_the_transform_so_far(model):
 
 def test_weights_choose_labels(model):
     start = STARTS["affine"]
-    pair, away = labelled(start, apart=4.0)
-    found, _ = run(stage(model, RegNetInstanceIterations=30, RegNetLabelWeight="5 0"), pair, start)
-    vectors = found.chain.links[-1].transform
-    points = FIXED.points()
-    moved = [
-        float((vectors.at(points[pair.fixed_guides.label.array == number]) @ away).mean() / (away @ away))
-        for number in (2, 5)
-    ]
-    assert moved[0] > 0.2
-    assert moved[1] < 0.5 * moved[0]
+    pair = labelled(start)
+    for weights, guiding in (("5 0", "2"), ("2 0.5", "2, 5"), ("0.3", "2, 5"), ("2 0 5 0", "")):
+        found, _ = run(stage(model, RegNetInstanceIterations=1, RegNetLabelWeight=weights), pair, start)
+        assert found.details["guiding_labels"] == guiding
     assert stage(model, RegNetInstanceIterations=30, RegNetLabelWeight="0").follows == set()
     assert stage(model).follows == set()
 
 
 def test_labels_that_only_one_image_has_are_named_once(model):
     start = STARTS["affine"]
-    pair, _ = labelled(start, (2, 9))
+    pair = labelled(start, (2, 9))
     _, heard = run(stage(model, RegNetInstanceIterations=2), pair, start)
     (warning,) = heard.warnings
     assert warning.endswith("are not used: 5 of the fixed image; 9 of the moving image")
@@ -292,8 +286,8 @@ def test_labels_that_cannot_guide_are_refused(model):
     start = STARTS["affine"]
     made = stage(model, RegNetInstanceIterations=2)
     with pytest.raises(ParameterError, match=r"\(2, 5\) and of the moving image \(4, 9\) have no number in common"):
-        made.check(start, labelled(start, (4, 9))[0], RunOptions())
-    pair, _ = labelled(start)
+        made.check(start, labelled(start, (4, 9)), RunOptions())
+    pair = labelled(start)
     for weights in ("1 2 3", "1.5 2"):
         with pytest.raises(ParameterError, match="a label and its weight"):
             stage(model, RegNetInstanceIterations=2, RegNetLabelWeight=weights).check(start, pair, RunOptions())

@@ -2,7 +2,7 @@
 
 Pairs whose displacement is known everywhere: chest phantoms that breathe as usual, that breathe very deeply, in whose
 fixed image a part of a lung is missing, and such that are deformed by 60 mm; with ``--images FOLDER --names NAME ..``,
-CTs deformed by 60 mm. The stage `regnet_multistage` registers each without guides and with them: 5, 20 and 100
+CTs deformed by 60 mm. The stage `regnet_guided` registers each without guides and with them: 5, 20 and 100
 landmarks with errors of their own of 0, 1 and 3 mm (root mean square of the length), or one in ten of them 20 mm off;
 and the two lungs as labels. Judged are other points of the lungs. Started again, what is finished is kept. DIR gets
 ``landmarks.md`` and ``labels.md``, which are printed.
@@ -137,24 +137,43 @@ class Judged:
     wrong_left_out: int = 0
 
 
+def draw_landmarks(case: Case, count: int, error: float, wrong: int = 0) -> tuple[FloatArray, FloatArray]:
+    """Return `count` points of the fixed image and their partners, (n, 3), the first `wrong` of which are far off."""
+    rng = np.random.default_rng([count, 7])
+    points = case.points[:-_JUDGED][rng.permutation(len(case.points) - _JUDGED)[:count]]
+    there = case.true_map(points) + rng.normal(size=points.shape) * error / np.sqrt(3)
+    away = rng.normal(size=(wrong, 3))
+    there[:wrong] += WRONG * away / np.linalg.norm(away, axis=1, keepdims=True)
+    return points, there
+
+
+def registered(
+    case: Case,
+    points: FloatArray | None = None,
+    there: FloatArray | None = None,
+    *,
+    labels: bool = False,
+    threads: int | None = None,
+) -> RegistrationResult:
+    """Register a pair with landmarks, with the lungs as labels, or without both."""
+    stage = read_parameter_map("regnet_guided").with_(WriteResultImage=False)
+    sides = [_sides(lungs) if labels else None for lungs in (case.fixed_lungs, case.moving_lungs)]
+    result = register(
+        case.fixed, case.moving, [stage], fixed_landmarks=points, moving_landmarks=there,
+        fixed_guides=Guides(label=sides[0]), moving_guides=Guides(label=sides[1]), threads=threads,
+        events=RegistrationEvents(),
+    )  # fmt: skip
+    assert isinstance(result, RegistrationResult)
+    return result
+
+
 def run_case(
     case: Case, *, count: int = 0, error: float = 0.0, wrong: bool = False, labels: bool = False, threads: int | None
 ) -> Judged:
     """Register a pair with `count` landmarks, or with labels, and judge it by other points."""
-    rng = np.random.default_rng([count, 7])
-    points = case.points[:-_JUDGED][rng.permutation(len(case.points) - _JUDGED)[:count]]
-    there = case.true_map(points) + rng.normal(size=points.shape) * error / np.sqrt(3)
     bad = max(1, count // 10) if wrong else 0
-    away = rng.normal(size=(bad, 3))
-    there[:bad] += WRONG * away / np.linalg.norm(away, axis=1, keepdims=True)
-    stage = read_parameter_map("regnet_multistage").with_(RegNetLandmarkWeight=1, WriteResultImage=False)
-    sides = [_sides(lungs) if labels else None for lungs in (case.fixed_lungs, case.moving_lungs)]
-    result = register(
-        case.fixed, case.moving, [stage], fixed_landmarks=points if count else None,
-        moving_landmarks=there if count else None, fixed_guides=Guides(label=sides[0]),
-        moving_guides=Guides(label=sides[1]), threads=threads, events=RegistrationEvents(),
-    )  # fmt: skip
-    assert isinstance(result, RegistrationResult)
+    points, there = draw_landmarks(case, count, error, bad) if count else (None, None)
+    result = registered(case, points, there, labels=labels, threads=threads)
     judges = case.points[-_JUDGED:]
     off = np.linalg.norm(result.chain.map_points(judges) - case.true_map(judges), axis=1)
     out = [int(name) for name in str(result.stages[0].details.get("landmarks_left_out", "")).split(", ") if name]

@@ -66,7 +66,8 @@ class _SeveralImages(StrictCommand):
 @click.option("-t0", "initial", metavar="FILE", help="Transform file (elastix, ITK, DICOM) to start from.")
 @click.option(
     "-fp", "fixed_landmarks", metavar="FILE",
-    help="Landmarks of the fixed image: with -mp, their error is reported, and they guide elastix's metric of points.",
+    help="Landmarks of the fixed image: with -mp, their error is reported, and they guide stages that are told so: "
+    "regnet_guided, those with elastix's metric of points.",
 )  # fmt: skip
 @click.option("-mp", "moving_landmarks", metavar="FILE", help="Landmarks of the moving image.")
 @click.option(

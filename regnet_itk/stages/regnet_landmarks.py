@@ -23,6 +23,10 @@ _FAILED = 5.0
 """mm. A network that is farther off at a point, and by `_LOOSE` of the points' own errors, looks again."""
 
 _LOOSE = 4.0
+
+_PULLING = 1.5
+"""Points that are found to be less exact than they are said to be pull from so many of their own errors on."""
+
 _BETTER = 0.75
 """What it then finds counts if it is off by less than this part of before: between the points it may be worse."""
 
@@ -48,6 +52,8 @@ class GuidingLandmarks:
         Its name, for the log.
     left_out : tuple of str
         The names of those that are not used.
+    loose : float
+        How large the points' own errors were found to be, in mm along each axis.
     """
 
     points: FloatArray
@@ -58,6 +64,7 @@ class GuidingLandmarks:
     options: RunOptions
     stage: str
     left_out: tuple[str, ...] = ()
+    loose: float = 0.0
 
     @classmethod
     def of(
@@ -92,14 +99,15 @@ class GuidingLandmarks:
         self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
         led, loose = kept._corrected(u)
         if off.max() <= max(_FAILED, _LOOSE * loose):
-            return led, kept
+            return led, replace(kept, loose=loose)
         again = look.again(led)
         after = kept._off(again)
         self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm at most")
         if after.mean() > _BETTER * off.mean():
-            return led, kept
+            return led, replace(kept, loose=loose)
         kept = kept._right(again, look)  # what was hidden in the failure may show now
-        return kept._corrected(again)[0], kept
+        led, loose = kept._corrected(again)
+        return led, replace(kept, loose=loose)
 
     def _right(self, u: DisplacementField, look: NetworkLook) -> GuidingLandmarks:
         """Return the points that are not found to be wrong beside a field."""
@@ -119,7 +127,8 @@ class GuidingLandmarks:
             return []
         grid = pair.fixed.grid
         volume = float(pair.region.array.sum()) * float(np.prod(grid.spacing))
-        return [LandmarkTerm(grid, self.points, self.wanted, radius=self.radius, weight=self.weight, volume=volume)]
+        radius = self.radius if self.loose <= self.radius else _PULLING * self.loose
+        return [LandmarkTerm(grid, self.points, self.wanted, radius=radius, weight=self.weight, volume=volume)]
 
     def details(self) -> dict[str, Detail]:
         """Return what is recorded of them."""

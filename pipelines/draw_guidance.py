@@ -39,13 +39,12 @@ def draw(case: Case, row: int, results: dict[str, RegistrationResult], landmarks
     ct = case.fixed.array[:, row]
     for axes, (title, result) in zip(panels, [("fixed image", None), *results.items()], strict=True):
         axes.imshow(ct, cmap="gray", vmin=-1200, vmax=400, origin="lower", extent=extent)
-        axes.set_title(title, fontsize=9)
         axes.set_axis_off()
+        axes.set_title(title, fontsize=9)
         if result is not None:
             errors = plane_errors(case, result, row)
             shown = axes.imshow(errors, cmap="inferno", vmin=0, vmax=_LARGEST, origin="lower", extent=extent)
-            mean = np.nanmean(errors)
-            axes.text(4, 4, f"mean on this plane: {mean:.1f} mm", color="white", fontsize=7)
+            axes.set_title(f"{title}: {np.nanmean(errors):.1f} mm", fontsize=9)
         if "landmarks" in title:
             index = grid.point_to_index(landmarks)
             near = index[np.abs(index[:, 1] - row) * grid.spacing[1] < _NEAR]

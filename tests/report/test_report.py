@@ -954,3 +954,25 @@ def test_what_report_refuses(home, capsys):
     assert sorted(home.rglob("*")) == before
     assert call("report", "run", "-fmask", "fixed_mask.mha") == 2
     assert "did you mean '-fMask'?" in capsys.readouterr().err
+
+
+def test_the_report_of_a_guided_run_says_so_or_shows_the_judges(home, capsys):
+    sentence = "The landmarks guided the registration: their TRE is no measure of it."
+    path = home / "run/registration.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["settings"]["guided_by_landmarks"] = True
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert call("report", "run") == 0
+    assert sentence in (home / "run/report.html").read_text(encoding="utf-8")
+    for role in ("fixed", "moving"):
+        points = (home / f"{role}_points.txt").read_text(encoding="utf-8").splitlines()
+        (home / f"{role}_judges.txt").write_text("\n".join(["point", "3", *points[2:5]]) + "\n")
+        record["inputs"][f"{role}_judge_landmarks"] = str(home / f"{role}_judges.txt")
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert call("report", "run") == 0
+    text = (home / "run/report.html").read_text(encoding="utf-8")
+    assert sentence not in text
+    assert len(Decoded(home / "run/report.html").pair()["landmarks"]) == 3
+    assert call("report", "run", "-fp", "fixed_points.txt", "-mp", "moving_points.txt") == 0
+    assert sentence in (home / "run/report.html").read_text(encoding="utf-8")
+    capsys.readouterr()

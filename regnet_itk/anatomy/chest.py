@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
 from regnet_itk.data.grid import FloatArray, Triple
+from regnet_itk.data.ramps import smooth_step
 
 AIR, BLOOD, MUSCLE, FAT = -1000.0, 45.0, 52.0, -100.0
 
@@ -81,12 +82,6 @@ class Waves:
             for component, factor in zip(total, amplitude, strict=True):
                 np.add(component, factor * wave, out=component)
         return total
-
-
-def smooth_step(t: FloatArray) -> FloatArray:
-    """Return 0 below 0, 1 above 1, and a smooth ascent between."""
-    t = np.clip(t, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
 
 
 def smooth_union(a: FloatArray, b: FloatArray, radius: float) -> FloatArray:

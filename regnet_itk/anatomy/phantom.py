@@ -7,7 +7,7 @@ image's own. Landmarks are forks of the vessels of the lungs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,19 +25,20 @@ from regnet_itk.anatomy.chest import (
     Waves,
     grow_tree,
     hounsfield,
-    smooth_step,
 )
+from regnet_itk.anatomy.sliding_cage import SlidingCage
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid, Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import write_image
+from regnet_itk.data.ramps import smooth_step
 from regnet_itk.errors import ParameterError, did_you_mean
 from regnet_itk.outputs import staged_folder
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The exact map T from the fixed to the moving space: a rigid change of pose, then a breath.
+    """The exact map T from the fixed to the moving space: a rigid change of pose, a slide if any, then a breath.
 
     Parameters
     ----------
@@ -55,6 +56,8 @@ class Motion:
         z of the top of the lungs, mm.
     irregular : Waves
         A small smooth random part, three components in mm.
+    sliding : SlidingCage, optional
+        What goes down along the wall of the chest; `diaphragm` is 0 then.
     """
 
     rotation: FloatArray
@@ -64,11 +67,16 @@ class Motion:
     dome: float
     apex: float
     irregular: Waves
+    sliding: SlidingCage | None = None
 
     def map_points(self, points: npt.ArrayLike) -> FloatArray:
         """Return T(x) (..., 3) of the points x (..., 3), mm, LPS, fixed to moving."""
-        posed = np.asarray(points, dtype=float) @ self.rotation.T + self.shift
-        return posed + self._breath(posed)
+        return self._moved(self._posed(points))
+
+    def slides(self, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Say which points x (..., 3) of the fixed image slide along the others."""
+        posed = self._posed(points)
+        return np.zeros(posed.shape[:-1], dtype=bool) if self.sliding is None else self.sliding.holds(posed)
 
     def invert_points(self, points: npt.ArrayLike, tolerance: float = 1e-8) -> FloatArray:
         """Return the points x (..., 3) with T(x) = y for the points y (..., 3), to `tolerance` mm."""
@@ -79,14 +87,25 @@ class Motion:
             posed = posed + error
             if np.abs(error).max(initial=0.0) < tolerance:
                 break
+        if self.sliding is not None:
+            posed = self.sliding.invert_points(posed)
         return (posed - self.shift) @ self.rotation
 
     def jacobian_determinant(self, points: npt.ArrayLike) -> FloatArray:
-        """Return det(dT/dx) at the points (..., 3), by central differences of 0.1 mm."""
-        points = np.asarray(points, dtype=float)
-        steps = 0.05 * np.eye(3)
-        columns = [(self.map_points(points + step) - self.map_points(points - step)) / 0.1 for step in steps]
+        """Return det(dT/dx) at the points (..., 3), by central differences of 0.1 mm on their side of what slides."""
+        posed = self._posed(points)
+        held = self.sliding.holds(posed) if self.sliding is not None else None
+        steps = 0.05 * self.rotation.T
+        columns = [(self._moved(posed + step, held) - self._moved(posed - step, held)) / 0.1 for step in steps]
         return np.asarray(np.einsum("...i,...i", columns[0], np.cross(columns[1], columns[2])))
+
+    def _posed(self, points: npt.ArrayLike) -> FloatArray:
+        return np.asarray(np.asarray(points, dtype=float) @ self.rotation.T + self.shift)
+
+    def _moved(self, posed: FloatArray, held: npt.NDArray[np.bool_] | None = None) -> FloatArray:
+        """Return where the breath moves points; those that are `held` by the cage slide, by default those in it."""
+        slid = posed if self.sliding is None else self.sliding.map_points(posed, held)
+        return slid + self._breath(slid)
 
     def _breath(self, posed: FloatArray) -> FloatArray:
         """Return the displacement (..., 3) of the breath, in mm."""
@@ -121,6 +140,8 @@ class Phantom:
         Forks of vessels in mm, LPS; ``motion.map_points(fixed_landmarks)`` are the moving ones.
     motion : Motion
         T itself, at any point.
+    fixed_sliding : Image or None
+        uint8, 1 in what slides along the wall of the chest, if anything does.
     """
 
     fixed: Image
@@ -131,6 +152,7 @@ class Phantom:
     fixed_landmarks: FloatArray = field(repr=False)
     moving_landmarks: FloatArray = field(repr=False)
     motion: Motion = field(repr=False)
+    fixed_sliding: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +164,13 @@ class _Kind:
     irregular: float
     degrees: float
     shift: float
+    sliding: bool = False
 
 
 _KINDS = {
     "breathing": _Kind((11.5, 13.5), (2.4, 3.8), 0.9, 1.5, 1.5),
     "followup": _Kind((3.0, 4.5), (0.6, 1.2), 0.5, 0.9, 1.2),
+    "sliding": _Kind((18.0, 25.0), (2.4, 3.8), 0.9, 1.5, 1.5, sliding=True),
 }
 
 
@@ -171,9 +195,10 @@ def make_phantom(
     ----------
     seed : int
         Chooses the patient (shape, vessels), the motion and the noise. The same seed gives the same phantom.
-    kind : {"breathing", "followup"}
+    kind : {"breathing", "followup", "sliding"}
         The fixed image is breathed out and the moving image breathed in (mean over the lungs 6-9 mm, largest
-        14-19 mm), or both are breathed in, at two visits (largest below 8 mm).
+        14-19 mm), or both are breathed in, at two visits (largest below 8 mm), or lungs and belly slide along the
+        wall of the chest by 18 to 25 mm at the diaphragm.
     spacing : tuple of float
         Voxel size (x, y, z) of both images in mm.
     extent : tuple of float
@@ -228,6 +253,7 @@ def make_phantom(
         fixed_landmarks=motion.invert_points(moving_points),
         moving_landmarks=moving_points,
         motion=motion,
+        fixed_sliding=_sliding_mask(motion, fixed_grid),
     )
 
 
@@ -251,16 +277,18 @@ def _draw_motion(chest: Chest, rng: np.random.Generator, kind: _Kind, amplitude:
     diaphragm = float(rng.uniform(*kind.diaphragm))
     outwards, forwards = rng.uniform(*kind.ribs, size=2)
     diaphragm = diaphragm if amplitude is None else amplitude
+    slide = SlidingCage(chest, diaphragm, chest.dome_right + diaphragm) if kind.sliding else None
     axis = rng.normal(size=3)
     direction = rng.normal(size=3)
     return Motion(
         rotation=_rotation(kind.degrees * axis / np.linalg.norm(axis)),
         shift=kind.shift * direction / np.linalg.norm(direction),
-        diaphragm=diaphragm,
+        diaphragm=0.0 if kind.sliding else diaphragm,
         ribs=(float(outwards), float(forwards)),
         dome=chest.dome_right * chest.scale[2] + diaphragm,
         apex=120.0 * chest.scale[2],
         irregular=Waves.draw(rng, 8, (70.0, 150.0), kind.irregular, 3),
+        sliding=slide,
     )
 
 
@@ -280,10 +308,22 @@ def _grids(rng: np.random.Generator, spacing: Triple, extent: Triple, oblique: b
 def _moved(motion: Motion | None, grid: Grid) -> npt.NDArray[np.float64]:
     """Return T of the voxel centres of `grid` (or the centres themselves), shape (3, z, y, x)."""
     moved = np.empty((3, *grid.shape))
-    for z in range(grid.size[2]):
-        points = grid.crop((0, 0, z), (*grid.size[:2], 1)).points()
-        moved[:, z] = (points if motion is None else motion.map_points(points))[0].transpose(2, 0, 1)
+    for z, points in enumerate(_slices(grid)):
+        moved[:, z] = (points if motion is None else motion.map_points(points)).transpose(2, 0, 1)
     return moved
+
+
+def _sliding_mask(motion: Motion, grid: Grid) -> Image | None:
+    """Return what slides along the rest, on the grid of the fixed image."""
+    if motion.sliding is None:
+        return None
+    return Image(np.stack([motion.slides(part) for part in _slices(grid)]).astype(np.uint8), grid)
+
+
+def _slices(grid: Grid) -> Iterator[FloatArray]:
+    """Yield the points (y, x, 3) of each slice of a grid."""
+    for z in range(grid.size[2]):
+        yield grid.crop((0, 0, z), (*grid.size[:2], 1)).points()[0]
 
 
 @dataclass(frozen=True)
@@ -458,7 +498,8 @@ def write_phantom(phantom: Phantom, folder: str | Path) -> None:
     """Write the phantom as files that elastix reads; all of them appear, or none.
 
     ``fixed.mha``, ``moving.mha``, ``fixed_mask.mha``, ``moving_mask.mha``, ``true_displacement.mha`` (u in mm,
-    LPS, on the fixed grid), ``fixed_points.txt`` and ``moving_points.txt`` (elastix point files, mm, LPS).
+    LPS, on the fixed grid), ``fixed_points.txt`` and ``moving_points.txt`` (elastix point files, mm, LPS); if anything
+    slides, ``fixed_sliding.mha``.
 
     Parameters
     ----------
@@ -475,6 +516,8 @@ def write_phantom(phantom: Phantom, folder: str | Path) -> None:
     with staged_folder(folder) as stage:
         for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
             write_image(getattr(phantom, name), stage / f"{name}.mha")
+        if phantom.fixed_sliding is not None:
+            write_image(phantom.fixed_sliding, stage / "fixed_sliding.mha")
         phantom.displacement.write(stage / "true_displacement.mha")
         for name, points in (("fixed", phantom.fixed_landmarks), ("moving", phantom.moving_landmarks)):
             lines = ["point", str(len(points)), *(" ".join(map(repr, point)) for point in points.tolist())]

@@ -9,6 +9,7 @@ from regnet_itk.data.distances import distance_to
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
+from regnet_itk.data.ramps import smooth_step
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -34,8 +35,7 @@ def fade(field: DisplacementField, region: Image, width: float) -> DisplacementF
         return field
     if not inside.any():
         return DisplacementField(np.zeros_like(field.vectors), field.grid)
-    rest = np.clip(1.0 - distance_to(inside, field.grid.spacing) / max(width, 1e-3), 0.0, 1.0)
-    weight = rest * rest * (3.0 - 2.0 * rest)
+    weight = smooth_step(1.0 - distance_to(inside, field.grid.spacing) / max(width, 1e-3))
     return DisplacementField(field.vectors * weight[..., None], field.grid)
 
 

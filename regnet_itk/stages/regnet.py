@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +30,7 @@ from regnet_itk.stages.regnet_labels import check_labels, follows_labels
 from regnet_itk.stages.regnet_look import NetworkLook
 from regnet_itk.stages.regnet_region import Regions, check_masks_given
 from regnet_itk.stages.regnet_settings import RegNetSettings
+from regnet_itk.stages.regnet_sliding import SIDE_ITERATIONS, let_slide
 from regnet_itk.transforms.resampling_keys import result_pixel_type
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 REGNET_REGISTRATION = "RegNetRegistration"
 """What ``Registration`` says in the parameter map of a RegNet stage."""
+
+_WHOLE_IMPROVED = 0.5
+"""The share of the work that is done when a field has been improved whose sides are improved yet."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -74,8 +78,10 @@ class RegNetStage(Stage):
 
     @property
     def follows(self) -> frozenset[str]:
-        """Labels, if there is instance optimisation to be guided by them."""
-        return frozenset({"label"} if follows_labels(self.settings) else ())
+        """The guides that the keys do not leave aside."""
+        settings = self.settings
+        asked = {"label": follows_labels(settings), "sliding": settings.sliding == "mask"}
+        return frozenset(name for name, follows in asked.items() if follows)
 
     @property
     def guided_by_landmarks(self) -> bool:
@@ -168,13 +174,20 @@ class RegNetStage(Stage):
             )  # fmt: skip
             u, guides = lead_by_guides(look, pair, composite, settings=settings, options=options, stage=self.name)
             u, folded = self._unfolded(u, options)
+        improve = partial(
+            improve_prediction,
+            pairs=seen, composite=composite, world=world, options=options, name=self.name, scale=scale,
+            make_terms=lambda instance: [term for guide in guides for term in guide.terms(instance)],
+        )  # fmt: skip
+        sliding = regions.to_slide(region)
         if (improved_in := to_improve.result()) is not None:
-            u = improve_prediction(
-                u, seen, composite, improved_in,
-                world=world, settings=settings, options=options, name=self.name, scale=scale,
-                make_terms=lambda instance: [term for guide in guides for term in guide.terms(instance)],
-            )  # fmt: skip
-            u, _ = self._unfolded(u, options)
+            until = 0.85 if sliding is None else _WHOLE_IMPROVED
+            u, _ = self._unfolded(improve(u, region=improved_in, settings=settings, until=until), options)
+        slid: dict[str, Detail] = {}
+        if sliding is not None:
+            both_sides = replace(settings, instance_iterations=SIDE_ITERATIONS)
+            slide = let_slide(u, *sliding, partial(improve, settings=both_sides, since=_WHOLE_IMPROVED), scale)
+            u, slid = self._unfolded(slide.u, options)[0], slide.details
         covered = Image(covering(inside, u.grid), u.grid)
         u = fade(u, covered, settings.fade)
         if settings.fade > np.linalg.norm(u.vectors[covered.array], axis=-1).mean():  # else a step was asked for
@@ -184,7 +197,7 @@ class RegNetStage(Stage):
         chain, warped = apply_found_field(u, pair, initial, self.parameters, background, threads=options.threads)
         options.progress(1.0, "done")
         lengths = np.linalg.norm(u.vectors, axis=-1)
-        details = {**_details(model, predictor, lengths), "unfolded_share": round(folded, 6)}
+        details = {**_details(model, predictor, lengths), "unfolded_share": round(folded, 6), **slid}
         details |= {name: value for guide in guides for name, value in guide.details().items()}
         warnings = [
             *_unlike_training(model.description, pair, resampled, inside),

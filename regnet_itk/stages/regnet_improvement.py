@@ -35,6 +35,8 @@ def improve_prediction(
     name: str,
     scale: float,
     make_terms: Callable[[InstancePair], Sequence[Term]] = lambda _: (),
+    since: float = 0.4,
+    until: float = 0.85,
 ) -> DisplacementField:
     """Improve a predicted field by instance optimisation, on the voxels of a region and around it.
 
@@ -58,12 +60,16 @@ def improve_prediction(
         Of all lengths, as instance optimisation has it.
     make_terms : callable
         Returns what else counts on a pair beside the images' agreement.
+    since, until : float
+        The share of the stage's work that is done before and after, for the progress.
 
     Returns
     -------
     DisplacementField
-        On the grid of `u`.
+        On the grid of `u`; `u` itself if the region is empty.
     """
+    if not region.array.any():
+        return u
     from regnet_itk.refinement.agreement import InstancePair
     from regnet_itk.refinement.instance_optimisation import (  # fmt: skip
         MARGIN,
@@ -95,7 +101,11 @@ def improve_prediction(
         options.seed or 0, options.device, options.threads, scale,
     )  # fmt: skip
     return optimise_field(
-        instance, u, chosen, lambda fraction: options.progress(0.4 + 0.45 * fraction, "improving"), make_terms(instance)
+        instance,
+        u,
+        chosen,
+        lambda fraction: options.progress(since + (until - since) * fraction, "improving"),
+        make_terms(instance),
     )
 
 

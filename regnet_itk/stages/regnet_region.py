@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -113,22 +114,45 @@ class Regions:
         Image or None
             On voxels of the size that the memory budget allows; None if the field is not to be improved at all.
         """
-        from regnet_itk.refinement.instance_optimisation import MARGIN, voxel_size_within
-
         if not any(self.settings.instance_iterations):
             return None
-        found = self._to_improve_on(predicted, self.finest)
+        return self._within_memory(lambda voxel_size: self._to_improve_on(predicted, voxel_size))
+
+    def to_slide(self, predicted: Image) -> tuple[Image, Image] | None:
+        """Return what slides, and where both sides are improved; None if nothing is to slide.
+
+        Raises
+        ------
+        ImageError
+            If the lungs are to be found and there are none.
+        """
+        guide, asked = self.pair.fixed_guides.sliding, self.settings.sliding
+        if asked == "none" or (asked == "mask" and guide is None):
+            return None
+        mask = guide if asked == "mask" and guide is not None else self._scan.find("lungs")
+        return mask, self._within_memory(lambda voxel_size: self._predicted_on(predicted, voxel_size))
+
+    def _within_memory(self, region_on: Callable[[float], Image]) -> Image:
+        """Return a region on the finest voxels that the memory budget allows."""
+        from regnet_itk.refinement.instance_optimisation import MARGIN, voxel_size_within
+
+        found = region_on(self.finest)
         voxels = math.prod(s.stop - s.start for s in bounding_box(found.array, round(MARGIN / self.finest)))
         allowed = voxel_size_within(self.settings.memory, voxels * self.images, self.finest)
-        return found if allowed == self.finest else self._to_improve_on(predicted, allowed)
+        return found if allowed == self.finest else region_on(allowed)
 
     def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:
-        grid = self.pair.fixed.grid.isotropic(voxel_size)
         if self.settings.region == "auto" and not _has_mask(self.pair) and self.world.improved_in:
             try:
-                return self._with_labels(self._scan.find(self.world.improved_in, grid))
+                return self._with_labels(
+                    self._scan.find(self.world.improved_in, self.pair.fixed.grid.isotropic(voxel_size))
+                )
             except ImageError:
                 pass  # of a chest CT: no lungs in it; the whole region then
+        return self._predicted_on(predicted, voxel_size)
+
+    def _predicted_on(self, predicted: Image, voxel_size: float) -> Image:
+        grid = self.pair.fixed.grid.isotropic(voxel_size)
         chosen = Image(predicted.array.astype(np.uint8), predicted.grid).resampled(grid, order=0)
         return Image(chosen.array > 0, grid)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "regnet_multistage"
 """The better of the shipped models on the validation images."""
 
+Sliding = Literal["mask", "lungs", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -80,6 +81,11 @@ class RegNetSettings:
         "`true`: where the field folds (det J below 0.05) it is smoothed until it no longer does, and nowhere else; a "
         "fade narrower than the displacements is left as it is",
         headline=True,
+    )  # fmt: skip
+    sliding: Sliding = key(
+        "RegNetSliding", "mask", choice("mask", "lungs", "none"),
+        "along the border of what the field may slide: `mask` is what is given as such (`-fSliding`), `lungs` are "
+        "found in a CT of the chest, `none` leaves a mask aside", headline=True,
     )  # fmt: skip
     instance_iterations: tuple[int, ...] = key(
         "RegNetInstanceIterations", (), whole_number("whole numbers, 0 or more"),

@@ -154,6 +154,30 @@ def test_motion_is_plausible_and_does_not_fold(kind: str, seed: int) -> None:
         assert phantom.fixed_mask.array.sum() < phantom.moving_mask.array.sum()
 
 
+def test_lungs_and_belly_slide_along_the_wall() -> None:
+    """By 25 mm at most; nothing gapes or overlaps: the map has an inverse everywhere."""
+    phantom = make_phantom(4, "sliding", spacing=(6.0, 6.0, 6.0), noise=0.0, amplitude=25.0)
+    points = phantom.fixed.grid.points()
+    assert phantom.fixed_sliding is not None
+    slides = phantom.fixed_sliding.array > 0
+    np.testing.assert_array_equal(phantom.motion.slides(points), slides)
+    assert (slides | (phantom.fixed_mask.array == 0)).all()
+    np.testing.assert_allclose(phantom.motion.invert_points(phantom.motion.map_points(points)), points, atol=1e-5)
+    assert phantom.motion.jacobian_determinant(points).min() > 0.3  # on either side
+    u = phantom.displacement.vectors
+    across = [np.abs(np.diff(u[..., 2], axis=axis))[np.diff(slides, axis=axis)] for axis in (1, 2)]
+    assert 15.0 < max(step.max() for step in across) < 30.0
+    near = ndimage.binary_dilation(slides) & ndimage.binary_dilation(~slides)
+
+    def likeness(vectors: np.ndarray) -> float:
+        index = phantom.moving.grid.point_to_index(points + vectors)[..., ::-1]
+        shown = ndimage.map_coordinates(phantom.moving.array.astype(float), np.moveaxis(index, -1, 0), order=1)
+        return float(np.corrcoef(shown[near], phantom.fixed.array[near])[0, 1])
+
+    blurred = ndimage.gaussian_filter(u, (3, 3, 3, 0))  # as if it did not slide
+    assert 1.0 - likeness(u) < 0.6 * (1.0 - likeness(blurred))
+
+
 def test_amplitude_sets_the_diaphragm() -> None:
     small, large = (coarse(0, amplitude=amplitude) for amplitude in (2.0, 20.0))
     lengths = [np.linalg.norm(p.displacement.vectors, axis=-1)[p.fixed_mask.array > 0].max() for p in (small, large)]

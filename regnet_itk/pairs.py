@@ -17,10 +17,14 @@ from regnet_itk.errors import ImageError, OutputError, ParameterError, PointsErr
 from regnet_itk.inputs import FOLDER, why_no_file
 from regnet_itk.outputs import write_whole
 
+_KNOWN = ("ignore", "rigid", "volume", "sliding")
+"""Masks of what is known of an image."""
+
 FILE_COLUMNS = (
     "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "displacement",
     "fixed_labels", "moving_labels", "fixed_judge_landmarks", "moving_judge_landmarks", "fixed_judge_labels",
     "moving_judge_labels",
+    *(f"{role}_{what}" for what in _KNOWN for role in ("fixed", "moving")),
 )  # fmt: skip
 COLUMNS = ("name", "group", *FILE_COLUMNS)
 _NO_IMAGES = ("fixed_landmarks", "moving_landmarks", "fixed_judge_landmarks", "moving_judge_landmarks", "displacement")
@@ -50,6 +54,11 @@ class Pair:
     fixed_judge_landmarks, moving_judge_landmarks, fixed_judge_labels, moving_judge_labels : Path, optional
         The same, of which no registration knows. Where they are given, a comparison measures with them, and is guided
         by the others.
+    fixed_ignore, fixed_rigid, fixed_volume, fixed_sliding, and the same of moving : Path, optional
+        Masks on the grids of their images: what is to be ignored, moves rigidly, keeps its volume, or slides; see
+        :class:`regnet_itk.Guides`.
+
+        .. versionadded:: 0.2
     group : str
         "Validation", "Test" ..: the column "Data" of the paper's Table 1.
     where : str
@@ -70,6 +79,14 @@ class Pair:
     moving_judge_landmarks: Path | None = None
     fixed_judge_labels: Path | None = None
     moving_judge_labels: Path | None = None
+    fixed_ignore: Path | None = None
+    moving_ignore: Path | None = None
+    fixed_rigid: Path | None = None
+    moving_rigid: Path | None = None
+    fixed_volume: Path | None = None
+    moving_volume: Path | None = None
+    fixed_sliding: Path | None = None
+    moving_sliding: Path | None = None
     group: str = ""
     where: str = ""
 
@@ -92,10 +109,10 @@ class Pair:
 
     @property
     def guides(self) -> dict[str, Path]:
-        """What guides where judges measure, by column: landmarks if there are others that judge, and labels alike."""
+        """What guides a comparison, by column: masks of what is known; landmarks and labels if others judge."""
         files = self.files()
         kinds = [what for what in ("landmarks", "labels") if f"fixed_judge_{what}" in files]
-        columns = [f"{role}_{what}" for what in kinds for role in ("fixed", "moving")]
+        columns = [f"{role}_{what}" for what in (*kinds, *_KNOWN) for role in ("fixed", "moving")]
         return {column: files[column] for column in columns if column in files}
 
     def files(self) -> dict[str, Path]:
@@ -121,8 +138,8 @@ def read_pairs(path: str | Path, *, check_files: bool = True) -> list[Pair]:
     path : str or Path
         A CSV file (comma or semicolon) whose first row names the columns: `fixed` and `moving`, and any of `name`,
         `group`, `fixed_mask`, `moving_mask`, `fixed_landmarks`, `moving_landmarks`, `displacement`, `fixed_labels`,
-        `moving_labels`, `fixed_judge_landmarks`, `moving_judge_landmarks`, `fixed_judge_labels` and
-        `moving_judge_labels`. Cells may be empty. Paths are relative to the CSV file.
+        `moving_labels`, the judges of both, and the masks of :class:`Pair`. Cells may be empty. Paths are relative to
+        the CSV file.
     check_files : bool
         False to leave it open whether the files exist: of many thousands, one that is missing shall not stop the rest.
 

@@ -22,7 +22,7 @@ from regnet_itk.registration_inputs import (
     check_both_or_none,
     initial_chain,
     input_paths,
-    read_guides,
+    with_guides,
 )
 from regnet_itk.results import RegistrationResult
 from regnet_itk.stage_report import StageReport, describe_error
@@ -148,9 +148,8 @@ def register(
     pair = images.to_pair()
     landmarks = LandmarkPair.read(fixed_landmarks, moving_landmarks, pair)
     pair = replace(
-        pair, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving,
-        fixed_guides=read_guides(fixed_guides, pair.fixed, "fixed"),
-        moving_guides=read_guides(moving_guides, pair.moving, "moving"),
+        with_guides(pair, fixed_guides, moving_guides),
+        fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving,
     )  # fmt: skip
     for warning in check_guides_followed(planned, pair, both_ways=both_ways):
         events.log.warning(warning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from regnet_itk.data.suffixes import PARAMETER_SUFFIXES
 from regnet_itk.errors import ImageError, ParameterError
 from regnet_itk.metrics.measures import ErrorSummary, summarise_errors
 from regnet_itk.stages.base import ImagePair
-from regnet_itk.stages.guides import Guides, check_guides
+from regnet_itk.stages.guides import GUIDES, Guides, check_guides, check_something_left
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import list_transform_maps, read_chain
 
@@ -160,6 +161,26 @@ def read_guides(given: Guides[Any], image: Image, role: str) -> Guides[Image]:
     read = Guides(**{name: _image(value, f"{role} {name} mask").to_3d() for name, value in given.given()})
     check_guides(read, image, role)
     return read
+
+
+def guides_of(files: Mapping[str, Path], role: str) -> Guides[Path]:
+    """Return what is known of an image, "fixed" or "moving", of the files of a list of pairs, by their columns."""
+    columns = {name: f"{role}_labels" if name == "label" else f"{role}_{name}" for name in GUIDES}
+    return Guides(**{name: files.get(column) for name, column in columns.items()})
+
+
+def with_guides(pair: ImagePair, fixed: Guides[Any], moving: Guides[Any]) -> ImagePair:
+    """Return a pair with what is known of its images; see `read_guides`.
+
+    Raises
+    ------
+    ImageError
+        If one cannot be read or does not fit its image, or nothing of an image is left to compare.
+    """
+    of_fixed, of_moving = read_guides(fixed, pair.fixed, "fixed"), read_guides(moving, pair.moving, "moving")
+    check_something_left(of_fixed.ignore, pair.fixed_mask, "fixed")
+    check_something_left(of_moving.ignore, pair.moving_mask, "moving")
+    return replace(pair, fixed_guides=of_fixed, moving_guides=of_moving)
 
 
 def initial_chain(initial: str | Path | TransformChain | None) -> TransformChain:

@@ -121,6 +121,8 @@ class RegistrationResult:
                 self.chain,
                 self.pair.fixed_mask,
                 threads=self.settings.get("threads"),
+                fixed_ignore=self.pair.fixed_guides.ignore,
+                moving_ignore=self.pair.moving_guides.ignore,
             )
         except (ImageError, RegistrationError) as error:  # an image in which nothing stands out, a forked process
             LOGGER.warning("no expected error can be told: %s", error)

@@ -16,20 +16,19 @@ from regnet_itk.child_processes import failure_of
 from regnet_itk.elastix_results import ElastixResult
 from regnet_itk.errors import OutputError
 from regnet_itk.events import Events
-from regnet_itk.pairs import Pair
+from regnet_itk.pairs import FILE_COLUMNS, Pair
 from regnet_itk.registration import register
 from regnet_itk.registration_events import WholeProgress
+from regnet_itk.registration_inputs import guides_of
 from regnet_itk.result_files import RECORD as RUN_RECORD
 from regnet_itk.result_files import RUN_FILES
 from regnet_itk.results import BACKWARD_FOLDER, RegistrationResult
 from regnet_itk.run_log import RunLog, heard_by
-from regnet_itk.stages.guides import Guides
 from regnet_itk.threads import bound_resampling
 
-USED = (
-    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "fixed_judge_landmarks",
-    "moving_judge_landmarks", "fixed_labels", "moving_labels",
-)  # fmt: skip
+USED = tuple(
+    column for column in FILE_COLUMNS if column not in ("displacement", "fixed_judge_labels", "moving_judge_labels")
+)
 """What of a pair a registration depends on."""
 
 PAIRS, CLAIMS = "pairs", "claims"
@@ -176,6 +175,7 @@ def _register(task: PairTask, events: Events) -> tuple[RegistrationResult | Elas
     bound_resampling(settings.threads)
     stages = settings.stages
     follows_labels = stages is None or any("label" in stage.follows for stage in stages)
+    known = {name: path for name, path in pair.files().items() if follows_labels or not name.endswith("_labels")}
     log = RunLog(_Unseen())
     with heard_by(log):
         result = register(
@@ -183,8 +183,7 @@ def _register(task: PairTask, events: Events) -> tuple[RegistrationResult | Elas
             fixed_mask=pair.fixed_mask, moving_mask=pair.moving_mask,
             fixed_landmarks=pair.fixed_landmarks, moving_landmarks=pair.moving_landmarks,
             fixed_judge_landmarks=pair.fixed_judge_landmarks, moving_judge_landmarks=pair.moving_judge_landmarks,
-            fixed_guides=Guides(label=pair.fixed_labels if follows_labels else None),
-            moving_guides=Guides(label=pair.moving_labels if follows_labels else None),
+            fixed_guides=guides_of(known, "fixed"), moving_guides=guides_of(known, "moving"),
             both_ways=settings.both_ways, threads=settings.threads, seed=settings.seed, device=settings.device,
             priority=settings.priority, events=WholeProgress(events, settings.stage_count),
         )  # fmt: skip

@@ -70,8 +70,9 @@ def command(
 
     PAIRS is a CSV file with a row a pair, and the columns fixed and moving, and any of name, group, fixed_mask,
     moving_mask, fixed_landmarks, moving_landmarks, fixed_labels, moving_labels, fixed_judge_landmarks,
-    moving_judge_landmarks; its paths are relative to it. Or it is a BIDS folder, of whose subjects all sessions are
-    registered to the first; or a 4D image, of which all frames are registered to one.
+    moving_judge_landmarks, and the masks fixed_ignore, moving_ignore, fixed_rigid, fixed_volume, fixed_sliding; its
+    paths are relative to it. Or it is a BIDS folder, of whose subjects all sessions are registered to the first; or a
+    4D image, of which all frames are registered to one.
 
     Writes to DIR/pairs/NAME what run writes, and to DIR batch.csv (all pairs) and batch.html (the worst first). Started
     again, it keeps what is finished. Several may work on the same DIR at a time, on several machines too.

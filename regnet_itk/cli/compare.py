@@ -74,8 +74,9 @@ def command(
     """Register the pairs that PAIRS.csv names by several methods, and measure all of them alike.
 
     The file has a row a pair, with the columns fixed and moving, and any of name, group, fixed_mask, moving_mask,
-    fixed_landmarks, moving_landmarks, displacement (the true one), fixed_labels, moving_labels; its paths are relative
-    to it. These measure, and guide nothing, unless there are fixed_judge_landmarks, moving_judge_landmarks (or
+    fixed_landmarks, moving_landmarks, displacement (the true one), fixed_labels, moving_labels, and the masks
+    fixed_ignore, moving_ignore, fixed_rigid, fixed_volume, fixed_sliding; its paths are relative to it. Landmarks and
+    labels measure, and guide nothing, unless there are fixed_judge_landmarks, moving_judge_landmarks (or
     fixed_judge_labels, moving_judge_labels): then those measure, and these guide.
 
     With several --jobs, or on a --scheduler, several pairs are done at a time, and the seconds are those of a machine

@@ -13,9 +13,8 @@ from regnet_itk.metrics.metric import Metric
 from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.outputs import staged_folder
 from regnet_itk.pairs import Pair
-from regnet_itk.registration_inputs import LandmarkPair, image_pair, read_guides
+from regnet_itk.registration_inputs import LandmarkPair, guides_of, image_pair, with_guides
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
-from regnet_itk.stages.guides import Guides
 from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.threads import bound_resampling
 from regnet_itk.transforms.chain import TransformChain
@@ -86,6 +85,7 @@ def run_step(step: Step, events: Events) -> None:
     bound_resampling(step.settings.threads)
     pair = step.pair
     images = image_pair(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
+    images = _with_guides(images, pair)
     done = _keep(step, step.kept) if step.kept is not None else _register(step, images, events)
     events.progress(Progress(1.0, "measuring"))
     measures = measure_transform(done.chain, images, pair, step.metrics, step.settings.threads)
@@ -119,22 +119,18 @@ def _register(step: Step, images: ImagePair, events: Events) -> _Done:
     if step.stage is None:
         return _Done(chain)
     settings = step.settings
-    guided = images if settings.masks_guide else ImagePair(images.fixed, images.moving)
-    guided = _with_guides(guided, step.pair)
+    guided = images if settings.masks_guide else replace(images, fixed_mask=None, moving_mask=None)
     options = RunOptions(settings.threads, settings.seed, settings.device, events=events)
     result = run_judged(step.stage, guided, chain, options)
     return _Done(result.chain, result.seconds, peak_memory(), dict(result.details))
 
 
 def _with_guides(images: ImagePair, pair: Pair) -> ImagePair:
-    """Return images with the landmarks and labels that guide, if there are others that judge."""
+    """Return images with the masks of what is known, and the landmarks and labels that guide as others judge."""
     files = pair.guides
     landmarks = LandmarkPair.read(files.get("fixed_landmarks"), files.get("moving_landmarks"), images)
-    return replace(
-        images, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving,
-        fixed_guides=read_guides(Guides(label=files.get("fixed_labels")), images.fixed, "fixed"),
-        moving_guides=read_guides(Guides(label=files.get("moving_labels")), images.moving, "moving"),
-    )  # fmt: skip
+    images = replace(images, fixed_landmarks=landmarks.fixed, moving_landmarks=landmarks.moving)
+    return with_guides(images, guides_of(files, "fixed"), guides_of(files, "moving"))
 
 
 def peak_memory() -> float:

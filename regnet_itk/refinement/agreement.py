@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,7 @@ class Agreement:
             _side_by_side([mind_features(images[side]) for images in self._scaled]) for side in (0, 1)
         )
         self._inside = torch.from_numpy(np.ascontiguousarray(pair.region.array, dtype=bool)).to(device)
-        self._known = _dependable(pair.known).to(device)
+        self._known = torch.from_numpy(dependable(pair.known.array)).to(device)
         self._stride = max(1, round((float(self._inside.sum()) / _SAMPLES) ** (1 / 3)))
 
     def draw(self, random: np.random.Generator) -> Drawn:
@@ -147,11 +148,11 @@ def _scaled(image: Image, intensity_range: tuple[float, float]) -> Tensor:
     return (values.clamp(low, high) - low) / (high - low)
 
 
-def _dependable(known: Image) -> Tensor:
-    """Return where the features depend on nothing but what is known."""
-    unknown = torch.from_numpy(np.ascontiguousarray(~known.array.astype(bool), dtype=np.float32))[None]
+def dependable(known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where self-similarity contexts depend on nothing but what is known, both (z, y, x)."""
+    unknown = torch.from_numpy(np.ascontiguousarray(~known.astype(bool), dtype=np.float32))[None]
     for axis in range(3):
         window, padding = [1, 1, 1], [0, 0, 0]
         window[axis], padding[axis] = 2 * REACH + 1, REACH
         unknown = functional.max_pool3d(unknown, window, stride=1, padding=padding)
-    return unknown[0] < 0.5
+    return np.asarray((unknown[0] < 0.5).numpy())

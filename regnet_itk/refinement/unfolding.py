@@ -10,14 +10,18 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from regnet_itk.compiling import find_kernels
+from regnet_itk.data.distances import distance_to
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import bounding_box
+from regnet_itk.refinement.carrying_on import carry_on
 
 LEAST = 0.05
 """det J that is left everywhere. What shrinks to a twentieth is next to folding, and its inverse next to impossible."""
 
 _MOST_STEPS = 40
+_REACHES = (2, 4, 6, 9, 12, 16)  # voxels around a fold that become harmonic, where others are held
+_STEPS = 100  # for that
 _FIRST_REACH = 2.0  # voxels around a fold that change in the first step; more in each further one
 
 
@@ -74,12 +78,65 @@ def unfold_field(field: DisplacementField, least: float = LEAST) -> tuple[Displa
     return DisplacementField(vectors, field.grid), share
 
 
+def unfold_around(field: DisplacementField, held: npt.NDArray[np.bool_], least: float = LEAST) -> DisplacementField:
+    """Take folds out of a displacement field, some voxels of which must not be changed.
+
+    Around a fold, what is not held becomes harmonic, farther and farther until nothing folds; as far as that helps.
+
+    Parameters
+    ----------
+    field : DisplacementField
+    held : bool array, shape (z, y, x)
+    least : float
+        det J that is wanted everywhere.
+
+    Returns
+    -------
+    DisplacementField
+        On the same grid.
+    """
+    if min(field.grid.size) < 2:
+        return field
+    vectors = np.array(field.vectors, dtype=np.float32)
+    folds = least_determinants(vectors, field.grid) < least
+    for reach in _REACHES:
+        if not folds.any():
+            break
+        box = bounding_box(folds, reach + 2)
+        around = tuple(slice(s.start, s.stop + 1) for s in box)
+        free = (distance_to(_corners_of(folds[box])) <= reach) & ~held[around]
+        found = carry_on(DisplacementField(vectors[around], field.grid.part(around)), free, _STEPS).vectors
+        left = least_determinants(found, field.grid) < least
+        helps = free & _where_fewer(free, folds[box], left)  # elsewhere what is held leaves no room
+        vectors[around][helps] = found[helps]
+        folds[box] = least_determinants(vectors[around], field.grid) < least
+    return DisplacementField(vectors, field.grid)
+
+
+def _where_fewer(
+    free: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Say in which connected pieces of what is free (z, y, x) there are fewer folded cells after than before."""
+    pieces, count = ndimage.label(free, np.ones((3, 3, 3)))
+    nz, ny, nx = before.shape
+    corners = (pieces[k : k + nz, j : j + ny, i : i + nx] for k, j, i in product((0, 1), repeat=3))
+    of_cell = np.maximum.reduce(list(corners))
+    counts = [np.bincount(of_cell[folded], minlength=count + 1) for folded in (before, after)]
+    return np.asarray((counts[1] < counts[0])[pieces])
+
+
+def _corners_of(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Say which voxels are a corner of a cell that is true."""
+    corners = np.zeros([n + 1 for n in cells.shape], dtype=bool)
+    for corner in product((0, 1), repeat=3):
+        corners[tuple(slice(c, c + n) for c, n in zip(corner, cells.shape, strict=True))] |= cells
+    return corners
+
+
 def _smoothed(vectors: FloatArray, folds: npt.NDArray[np.bool_], reach: float) -> FloatArray:
     """Return a field that is a mean of its surroundings in cells that fold, and less so away from them."""
-    touched = np.zeros(vectors.shape[:3], dtype=bool)
-    for corner in product((0, 1), repeat=3):
-        touched[tuple(slice(c, c + n) for c, n in zip(corner, folds.shape, strict=True))] |= folds
-    weight = np.clip(1.0 - ndimage.distance_transform_edt(~touched) / (2 * reach), 0.0, 1.0).astype(np.float32)
+    apart = ndimage.distance_transform_edt(~_corners_of(folds))
+    weight = np.clip(1.0 - apart / (2 * reach), 0.0, 1.0).astype(np.float32)
     mean = np.stack([ndimage.gaussian_filter(vectors[..., c], reach / 2, mode="nearest") for c in range(3)], axis=-1)
     found: FloatArray = vectors + weight[..., None] * (mean - vectors)
     return found

@@ -24,8 +24,9 @@ from regnet_itk.metrics.registry import known_metrics
 from regnet_itk.parameters import ParameterMap
 from regnet_itk.report.elements import Cell, Column, Figure, Note, Table, Value
 from regnet_itk.report.page import write_report
-from regnet_itk.report.viewer import LONGEST_AXIS, ViewerMethod, ViewerPair, measure_residuals
+from regnet_itk.report.viewer import LONGEST_AXIS, MASKS, ViewerMethod, ViewerPair, measure_residuals
 from regnet_itk.result_files import RECORD
+from regnet_itk.stages.guides import GUIDES, Guides, check_guides
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.trust.error_map import read_error_map
@@ -34,7 +35,14 @@ from regnet_itk.trust.verdict import Verdict
 PICTURE = "registration.png"
 
 _GUIDED = " The landmarks guided the registration: their TRE is no measure of it."
-_INPUTS = ("fixed", "moving", "fixed_mask", "fixed_landmarks", "moving_landmarks")
+_INPUTS = (
+    "fixed",
+    "moving",
+    "fixed_mask",
+    "fixed_landmarks",
+    "moving_landmarks",
+    *(f"{role}_{name}" for role, name, _ in MASKS),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +87,9 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
     folder : str or Path
         The ``-out`` folder of ``regnet-itk run``.
     **files : str or Path, optional
-        `fixed`, `moving`, `fixed_mask`, `fixed_landmarks`, `moving_landmarks`: files to use in place of those that
-        the folder's record names. Of images that have moved, one of the same name in the folder or the one above it
-        is found too.
+        `fixed`, `moving`, `fixed_mask`, `fixed_landmarks`, `moving_landmarks`, `fixed_ignore`, `moving_ignore`,
+        `fixed_rigid`, `fixed_volume`: files to use in place of those that the folder's record names. Of images that
+        have moved, one of the same name in the folder or the one above it is found too.
 
     Raises
     ------
@@ -114,9 +122,18 @@ def read_finished_run(folder: str | Path, **files: str | Path | None) -> Finishe
     pair = ViewerPair(
         name, images["fixed"], images["moving"], _methods(folder, record), mask,
         points.get("fixed"), points.get("moving"),
+        fixed_guides=_guides(paths, images, "fixed"), moving_guides=_guides(paths, images, "moving"),
     )  # fmt: skip
     guided = _shows_guides(record, paths.get("fixed_landmarks"))
     return FinishedRun(folder, record, pair, paths, tuple(warnings), guided)
+
+
+def _guides(paths: Mapping[str, Path], images: Mapping[str, Image], role: str) -> Guides[Image]:
+    """Return what was ignored and protected of an image."""
+    given = {name: paths[f"{role}_{name}"] for name in GUIDES if f"{role}_{name}" in paths}
+    guides: Guides[Image] = Guides(**{name: read_image(path, f"{role} {name} mask") for name, path in given.items()})
+    check_guides(guides, images[role], role)
+    return guides
 
 
 def check_finished(folder: Path) -> None:

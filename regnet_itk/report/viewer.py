@@ -25,6 +25,7 @@ from regnet_itk.data.landmarks import Landmarks, check_landmarks
 from regnet_itk.errors import ImageError, ParameterError, PointsError
 from regnet_itk.figures.slices import choose_planes
 from regnet_itk.metrics.measures import landmark_differences
+from regnet_itk.stages.guides import Guides, mark
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.trust.error_map import ErrorMap
 
@@ -65,6 +66,15 @@ class ViewerMethod:
     expected_error: ErrorMap | None = None
 
 
+MASKS = (
+    ("fixed", "ignore", "ignored in the fixed image"),
+    ("moving", "ignore", "ignored in the moving image"),
+    ("fixed", "rigid", "rigid"),
+    ("fixed", "volume", "volume kept"),
+)
+"""The masks whose outlines can be shown: of which image, which of its guides, and how they are called."""
+
+
 @dataclass(frozen=True, eq=False)
 class ViewerPair:
     """A pair of images with the methods that registered it.
@@ -81,6 +91,8 @@ class ViewerPair:
         The viewer shows its surroundings; without one, the body of a CT, or the whole fixed image.
     fixed_landmarks, moving_landmarks : Landmarks, optional
         Point i of one corresponds to point i of the other.
+    fixed_guides, moving_guides : Guides of Image
+        Masks of what was ignored and protected, whose outlines can be shown.
 
     Raises
     ------
@@ -97,6 +109,8 @@ class ViewerPair:
     fixed_mask: Image | None = None
     fixed_landmarks: Landmarks | None = None
     moving_landmarks: Landmarks | None = None
+    fixed_guides: Guides[Image] = field(default_factory=Guides, kw_only=True)
+    moving_guides: Guides[Image] = field(default_factory=Guides, kw_only=True)
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -116,6 +130,7 @@ class Volume:
     ----------
     name : str
         "fixed", "moving", or the method's number with "warped", "displacement", "jacobian" or "error": "0-warped".
+        "masks", and the method's number with it, has a bit for each of `MASKS`: -1 stands for no registration.
     codes : ndarray of uint8, shape (z, y, x)
         0 for no value; 1 to 255 for `low` to `high`.
     low, high : float
@@ -218,7 +233,9 @@ def sample_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
     smooth, span = _smoothed(pair.moving, grid), display.span if display else _span(pair.moving)
     moving = smooth.resampled(grid, default=_OUTSIDE).array
     yield _volume("moving", moving, span, moving > _OUTSIDE / 2)
+    yield from _masks_volume(pair, -1, TransformChain(), grid)
     for number, method in enumerate(pair.methods):
+        yield from _masks_volume(pair, number, method.chain, grid)
         field = method.chain.displacement_on(grid)
         warped = smooth.resampled(grid, field.to_sitk_transform(), default=_OUTSIDE).array
         yield _volume(f"{number}-warped", warped, span, warped > _OUTSIDE / 2)
@@ -230,6 +247,18 @@ def sample_volumes(pair: ViewerPair, grid: Grid) -> Iterator[Volume]:
             expected = method.expected_error.expected_at(grid.points())
             highest = float(np.nanmax(expected, initial=0.0))
             yield _volume(f"{number}-error", expected, (0.0, max(highest, 1e-3)), inside & np.isfinite(expected))
+
+
+def _masks_volume(pair: ViewerPair, number: int, chain: TransformChain, grid: Grid) -> Iterator[Volume]:
+    """Yield the masks that are there, those of the moving image through T."""
+    codes = np.zeros(grid.shape, dtype=np.uint8)
+    for bit, (role, name, _) in enumerate(MASKS):
+        mask = getattr(pair.fixed_guides if role == "fixed" else pair.moving_guides, name)
+        if mask is not None:
+            through = chain.displacement_on(grid).to_sitk_transform() if role == "moving" else None
+            codes |= (mark(mask).resampled(grid, through, order=0).array > 0).astype(np.uint8) << bit
+    if codes.any():
+        yield Volume(f"{number}-masks", codes, 0.0, 1.0)
 
 
 def _jacobian_volume(name: str, determinant: FloatArray, inside: npt.NDArray[np.bool_]) -> Volume:

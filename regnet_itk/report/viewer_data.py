@@ -17,6 +17,7 @@ from regnet_itk.report.viewer import (
     CODES,
     FOLDED,
     MARGIN,
+    MASKS,
     ViewerPair,
     choose_first_shown,
     choose_viewer_grid,
@@ -90,6 +91,10 @@ def _described(pair: ViewerPair, grid: Grid) -> dict[str, Any]:
         "landmarks": None if landmarks is None else landmarks.points.round(3).tolist(),
         "names": None if landmarks is None else landmarks.names,
         "before": _rounded(measure_residuals(pair, None)),
+        "masks": [
+            words if getattr(pair.fixed_guides if role == "fixed" else pair.moving_guides, name) is not None else None
+            for role, name, words in MASKS
+        ],
         "remark": _remark(pair, grid, display),
     }
 

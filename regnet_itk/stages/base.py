@@ -17,7 +17,7 @@ from regnet_itk.digests import digest_text
 from regnet_itk.events import Events, Log, Progress
 from regnet_itk.stages.block_means import shrink_image, shrink_mask
 from regnet_itk.stages.coarse_pair import CoarsePair
-from regnet_itk.stages.guides import Guides
+from regnet_itk.stages.guides import Guides, masks_without
 
 if TYPE_CHECKING:
     from regnet_itk.data.landmarks import Landmarks
@@ -88,7 +88,7 @@ class ImagePair:
         )  # fmt: skip
 
     def shrunk(self, voxels: int) -> ImagePair:
-        """Return the pair with about `voxels` voxels an image at most; the landmarks stay."""
+        """Return the pair with about `voxels` voxels an image at most; the landmarks stay, the guides do not."""
 
         def masks(given: tuple[Image, ...]) -> tuple[Image, ...]:
             return tuple(shrink_mask(mask, voxels) for mask in given)
@@ -105,12 +105,31 @@ class ImagePair:
             more_moving=tuple(more_moving),
             more_fixed_masks=masks(self.more_fixed_masks),
             more_moving_masks=masks(self.more_moving_masks),
+            fixed_guides=Guides(),
+            moving_guides=Guides(),
+        )
+
+    def without_ignored(self) -> ImagePair:
+        """Return the pair with masks that leave out what is to be ignored; one for each image where there is any."""
+        fixed_mask, *more_fixed = masks_without(self.fixed_guides.ignore, self.fixed_images, self.fixed_masks)
+        moving_mask, *more_moving = masks_without(self.moving_guides.ignore, self.moving_images, self.moving_masks)
+        return replace(
+            self,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            more_fixed_masks=tuple(filter(None, more_fixed)),
+            more_moving_masks=tuple(filter(None, more_moving)),
+            fixed_guides=replace(self.fixed_guides, ignore=None),
+            moving_guides=replace(self.moving_guides, ignore=None),
         )
 
     @cached_property
     def coarse(self) -> CoarsePair:
         """The pair on a few thousand voxels, where transforms are looked at."""
-        return CoarsePair.of(self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+        return CoarsePair.of(
+            self.fixed, self.moving, self.fixed_mask, self.moving_mask,
+            fixed_ignored=self.fixed_guides.ignore, moving_ignored=self.moving_guides.ignore,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,10 @@ class CoarseImage:
     array : ndarray, shape (z, y, x)
         Its values from 0 to 1, between the limits.
     usable : ndarray, shape (z, y, x)
-        1 where the image may be looked at, 0 outside of its mask.
+        1 where the image may be looked at, 0 outside of its mask and where it is to be ignored.
     body : bool array, shape (z, y, x)
-        The mask where there is one, else what is brighter than the background, with the air that it encloses.
+        The mask where there is one, else what is brighter than the background, with the air that it encloses; without
+        what is to be ignored.
     grid : Grid
     """
 
@@ -94,17 +95,22 @@ class CoarseImage:
     grid: Grid
 
     @classmethod
-    def of(cls, image: Image, mask: Image | None) -> CoarseImage:
-        """Return the coarse form of an image with its mask."""
+    def of(cls, image: Image, mask: Image | None, ignored: Image | None = None) -> CoarseImage:
+        """Return the coarse form of an image with its mask, and a mask of what is to be ignored in it."""
         low, high = intensity_limits(image)
         factor = block_for(image.grid, _VOXELS)
         array, grid = block_means(image.array, image.grid, factor, lambda block: _clip(block, low, high))
         array = (array - np.float32(low)) / np.float32(high - low)
         if mask is None:
-            return cls(array, np.ones_like(array), _find_body(array), grid)
-        share, _ = block_means(mask.array, image.grid, factor, lambda block: block != 0)
-        around = ndimage.binary_dilation(share > 0.5 if (share > 0.5).any() else share > 0)
-        return cls(array, around.astype(np.float32), around, grid)
+            usable, body = np.ones_like(array), _find_body(array)
+        else:
+            share, _ = block_means(mask.array, image.grid, factor, lambda block: block != 0)
+            body = ndimage.binary_dilation(share > 0.5 if (share > 0.5).any() else share > 0)
+            usable = body.astype(np.float32)
+        if ignored is not None:
+            left, _ = block_means(ignored.array, image.grid, factor, lambda block: block == 0)
+            usable, body = usable * left, body & (left > 0.5)
+        return cls(array, usable, body, grid)
 
     def halved(self) -> CoarseImage:
         """Return the image on voxels twice as large."""
@@ -179,10 +185,13 @@ class CoarsePair:
 
     @classmethod
     def of(
-        cls, fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None
-    ) -> CoarsePair:
-        """Return the coarse form of two images with their masks."""
-        return cls(CoarseImage.of(fixed, fixed_mask), CoarseImage.of(moving, moving_mask))
+        cls, fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None,
+        *, fixed_ignored: Image | None = None, moving_ignored: Image | None = None,
+    ) -> CoarsePair:  # fmt: skip
+        """Return the coarse form of two images with their masks, and masks of what is to be ignored in them."""
+        return cls(
+            CoarseImage.of(fixed, fixed_mask, fixed_ignored), CoarseImage.of(moving, moving_mask, moving_ignored)
+        )
 
     def halved(self) -> CoarsePair:
         """Return the pair on voxels twice as large."""

@@ -76,6 +76,11 @@ class ElastixStage(Stage):
         return POINTS_METRIC in self.parameters.values.get("Metric", ())
 
     @property
+    def follows(self) -> frozenset[str]:
+        """What is to be ignored: elastix's masks leave it out."""
+        return frozenset({"ignore"})
+
+    @property
     def compares_any_contrast(self) -> bool:
         """Whether a metric is mutual information."""
         return any("MutualInformation" in metric for metric in self.parameters.values.get("Metric", ()))
@@ -158,6 +163,7 @@ class ElastixStage(Stage):
         if around != ElastixSettings():
             return run_guarded(self, around, pair, initial, options)
         began = time.perf_counter()
+        pair = pair.without_ignored()
         options.progress(0.0, "starting elastix")
         with job_folder() as job:
             with writing_to(job):

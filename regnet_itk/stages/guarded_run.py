@@ -100,7 +100,7 @@ def _run_elastix(
         pair = _clipped(pair)
     grid = pair.fixed.grid
     if settings.most_voxels:
-        pair = pair.shrunk(settings.most_voxels)
+        pair = pair.without_ignored().shrunk(settings.most_voxels)
     found = replace(stage, parameters=parameters).run(pair, begin, replace(options, events=_Share(options.events)))
     *before, last = found.chain.links
     as_given = replace(last, parameters=last.parameters.with_(**grid_keys(grid)))

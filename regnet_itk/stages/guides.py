@@ -5,11 +5,14 @@ Labels guide the field; other masks protect what must not change, or say where t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from regnet_itk.data.image import Image, check_mask
+from regnet_itk.errors import ImageError
 
 Given = TypeVar("Given")
 
@@ -66,3 +69,51 @@ def check_guides(guides: Guides[Image], image: Image, role: str) -> None:
     """
     for name, mask in guides.given():
         check_mask(mask, image, f"{role} {name}")
+
+
+def masks_without(ignored: Image | None, images: Sequence[Image], masks: Sequence[Image]) -> list[Image | None]:
+    """Return the masks of images less what is to be ignored in them.
+
+    Parameters
+    ----------
+    ignored : Image, optional
+        On the grid of the first image; of the others, what lies at the same place.
+    images : sequence of Image
+        Of one side.
+    masks : sequence of Image
+        Theirs: none, one for all of them, or one for each.
+
+    Returns
+    -------
+    list of (Image or None)
+        One for each image; the given ones, at least one entry, if nothing is to be ignored.
+    """
+    if ignored is None:
+        return list(masks) or [None]
+    found: list[Image | None] = []
+    for number, image in enumerate(images):
+        mask = masks[min(number, len(masks) - 1)] if masks else None
+        grid = image.grid if mask is None else mask.grid
+        there = mark(ignored).resampled(grid, order=0).array > 0
+        found.append(Image(~there if mask is None else (mask.array != 0) & ~there, grid))
+    return found
+
+
+def mark(mask: Image) -> Image:
+    """Return a mask with 1 where it is not 0, in a type that can be resampled."""
+    return Image((mask.array != 0).astype(np.uint8), mask.grid)
+
+
+def check_something_left(ignored: Image | None, mask: Image | None, role: str) -> None:
+    """Refuse to ignore all of an image.
+
+    Raises
+    ------
+    ImageError
+    """
+    if ignored is None:
+        return
+    compared = (ignored.array == 0) if mask is None else (ignored.array == 0) & (mask.array != 0)
+    if not compared.any():
+        what = f"{role} image" if mask is None else f"{role} mask"
+        raise ImageError(f"the {role} ignore mask covers all of the {what}, and leaves nothing to compare")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regnet_itk.refinement.agreement import InstancePair
     from regnet_itk.refinement.terms import Term
     from regnet_itk.stages.base import ImagePair, RunOptions
+    from regnet_itk.stages.ignored import Ignored
     from regnet_itk.stages.regnet_settings import RegNetSettings
 
 
@@ -28,6 +29,7 @@ def improve_prediction(
     pairs: Sequence[ImagePair],
     composite: sitk.Transform,
     region: Image,
+    ignored: Ignored,
     *,
     world: World,
     settings: RegNetSettings,
@@ -50,6 +52,8 @@ def improve_prediction(
         The transform so far, fixed to moving; u lies within it.
     region : Image
         Voxels other than 0 are improved; its voxels are those that are worked on.
+    ignored : Ignored
+        What is left out of either image, with all that self-similarity contexts of it would look at.
     world : World
         In whose unit the images are.
     settings : RegNetSettings
@@ -70,7 +74,7 @@ def improve_prediction(
     """
     if not region.array.any():
         return u
-    from regnet_itk.refinement.agreement import InstancePair
+    from regnet_itk.refinement.agreement import InstancePair, dependable
     from regnet_itk.refinement.instance_optimisation import (  # fmt: skip
         MARGIN,
         VOXEL_SIZE,
@@ -88,9 +92,9 @@ def improve_prediction(
         resample_pair(pair, grid, composite, world.background, threads=options.threads, averaged=True) for pair in pairs
     ]
     known = np.logical_and.reduce([_known(pair.moving, grid, composite) for pair in pairs])
-    instance = InstancePair(
-        *seen[0], Image(region.array[box], grid), Image(known, grid), world.intensity_range, tuple(seen[1:])
-    )
+    known &= ~ignored.in_moving(grid, composite)
+    compared = (region.array[box] != 0) & dependable(~ignored.in_fixed(grid))
+    instance = InstancePair(*seen[0], Image(compared, grid), Image(known, grid), world.intensity_range, tuple(seen[1:]))
     factor = 1.0
     if world.voxel_sizes is None:  # else all lengths have grown with the images' voxels already
         factor = smoothness_factor(*(image for pair in pairs for image in (pair.fixed, pair.moving)))

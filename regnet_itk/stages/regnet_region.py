@@ -56,6 +56,8 @@ class Regions:
         mm; of the voxels that the field is improved on, if the memory allows it.
     images : int
         Of each side.
+    protected : Image, optional
+        Boolean, on the fixed image's grid: parts whose motion is wanted in any case.
     """
 
     pair: ImagePair
@@ -65,6 +67,7 @@ class Regions:
     source: str
     finest: float
     images: int = 1
+    protected: Image | None = None
 
     @cached_property
     def _scan(self) -> Scan:
@@ -99,7 +102,7 @@ class Regions:
             region = self._scan.find(wanted, grid)
         if not region.array.any():
             raise ImageError("the masks leave no voxel of the fixed image; check that masks and images overlap")
-        return region
+        return self._with_protected(region)
 
     def to_improve(self, predicted: Image) -> Image | None:
         """Return where the field is improved: `predicted`, or, if nobody asked for a region, the world's own.
@@ -144,9 +147,8 @@ class Regions:
     def _to_improve_on(self, predicted: Image, voxel_size: float) -> Image:
         if self.settings.region == "auto" and not _has_mask(self.pair) and self.world.improved_in:
             try:
-                return self._with_labels(
-                    self._scan.find(self.world.improved_in, self.pair.fixed.grid.isotropic(voxel_size))
-                )
+                grid = self.pair.fixed.grid.isotropic(voxel_size)
+                return self._with_protected(self._with_labels(self._scan.find(self.world.improved_in, grid)))
             except ImageError:
                 pass  # of a chest CT: no lungs in it; the whole region then
         return self._predicted_on(predicted, voxel_size)
@@ -163,6 +165,14 @@ class Regions:
             return region
         inside = Image((labels.array != 0).astype(np.uint8), labels.grid).resampled(region.grid, order=0)
         return Image((region.array != 0) | (inside.array > 0), region.grid)
+
+    def _with_protected(self, region: Image) -> Image:
+        """Return a region with the parts that are to be protected."""
+        if self.protected is None:
+            return region
+        marked = Image(self.protected.array.astype(np.uint8), self.protected.grid)
+        on_grid = marked if region.grid is marked.grid else marked.resampled(region.grid)
+        return Image((region.array != 0) | (on_grid.array > 0), region.grid)
 
     def _moving_mask_on_fixed(self) -> Image | None:
         mask = self.pair.moving_mask

@@ -87,6 +87,19 @@ class RegNetSettings:
         "along the border of what the field may slide: `mask` is what is given as such (`-fSliding`), `lungs` are "
         "found in a CT of the chest, `none` leaves a mask aside", headline=True,
     )  # fmt: skip
+    ignore: bool = key(
+        "RegNetIgnore", True, truth(),
+        "`true`: what `-fIgnore` and `-mIgnore` mark has no force, and the field is carried on smoothly through it; "
+        "`false`: the masks are left aside",
+    )  # fmt: skip
+    rigid: bool = key(
+        "RegNetRigid", True, truth(),
+        "`true`: each number of `-fRigid` moves rigidly; `false`: the mask is left aside",
+    )  # fmt: skip
+    keep_volume: bool = key(
+        "RegNetKeepVolume", True, truth(),
+        "`true`: each number of `-fVolume` keeps its volume, at every point; `false`: the mask is left aside",
+    )  # fmt: skip
     instance_iterations: tuple[int, ...] = key(
         "RegNetInstanceIterations", (), whole_number("whole numbers, 0 or more"),
         "steps of instance optimisation after the network; `20 20 20` takes 20 with wide B-splines, 20 with B-splines "

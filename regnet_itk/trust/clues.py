@@ -24,6 +24,7 @@ from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.networks.coarse_to_fine import cube_of_offsets
 from regnet_itk.networks.resampling import resample_for_network
 from regnet_itk.networks.self_similarity import REACH, mind_features
+from regnet_itk.stages.ignored import Ignored
 from regnet_itk.trust.costs import mean_around, moved_costs
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class Clues:
     voxel_size: float
 
 
-def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None) -> Clues:
+def find_clues(
+    fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None, ignored: Ignored | None = None
+) -> Clues:
     """Look for clues to the error of a transform.
 
     Parameters
@@ -92,6 +95,8 @@ def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image
         Fixed to moving.
     region : Image, optional
         On any grid: where anything is to be said; the fixed image's foreground by default.
+    ignored : Ignored, optional
+        Where the images have nothing to compare, and nothing is said.
 
     Raises
     ------
@@ -108,13 +113,17 @@ def find_clues(fixed: Image, moving: Image, chain: TransformChain, region: Image
         _scaled(resample_for_network(image, working, float(image.array.min()), by, averaged=True), where)
         for image, by, where in ((fixed, None, None), (moving, transform, known))
     ]
-    valid = inside & _pooled_least(known)
+    overlap = inside & _pooled_least(known)
+    valid = overlap
+    if ignored is not None:
+        hidden = ignored.in_fixed(working) | ignored.in_moving(working, transform)
+        valid = overlap & _pooled_least(torch.from_numpy(~hidden))
     columns = {name: values.numpy() for name, values in (_compare(*seen) | _local_correlation(*seen)).items()}
     u = chain.displacement_on(lattice)
     columns |= _of_the_field(u, working.spacing[0])
     columns |= _borders(fixed, moving, u, working.spacing[0])
     shared = _of_all(columns, valid)
-    shared["overlap"] = float(valid.sum() / max(1, inside.sum()))
+    shared["overlap"] = float(overlap.sum() / max(1, inside.sum()))
     shared["coarsest"] = max(*fixed.grid.spacing, *moving.grid.spacing) / working.spacing[0]
     values = np.stack([np.broadcast_to((columns | shared)[name], lattice.shape) for name in NAMES], axis=-1)
     return Clues(lattice, values.astype(np.float32), valid, working.spacing[0])

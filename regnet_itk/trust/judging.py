@@ -39,7 +39,10 @@ def judge_transform(pair: ImagePair, chain: TransformChain, *, threads: int | No
     ImageError
         If the fixed image is the same everywhere.
     """
-    errors = find_error_map(pair.fixed, pair.moving, chain, pair.fixed_mask, threads=threads)
+    errors = find_error_map(
+        pair.fixed, pair.moving, chain, pair.fixed_mask, threads=threads,
+        fixed_ignore=pair.fixed_guides.ignore, moving_ignore=pair.moving_guides.ignore,
+    )  # fmt: skip
     whole = judge(replace(pair.coarse, any_contrast=True), TransformChain(), chain)
     folding = folding_share(chain.displacement_on(choose_overview_grid(pair.fixed.grid)))
     judged = [("the registration", whole)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regnet_itk.networks.devices import limited_threads
+from regnet_itk.stages.ignored import Ignored
 from regnet_itk.trust.clues import find_clues
 from regnet_itk.trust.error_map import ErrorMap
 from regnet_itk.trust.error_model import load_error_model
@@ -20,8 +21,9 @@ _WIDENED = 1.5  # the radius, where the pair is unlike all that the model learnt
 
 
 def find_error_map(
-    fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None, *, threads: int | None = None
-) -> ErrorMap:
+    fixed: Image, moving: Image, chain: TransformChain, region: Image | None = None, *, threads: int | None = None,
+    fixed_ignore: Image | None = None, moving_ignore: Image | None = None,
+) -> ErrorMap:  # fmt: skip
     """Tell how far a transform may be from the truth, from what the images look like under it.
 
     Parameters
@@ -32,9 +34,12 @@ def find_error_map(
         Fixed to moving, found by whatever method.
     region : Image, optional
         Where something is to be said; the fixed image's foreground by default.
-
     threads : int, optional
         CPU threads; all by default.
+    fixed_ignore, moving_ignore : Image, optional
+        Masks of where the images have nothing to compare, so that nothing is said.
+
+        .. versionadded:: 0.2
 
     Raises
     ------
@@ -58,7 +63,7 @@ def find_error_map(
     """
     model = load_error_model()
     with limited_threads(threads):
-        clues = find_clues(fixed, moving, chain, region)
+        clues = find_clues(fixed, moving, chain, region, Ignored(fixed_ignore, moving_ignore))
         values, unusual = model.predict(clues), model.unusual(clues)
     if unusual:
         values[..., 1] *= _WIDENED

@@ -52,7 +52,8 @@ class Verdict:
 
 def region_of(pair: ImagePair) -> str:
     """Return what the region of a pair's error map is called."""
-    return "fixed mask" if pair.fixed_mask is not None else "foreground"
+    less = any(guides.ignore is not None for guides in (pair.fixed_guides, pair.moving_guides))
+    return ("fixed mask" if pair.fixed_mask is not None else "foreground") + " (less what is ignored)" * less
 
 
 def longest_side(pair: ImagePair) -> float:

@@ -2,11 +2,11 @@
 
 Of each block that begins with ```sh the lines ``regnet-itk ..`` are run, and then all blocks that begin with ```python,
 page by page, in a folder that holds: fixed.mha, moving.mha, fixed_mask.mha, moving_mask.mha, labels.mha (of the moving
-image), lobes.mha (of the fixed one), points.txt (landmarks of the fixed image), moving_points.txt, pairs.csv (a list of
-one pair), and run/, the output of a registration by an affine and a RegNet stage; fixed_nodules.mha and
-moving_nodules.mha, labels of what lies in the lungs of both; of the same scans as DICOM also fixed_series/,
-moving_series/, dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot run here begins with
-```sh no-test or ```python no-test.
+image), lobes.mha, bones.mha and heart.mha (of the fixed one), points.txt (landmarks of the fixed image),
+moving_points.txt, pairs.csv (a list of one pair), and run/, the output of a registration by an affine and a RegNet
+stage; fixed_nodules.mha and moving_nodules.mha, labels of what lies in the lungs of both; of the same scans as DICOM
+also fixed_series/, moving_series/, dose.dcm and structures.dcm. The stage `affine` is a quick one. A block that cannot
+run here begins with ```sh no-test or ```python no-test.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def material(tmp_path_factory):
     write_image(Image(labels.astype(np.uint8), lungs.grid), folder / "labels.mha")
     lobes = phantom.fixed_mask.array * (1 + (np.arange(len(phantom.fixed_mask.array)) > 15))[:, None, None]
     write_image(Image(lobes.astype(np.uint8), phantom.fixed.grid), folder / "lobes.mha")
+    bones = (phantom.fixed.array > 250).astype(np.uint8)
+    write_image(Image(bones, phantom.fixed.grid), folder / "bones.mha")
+    heart = np.linalg.norm(phantom.fixed.grid.points() - (15.0, -20.0, -20.0), axis=-1) < 15
+    write_image(Image(heart.astype(np.uint8), phantom.fixed.grid), folder / "heart.mha")
     quick = read_parameter_map("affine").with_(
         NumberOfResolutions=1, ImagePyramidSchedule=[4, 4, 4], MaximumNumberOfIterations=60
     )

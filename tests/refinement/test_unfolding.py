@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 from transform_cases import FIXED
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import Grid
-from regnet_itk.refinement.unfolding import LEAST, least_determinants, unfold_field
+from regnet_itk.refinement.unfolding import LEAST, least_determinants, unfold_around, unfold_field
 from regnet_itk.transforms.chain import Link, TransformChain
 
 MIRRORED = Grid((26, 22, 18), (1.5, 2.0, 2.5), (3.0, -4.0, 50.0), FIXED.direction_matrix @ np.diag([1.0, -1.0, 1.0]))
@@ -82,3 +83,30 @@ def test_one_thin_axis_has_no_cells():
     grid = Grid((5, 4, 1))
     field = DisplacementField(np.ones((*grid.shape, 3), dtype=np.float32), grid)
     assert unfold_field(field) == (field, 0.0)
+
+
+def test_a_fold_beside_what_is_held_is_taken_out_and_the_rest_stays():
+    grid = Grid((60, 28, 26), (2.0, 2.0, 2.0))
+    held = np.zeros(grid.shape, dtype=bool)
+    held[8:16, 8:18, 8:16] = True
+    u = np.zeros((*grid.shape, 3), dtype=np.float32)
+    u[held] = (5.0, -2.0, 1.0)
+    field = DisplacementField(u, grid)
+    assert least_determinants(u, grid).min() < 0
+    found = unfold_around(field, held)
+    assert least_determinants(found.vectors, grid).min() >= LEAST
+    np.testing.assert_array_equal(found.vectors[held], u[held])
+    assert not found.vectors[:, :, 35:].any()
+
+
+def test_a_fold_that_what_is_held_allows_no_way_out_of_changes_nothing_else():
+    grid = Grid((30, 28, 26), (2.0, 2.0, 2.0))
+    held = np.zeros(grid.shape, dtype=bool)
+    held[8:16, 8:18, 8:18] = True
+    u = np.zeros((*grid.shape, 3), dtype=np.float32)
+    u[8:16, 8:18, 8:13, 0] = 9.0  # one half of what is held runs into the other
+    found = unfold_around(DisplacementField(u, grid), held)
+    changed = np.linalg.norm(found.vectors - u, axis=-1) > 0
+    assert not changed[held].any()
+    assert least_determinants(found.vectors, grid).min() < 0
+    assert not changed[ndimage.distance_transform_edt(~held) > 17].any()

@@ -16,12 +16,14 @@
   const FOLDED = 1;
   const OPAQUE = 0xff000000, HAZARD = [0xff000000, 0xff00e0ff]; // black and yellow, as 0xAABBGGRR
   const WINDOWS = { lung: [-600, 1500], soft: [40, 400] };
+  const MASK_COLOURS = ["#e69f00", "#f0e442", "#56b4e9", "#009e73"].map((text) => ({ text,
+    value: (OPAQUE | (parseInt(text.slice(5), 16) << 16) | (parseInt(text.slice(3, 5), 16) << 8) | parseInt(text.slice(1, 3), 16)) >>> 0 }));
   const BEFORE = -1; // the "method" that leaves everything where it is
   const palettes = Object.fromEntries(Object.entries(colours).map(([name, text]) => [name, palette(bytesOf(text))]));
 
   const state = {
     pair: 0, method: BEFORE, mode: "warped", layout: "planes", at: [0, 0, 0], window: "auto", level: 0, width: 1,
-    ranges: {}, opacity: 0.6, tile: 24, crosshair: true, landmarks: true, slab: 4, flipped: null, plane: 0,
+    ranges: {}, opacity: 0.6, tile: 24, crosshair: true, landmarks: true, masks: true, slab: 4, flipped: null, plane: 0,
   };
   let volumes = new Map(); // of the pair that is shown, by name; a promise while it is decoded
   let panels = [];
@@ -299,7 +301,8 @@
     panel.image.setAttribute("aria-label", `${plane.name} plane at ${panel.place.textContent}: ${describe(mode, method)}`);
     panel.figure.ariaBusy = images.every(Boolean) ? "false" : "true";
     if (images.every(Boolean) && (state.window !== "auto" || volume("fixed") && (pair().unit || volume("moving")))) {
-      const { width, height, start, column, row } = walk(plane), pixel = painters[mode](images);
+      const { width, height, start, column, row } = walk(plane);
+      const pixel = outlined(painters[mode](images), mode === "moving" ? BEFORE : method, column, row);
       const picture = new ImageData(width, height), pixels = new Uint32Array(picture.data.buffer);
       for (let r = 0, n = 0; r < height; r++) {
         for (let c = 0, i = start + r * row; c < width; c++, i += column) pixels[n++] = pixel(i, c, r);
@@ -310,6 +313,22 @@
       return true;
     }
     return false;
+  }
+
+  // Outlines of the masks, each in its colour: where a voxel is in a mask and one beside it is not.
+  function outlined(pixel, method, column, row) {
+    const name = state.masks ? part(method, "masks") : null, masks = name ? volume(name) : null;
+    if (!masks) return pixel;
+    const { codes } = masks;
+    return (i, c, r) => {
+      const here = codes[i];
+      if (here) {
+        const inner = (codes[i - column] ?? 0) & (codes[i + column] ?? 0) & (codes[i - row] ?? 0) & (codes[i + row] ?? 0);
+        const rim = here & ~inner;
+        if (rim) return MASK_COLOURS[31 - Math.clz32(rim & -rim)].value;
+      }
+      return pixel(i, c, r);
+    };
   }
 
   // In the layout of all methods, the images that belong to none are next to the first panel's already.
@@ -550,6 +569,10 @@
     const names = [BEFORE, ...methods.keys()];
     byId("methods").replaceChildren(byId("methods").firstElementChild, ...names.map(methodButton));
     show(".for-landmarks", Boolean(landmarks));
+    const masks = pair().masks.map((words, bit) => words && Object.assign(make("span", "mask"), { textContent: words,
+      style: `border-color: ${MASK_COLOURS[bit].text}` })).filter(Boolean);
+    byId("mask-key").replaceChildren(...masks);
+    show(".for-masks", masks.length > 0);
     show(".for-error", Object.keys(pair().volumes).some((name) => name.endsWith("-error")));
     for (const option of byId("window").options) option.hidden = option.value in WINDOWS && !unit;
     byId("fine").textContent = pair().remark;
@@ -633,6 +656,7 @@
       state.flipped = state.flipped === null ? state.mode : null;
       draw();
     } else if (event.key.toLowerCase() === "l") byId("landmarks").click();
+    else if (event.key.toLowerCase() === "m") byId("masks").click();
     else return;
     event.preventDefault();
   });
@@ -666,7 +690,7 @@
   onNumber("range", (value) => { state.ranges[state.mode] = value; });
   onNumber("opacity", (value) => { state.opacity = value / 100; });
   onNumber("slab", (value) => { state.slab = value; });
-  for (const name of ["crosshair", "landmarks"]) {
+  for (const name of ["crosshair", "landmarks", "masks"]) {
     byId(name).addEventListener("change", () => {
       state[name] = byId(name).checked;
       draw();

@@ -12,7 +12,7 @@ import itk
 import numpy as np
 import pytest
 
-from regnet_itk import RegNetRegistrationMethod, registration_method
+from regnet_itk import Guides, RegNetRegistrationMethod, registration_method
 from regnet_itk.anatomy.phantom import make_phantom
 from regnet_itk.data.field import read_displacement_field
 from regnet_itk.data.image import Image, grid_of
@@ -244,3 +244,27 @@ def test_misuse(images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         registration_method(*images, output_directory=tmp_path / "file")
+
+
+def test_guides_and_judges_reach_the_registration(images, phantom, monkeypatch):
+    given = {}
+
+    class Reached(Exception):
+        pass
+
+    def register(*_, **arguments):
+        given.update(arguments)
+        raise Reached
+
+    monkeypatch.setattr("regnet_itk.interfaces.itk_elastix.register", register)
+    guides = [Guides(label=mask) for mask in (phantom.fixed_mask, phantom.moving_mask)]
+    method = RegNetRegistrationMethod.New(*images, fixed_guides=guides[0], moving_guides=guides[1])
+    method.SetParameterObject(parameter_object(REGNET))
+    method.SetFixedJudgePointSetFileName("judges.txt")
+    method.SetMovingJudgePointSetFileName("moving_judges.txt")
+    with pytest.raises(Reached):
+        method.Update()
+    assert given["fixed_guides"] is guides[0]
+    assert given["moving_guides"] is guides[1]
+    assert given["fixed_judge_landmarks"] == "judges.txt"
+    assert given["moving_judge_landmarks"] == "moving_judges.txt"

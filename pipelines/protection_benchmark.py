@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -304,19 +305,20 @@ class _Kept:
 
 
 def ignoring_table(rows: list[dict[str, object]]) -> list[str]:
-    """Return the table of pairs with something to ignore, means over all pairs of a kind."""
+    """Return the table of pairs with something to ignore: means over the phantoms and over the CTs."""
     lines = [
-        "| | chain | within 20 mm, without | with masks | farther away, without | with | least det J, with |",
-        "|---|---|---|---|---|---|---|",
+        "| | pairs | chain | near, without | near, with masks | far, without | far, with "
+        "| least det J, without | with |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
-        for chain in CHAINS:
-            cells = []
-            for what in ("near", "far"):
-                for masks in (False, True):
-                    cells.append(f"{_mean(rows, what, kind=kind, chain=chain, masks=masks):.2f}")
-            least = min((r["least_det"] for r in _of(rows, kind=kind, chain=chain, masks=True)), default=np.nan)
-            lines.append(f"| {kind} | {chain} | {' | '.join(cells)} | {least:.2f} |")
+    for row in rows:
+        row["of"] = "phantom" if str(row["pair"]).startswith("phantom") else "CT"
+    for kind, (of, chain) in product(KINDS, product(("phantom", "CT"), CHAINS)):
+        found = [_of(rows, kind=kind, chain=chain, of=of, masks=masks) for masks in (False, True)]
+        if found[1]:
+            means = [f"{_mean(part, what):.2f}" for what in ("near", "far") for part in found]
+            least = [f"{min(float(row['least_det']) for row in part):.2f}" for part in found]  # type: ignore[arg-type]
+            lines.append(f"| {kind} | {len(found[1])} {of} | {chain} | {' | '.join((*means, *least))} |")
     return lines
 
 
@@ -324,8 +326,8 @@ def protecting_table(rows: list[dict[str, object]]) -> list[str]:
     """Return the table of what is protected."""
     lines = [
         "| masks | from rigid, mm at most | change of volume, at most | error in bones | in lungs | in the body "
-        "| least det J | s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| least det J |",
+        "|---|---|---|---|---|---|---|",
     ]
     for masks in ("none", "rigid", "volume"):
         of = [row for row in _of(rows, masks=masks) if "from_rigid" in row]
@@ -334,8 +336,7 @@ def protecting_table(rows: list[dict[str, object]]) -> list[str]:
             means = [np.mean([row[what] for row in of]) for what in ("in_bones", "in_lungs", "in_body")]
             least = min(row["least_det"] for row in of)
             lines.append(
-                f"| {masks} | {worst[0]:.3g} | {worst[1]:.1%} | {' | '.join(f'{m:.2f}' for m in means)} | {least:.2f} "
-                f"| {np.mean([row['seconds'] for row in of]):.0f} |"
+                f"| {masks} | {worst[0]:.3g} | {worst[1]:.1%} | {' | '.join(f'{m:.2f}' for m in means)} | {least:.2f} |"
             )
     return lines
 
@@ -344,9 +345,8 @@ def _of(rows: list[dict[str, object]], **wanted: object) -> list[dict[str, objec
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def _mean(rows: list[dict[str, object]], what: str, **wanted: object) -> float:
-    found = [row[what] for row in _of(rows, **wanted)]
-    return float(np.mean(found)) if found else float("nan")
+def _mean(rows: list[dict[str, object]], what: str) -> float:
+    return float(np.mean([row[what] for row in rows]))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def _improve(
         for step in range(steps):
             drawn = agreement.draw(random)
             added = splines.at_drawn(drawn)
-            u = added + interpolate(field, _index_in(grid, pair.fixed.grid, drawn.index, added))
+            u = added + interpolate(field, moved_index(grid, pair.fixed.grid, drawn.index, added))
             costs = [term.cost(at).to(device) for term in terms]
             unlike = agreement.difference(drawn, u, options.information)
             if unlike is not None:
@@ -218,11 +218,23 @@ def _improve(
 def _displacement_at(splines: AddedSplines, field: Tensor, grid: Grid, seen: Grid, index: Tensor) -> Tensor:
     """Return u at indices (n, 3) of the grid `seen`: what is added, and the field so far, on `grid`, where it leads."""
     added = splines.at(index.to(field))
-    return (added + interpolate(field, _index_in(grid, seen, index.to(field), added))).to(index.device)
+    return (added + interpolate(field, moved_index(grid, seen, index.to(field), added))).to(index.device)
 
 
-def _index_in(grid: Grid, seen: Grid, index: Tensor, added: Tensor) -> Tensor:
-    """Return where indices of `seen` are on another grid with the same axes, once moved: indices (n, 3) z, y, x."""
+def moved_index(grid: Grid, seen: Grid, index: Tensor, added: Tensor) -> Tensor:
+    """Return where indices of a grid are on another one with the same axes, once they are moved.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where they are wanted.
+    seen : Grid
+        Where they are.
+    index : Tensor, shape (n, 3)
+        z, y, x.
+    added : Tensor, shape (n, 3)
+        By how much they are moved: x, y, z in mm along the axes.
+    """
     first = np.asarray(grid.point_to_index(seen.origin))[::-1].copy()
     step = (np.asarray(seen.spacing) / np.asarray(grid.spacing))[::-1].copy()
     there = torch.from_numpy(first).to(index) + index * torch.from_numpy(step).to(index)

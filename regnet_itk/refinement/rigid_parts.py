@@ -12,6 +12,7 @@ from scipy import ndimage
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray, Grid
 from regnet_itk.data.image import bounding_box
+from regnet_itk.data.ramps import smooth_step
 from regnet_itk.refinement.labels_on_fields import LabelOnField, find_owners
 
 Mapping = Callable[[FloatArray], FloatArray]
@@ -154,8 +155,7 @@ def hold_rigid(u: DisplacementField, parts: RigidParts, before: Mapping) -> tupl
         box = bounding_box(own, [int(width / s) + 1 for s in reversed(u.grid.spacing)])
         distance, nearest = ndimage.distance_transform_edt(~own[box], u.grid.spacing[::-1], return_indices=True)
         near = (distance < width) & ~held[box]
-        nearness = 1.0 - distance[near] / width
-        nearness = nearness * nearness * (3.0 - 2.0 * nearness)
+        nearness = smooth_step(1.0 - distance[near] / width)
         weight = nearness / distance[near] ** 2
         at = tuple(index[near] for index in nearest)
         total[box][near] += weight[:, None] * (vectors[box][at] - u.vectors[box][at])

@@ -106,6 +106,8 @@ class GuidingLandmarks:
         if after.mean() > _BETTER * off.mean():
             return led, replace(kept, loose=loose)
         kept = kept._right(again, look)  # what was hidden in the failure may show now
+        if not len(kept.points):
+            return again, kept
         led, loose = kept._corrected(again)
         return led, replace(kept, loose=loose)
 

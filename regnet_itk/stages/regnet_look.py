@@ -53,6 +53,10 @@ class NetworkLook:
         """Return the displacement that the network predicts."""
         return self._predicted(self.images)
 
+    def predict_back(self) -> DisplacementField:
+        """Return the displacement of the way back: from the moving images through the transform so far to the fixed."""
+        return self._predicted([(moving, fixed) for fixed, moving in self.images])
+
     def again(self, u: DisplacementField) -> DisplacementField:
         """Return the whole displacement, if the network looks at the pair under the displacement `u`."""
         through = self.initial.then(link_field(u)).to_sitk(self.seen[0].fixed.grid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from regnet_itk.networks.suitability import (
 from regnet_itk.stages.ignored import Ignored
 from regnet_itk.stages.protection import Protection
 from regnet_itk.stages.regnet_guides import lead_by_guides
-from regnet_itk.stages.regnet_improvement import improve_prediction
+from regnet_itk.stages.regnet_improvement import BothWays, Improvement
 from regnet_itk.stages.regnet_inputs import check_overlap, resample_pair, standardised_pairs
 from regnet_itk.stages.regnet_look import NetworkLook
 from regnet_itk.stages.regnet_region import Regions
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from regnet_itk.networks.inference import Predictor
     from regnet_itk.networks.model import Model, ModelDescription
     from regnet_itk.networks.world import World
+    from regnet_itk.refinement.agreement import InstancePair
+    from regnet_itk.refinement.terms import Term
     from regnet_itk.stages.base import Detail, ImagePair, RunOptions
     from regnet_itk.stages.regnet_labels import GuidingLabels
     from regnet_itk.stages.regnet_landmarks import GuidingLandmarks
@@ -64,6 +66,19 @@ class FoundField:
     u: DisplacementField
     details: dict[str, Detail]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """What the network has predicted, what guided it, and how it looked at the pair."""
+
+    u: DisplacementField
+    guides: Sequence[GuidingLandmarks | GuidingLabels]
+    look: NetworkLook
+
+    def make_terms(self, instance: InstancePair) -> list[Term]:
+        """Return what the guides add to instance optimisation on a pair."""
+        return [term for guide in self.guides for term in guide.terms(instance)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +128,8 @@ class FieldSearch:
             to_improve = aside.submit(self._regions.to_improve, region)
             inside = self._covered(region, self._grid)
             check_overlap(*resampled[0], inside, self._world.background)
-            u, guides = self._predicted(resampled, inside)
-        u = self._improved(u, region, to_improve, guides)
+            predicted = self._predicted(resampled, inside)
+        u = self._improved(predicted, region, to_improve)
         covered = self._covered(inside, u.grid)
         u = self._faded(u, covered)
         protected = self._protection.enforce(u, self.initial)
@@ -178,9 +193,7 @@ class FieldSearch:
 
         return Image(covering(region, grid), grid)
 
-    def _predicted(
-        self, resampled: Sequence[tuple[Image, Image]], inside: Image
-    ) -> tuple[DisplacementField, list[GuidingLandmarks | GuidingLabels]]:
+    def _predicted(self, resampled: Sequence[tuple[Image, Image]], inside: Image) -> _Predicted:
         """Return what the network predicts, led by landmarks and labels, and these."""
         options, settings, predictor = self.options, self.settings, self._predictor()
         options.log.debug(
@@ -196,7 +209,7 @@ class FieldSearch:
         self._told.update(_predicted_by(self.model, predictor), unfolded_share=round(folded, 6))
         for guide in guides:
             self._told.update(guide.details())
-        return self._carried_on(u), guides
+        return _Predicted(self._carried_on(u), guides, look)
 
     def _predictor(self) -> Predictor:
         from regnet_itk.networks.inference import InferenceOptions, Predictor
@@ -216,25 +229,29 @@ class FieldSearch:
         return Predictor(self.model, inference, report)
 
     def _improved(
-        self, u: DisplacementField, region: Image, to_improve: Future[Image | None],
-        guides: Sequence[GuidingLandmarks | GuidingLabels],
+        self, predicted: _Predicted, region: Image, to_improve: Future[Image | None]
     ) -> DisplacementField:  # fmt: skip
         """Return a field that instance optimisation has improved, and of which a part slides if that is wanted."""
-        improve = partial(
-            improve_prediction,
-            pairs=self._seen, composite=self._composite, ignored=self._ignored, world=self._world,
-            options=self.options, name=self.name, scale=self._scale,
-            make_terms=lambda instance: [term for guide in guides for term in guide.terms(instance)],
+        u = predicted.u
+        improvement = Improvement(
+            self._seen, self._composite, self._ignored, self._world, self.settings, self.options, self.name,
+            self._scale, predicted.make_terms,
         )  # fmt: skip
         sliding = self._regions.to_slide(region)
         if (improved_in := to_improve.result()) is not None:
             until = 0.85 if sliding is None else _WHOLE_IMPROVED
-            u = improve(u, region=improved_in, settings=self.settings, until=until)
+            if self.settings.inverse_consistency and improved_in.array.any():
+                start = BothWays(u, self._unfolded(predicted.look.predict_back())[0])
+                both = improvement.improve_both_ways(start, improved_in, until=until)
+                u = both.u
+                self._told["inverse_residual_mm"] = round(both.residual, 3)
+            else:
+                u = improvement.improve(u, improved_in, until=until)
             u, _ = self._unfolded(self._carried_on(u))
         if sliding is None:
             return u
-        sides = replace(self.settings, instance_iterations=SIDE_ITERATIONS)
-        slid = let_slide(u, *sliding, partial(improve, settings=sides, since=_WHOLE_IMPROVED), self._scale)
+        of_sides = partial(improvement.with_iterations(SIDE_ITERATIONS).improve, since=_WHOLE_IMPROVED)
+        slid = let_slide(u, *sliding, of_sides, self._scale)
         self._told.update(slid.details)
         return self._unfolded(slid.u)[0]
 

@@ -111,6 +111,11 @@ class RegNetSettings:
         "weight of smoothness in these steps; more on coarse images (finest voxel side above 1.5 mm, slices above "
         "2.5 mm)",
     )  # fmt: skip
+    inverse_consistency: float = key(
+        "RegNetInverseConsistency", 0.0, number("a number, 0 or more"),
+        "weight of the way back in these steps: above 0 both directions are improved together, in turns, so that each "
+        "undoes the other; 0.02 is enough. It takes about twice the time",
+    )  # fmt: skip
     instance_information: float = key(
         "RegNetInstanceInformation", 0.0, number("a number, 0 or more"),
         "weight of the mutual information in these steps, beside the self-similarity contexts",

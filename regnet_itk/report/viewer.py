@@ -71,6 +71,7 @@ MASKS = (
     ("moving", "ignore", "ignored in the moving image"),
     ("fixed", "rigid", "rigid"),
     ("fixed", "volume", "volume kept"),
+    ("fixed", "sliding", "slides"),
 )
 """The masks whose outlines can be shown: of which image, which of its guides, and how they are called."""
 

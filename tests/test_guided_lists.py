@@ -14,7 +14,7 @@ from regnet_itk.batch.records import FileMark
 from regnet_itk.batch.run import collect_batch, plan_batch
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.batch.work import PairTask, run_pair
-from regnet_itk.comparison import run as comparison_module
+from regnet_itk.comparison import pair_steps as comparison_module
 from regnet_itk.comparison.methods import Method
 from regnet_itk.comparison.run import compare
 from regnet_itk.comparison.step import run_step

@@ -256,7 +256,7 @@ def test_labels_come_to_lie_on_each_other_within_the_transform_so_far(model):
     start = STARTS["affine"]
     pair = labelled(start)
     made = stage(model, RegNetInstanceIterations="20 20 20")
-    assert made.follows == {"label"}
+    assert "label" in made.follows
     found, heard = run(made, pair, start)
     assert max(overlap(pair, start)) < 0.75
     assert min(overlap(pair, found.chain)) > 0.88
@@ -270,8 +270,8 @@ def test_weights_choose_labels(model):
     for weights, guiding in (("5 0", "2"), ("2 0.5", "2, 5"), ("0.3", "2, 5"), ("2 0 5 0", "")):
         found, _ = run(stage(model, RegNetInstanceIterations=1, RegNetLabelWeight=weights), pair, start)
         assert found.details["guiding_labels"] == guiding
-    assert stage(model, RegNetInstanceIterations=30, RegNetLabelWeight="0").follows == set()
-    assert stage(model).follows == set()
+    assert "label" not in stage(model, RegNetInstanceIterations=30, RegNetLabelWeight="0").follows
+    assert "label" not in stage(model).follows
 
 
 def test_labels_that_only_one_image_has_are_named_once(model):

@@ -106,7 +106,7 @@ def test_both_sides_are_found(sheared: Sheared, stage: RegNetStage) -> None:
     told = [now.fraction for now in heard.progresses]
     assert told == sorted(told)
     assert float(found.details["largest_slip_mm"]) == pytest.approx(10.0, abs=1.5)
-    assert float(found.details["sliding_gap_mm"]) < 0.5  # a third of a voxel
+    assert 0.01 < float(found.details["sliding_gap_mm"]) < 0.5  # a third of a voxel; never none at all
     assert "largest_slip_mm" not in joined.details
     # as ITK sees it, and it folds nowhere
     field = found.chain.displacement_on(FIXED)

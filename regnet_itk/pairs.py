@@ -54,9 +54,13 @@ class Pair:
     fixed_judge_landmarks, moving_judge_landmarks, fixed_judge_labels, moving_judge_labels : Path, optional
         The same, of which no registration knows. Where they are given, a comparison measures with them, and is guided
         by the others.
-    fixed_ignore, fixed_rigid, fixed_volume, fixed_sliding, and the same of moving : Path, optional
-        Masks on the grids of their images: what is to be ignored, moves rigidly, keeps its volume, or slides; see
+    fixed_ignore, fixed_rigid, fixed_volume, fixed_sliding : Path, optional
+        Masks on the grid of the fixed image: what is to be ignored, moves rigidly, keeps its volume, or slides; see
         :class:`regnet_itk.Guides`.
+
+        .. versionadded:: 0.2
+    moving_ignore, moving_rigid, moving_volume, moving_sliding : Path, optional
+        The same of the moving image.
 
         .. versionadded:: 0.2
     group : str

@@ -252,6 +252,8 @@ class FieldSearch:
             return u
         of_sides = partial(improvement.with_iterations(SIDE_ITERATIONS).improve, since=_WHOLE_IMPROVED)
         slid = let_slide(u, *sliding, of_sides, self._scale)
+        if not slid.details:
+            self.options.log.warning(f"{self.name}: what is to slide has no border within the image, so nothing slides")
         self._told.update(slid.details)
         return self._unfolded(slid.u)[0]
 

@@ -39,7 +39,7 @@ class SlidingResult:
     u : DisplacementField
         On finer voxels than before.
     details : mapping
-        What is recorded: the largest slip, and what still gapes.
+        What is recorded: the largest slip, and what still gapes; nothing if the mask has no border, and nothing slides.
     """
 
     u: DisplacementField

@@ -126,6 +126,14 @@ def test_a_mask_can_be_left_aside(sheared: Sheared, stage: RegNetStage) -> None:
     assert "sliding" not in aside.follows
 
 
+def test_a_mask_without_a_border_is_told(sheared: Sheared, stage: RegNetStage) -> None:
+    heard = Heard()
+    everything = Guides(sliding=Image(np.ones(FIXED.shape, np.uint8), FIXED))
+    pair = replace(sheared.pair, fixed_guides=everything)
+    stage.run(pair, sheared.initial, replace(OPTIONS, events=heard))
+    assert any("nothing slides" in line for line in heard.warnings)
+
+
 def test_lungs_are_looked_for_where_they_are_asked_for(sheared: Sheared, stage: RegNetStage) -> None:
     lungs = replace(stage, parameters=stage.parameters.with_(RegNetSliding="lungs"))
     with pytest.raises(ImageError, match="lungs"):

@@ -41,12 +41,16 @@ class LabelOnField:
         return replace(self, where=tuple(part[left] for part in self.where))
 
     def points(self, most: int | None = None, corners: bool = False) -> FloatArray:
-        """Return the middles (n, 3) of its voxels, or their corners, in mm; of about `most` voxels, if given."""
+        """Return the middles (n, 3) of its voxels, or their corners, in mm; of about `most` voxels, if given.
+
+        Corners are those within the middles of the image's outermost voxels, where a field may end.
+        """
         index = np.stack(self.where[::-1], axis=-1).astype(float)
         if most is not None:
             index = index[:: max(1, len(index) // most)]
         if corners:
             index = (index[:, None] + np.array(list(product((-0.5, 0.5), repeat=3)))).reshape(-1, 3)
+            index = np.clip(index, 0.0, np.array(self.image.grid.size) - 1.0)
         return self.image.grid.index_to_point(index)
 
 

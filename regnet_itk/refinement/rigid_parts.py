@@ -89,10 +89,13 @@ class RigidParts:
     motions: Sequence[RigidMotion]
 
     def deviations(self, mapping: Mapping) -> dict[int, FloatArray]:
-        """Return how far a transform is from rigid at each voxel (n,) of a label, in mm, by the label's number."""
+        """Return how far a transform is from rigid at the voxels' corners (n,) of a label, in mm, by its number.
+
+        Another label's motion reaches the corners first.
+        """
         found = {}
         for label, motion in zip(self.labels, self.motions, strict=True):
-            points = label.points()
+            points = np.unique(label.points(corners=True), axis=0)
             found[label.number] = np.linalg.norm(mapping(points) - motion.map_points(points), axis=1)
         return found
 

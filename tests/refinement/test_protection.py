@@ -137,6 +137,24 @@ def test_labels_that_touch_and_move_apart_are_told_of_with_numbers():
     assert any("from a rigid motion" in text and "mm" in text for text in found.warnings())
 
 
+def test_parts_that_meet_at_corners_of_their_voxels_are_told_of(tmp_path):
+    """One voxel of the field lies between them, diagonally: the voxels' middles are right, and the corners are not."""
+    mask = np.zeros(FIELD.shape, dtype=np.int16)
+    mask[8:18, 6:16, 6:16] = 1
+    mask[19:29, 17:27, 17:27] = 2
+    second = FIELD.point_to_index(FIELD.points())[..., 0] > 16
+    u = DisplacementField((4.0 * second[..., None] * IMAGE.direction_matrix[:, 1]).astype(np.float32), FIELD)
+    found = Protection(rigid=Image(mask, FIELD)).enforce(u, TransformChain())
+    transform = composite(found, TransformChain(), tmp_path)
+    truth = []
+    for number, corner in {1: (15.48, 15.48, 17.48), 2: (16.52, 16.52, 18.52)}.items():
+        at = FIELD.index_to_point(np.concatenate([np.argwhere(mask == number)[:, ::-1], [corner]]))
+        truth.append(largest_deviation(at, moved(transform, at)))
+    assert max(truth) > 0.2
+    assert max(mm.max() for mm in found.deviations.values()) == pytest.approx(max(truth), rel=0.2)
+    assert any("from a rigid motion" in text for text in found.warnings())
+
+
 @pytest.mark.parametrize("initial", INITIALS.values(), ids=INITIALS)
 def test_volume_is_kept_at_every_point_of_each_label(initial, tmp_path):
     u = waves(FIELD, 4.0)

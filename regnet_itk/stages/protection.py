@@ -88,11 +88,14 @@ class Protection:
         Labels on the grid of the fixed image: what moves rigidly, and what keeps its volume, each number by itself.
     ignored : Image, optional
         Where the fixed image says nothing of how a part moves, on the same grid.
+    unfold : bool
+        Whether the field is smoothed around the parts where it folds.
     """
 
     rigid: Image | None = None
     volume: Image | None = None
     ignored: Image | None = None
+    unfold: bool = True
 
     @property
     def inside(self) -> Image | None:
@@ -111,7 +114,7 @@ class Protection:
         """Change a field so that T(x) = T0(x + u(x)) protects all that is to be.
 
         What is rigid comes first, and is held from then on, as is each part that keeps its volume after it. In the end
-        the field is smoothed where it folds, but for what is held, as far as that helps.
+        the field is smoothed where it folds, if that is wanted, but for what is held, as far as that helps.
 
         Parameters
         ----------
@@ -136,7 +139,8 @@ class Protection:
         for index in range(1, len(kept) + 1):
             part = owners == index
             u, held = keep_volume(u, part, before.log_volume, held), held | part
-        u = unfold_around(u, held)
+        if self.unfold:
+            u = unfold_around(u, held)
         return Protected(
             u,
             {} if rigid is None else rigid.deviations(initial.then(link_field(u)).map_points),

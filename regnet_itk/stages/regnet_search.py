@@ -172,7 +172,7 @@ class FieldSearch:
     def _protection(self) -> Protection:
         guides = self.pair.fixed_guides
         rigid, volume = (getattr(guides, name) if name in self.follows else None for name in ("rigid", "volume"))
-        return Protection(rigid, volume, self._ignored.fixed)
+        return Protection(rigid, volume, self._ignored.fixed, self.settings.unfold)
 
     @cached_property
     def _regions(self) -> Regions:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from regnet_itk.anatomy.regions import known_regions
+from regnet_itk.errors import ParameterError
 from regnet_itk.stages.keys import Kind, choice, key, number, read_settings, text, truth, whole_number
 
 if TYPE_CHECKING:
@@ -144,6 +145,12 @@ class RegNetSettings:
         Raises
         ------
         ParameterError
-            At a value that is not what its key takes.
+            At a value that is not what its key takes, or a wish that only instance optimisation can fulfil without it.
         """
-        return read_settings(cls, parameters)
+        found = read_settings(cls, parameters)
+        if found.inverse_consistency and not any(found.instance_iterations):
+            raise ParameterError(
+                f"{parameters.source}: 'RegNetInverseConsistency' is for the steps of instance optimisation; give "
+                "RegNetInstanceIterations, such as 30"
+            )
+        return found

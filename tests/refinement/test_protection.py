@@ -202,6 +202,14 @@ def test_parts_as_thin_as_one_voxel_turn_with_what_is_around(voxels, tmp_path):
     assert np.linalg.norm(mapped - before, axis=1).max() < 2.0
 
 
+def test_folds_around_a_part_are_left_if_that_is_wanted():
+    u = waves(FIELD, 30.0, width=2.5)
+    given = Protection(rigid=labels(ball((0, 0, 0), 6)), unfold=False).enforce(u, TransformChain())
+    unfolded = Protection(rigid=labels(ball((0, 0, 0), 6))).enforce(u, TransformChain())
+    folds = [(least_determinants(found.u.vectors, FIELD) <= 0).mean() for found in (given, unfolded)]
+    assert folds[1] < 0.5 * folds[0]
+
+
 def test_nothing_to_protect_leaves_a_field_alone():
     u = waves(FIELD, 3.0)
     assert Protection().enforce(u, TransformChain()).u is u

@@ -134,6 +134,11 @@ def test_both_directions_together_undo_each_other() -> None:
     assert errors[1] < 1.02 * errors[0]
 
 
+def test_both_directions_together_need_instance_optimisation() -> None:
+    with pytest.raises(ParameterError, match="'RegNetInverseConsistency' is for the steps.*RegNetInstanceIterations"):
+        _ = stage(RegNetInverseConsistency=0.02).settings
+
+
 def test_a_breath_of_the_phantom() -> None:
     phantom = make_phantom(3, spacing=(4.0, 3.5, 3.0))
     pair = ImagePair(phantom.fixed, phantom.moving, phantom.fixed_mask)

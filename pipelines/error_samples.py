@@ -63,6 +63,25 @@ class KnownPair:
 
 
 @dataclass(frozen=True, eq=False)
+class Tried:
+    """A transform for a pair.
+
+    Parameters
+    ----------
+    name : str
+        Of the made error, or of the chain of stages.
+    chain : TransformChain
+        Fixed to moving.
+    back : TransformChain, optional
+        What the same chain of stages found from moving to fixed.
+    """
+
+    name: str
+    chain: TransformChain
+    back: TransformChain | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Points of the lattice of one transform.
 
@@ -71,12 +90,15 @@ class Samples:
     values : ndarray, shape (n, len(NAMES))
     errors : ndarray, shape (n,)
         In working voxels.
+    residuals : ndarray, shape (n,)
+        How far the way there and back leads from where it began, in working voxels; NaN without a way back.
     voxel_size : float
         mm of these.
     """
 
     values: FloatArray
     errors: FloatArray
+    residuals: FloatArray
     voxel_size: float
 
 
@@ -132,7 +154,7 @@ def field_chain(field: DisplacementField) -> TransformChain:
     return TransformChain((Link(field),))
 
 
-def made_errors(pair: KnownPair, rng: np.random.Generator, count: int) -> Iterator[tuple[str, TransformChain]]:
+def made_errors(pair: KnownPair, rng: np.random.Generator, count: int) -> Iterator[Tried]:
     """Yield the truth with errors of many sizes and kinds."""
     mean = float(np.mean(pair.fixed.grid.spacing))
     grid = pair.fixed.grid.isotropic(max(2.0 * mean, *pair.fixed.grid.spacing))
@@ -153,7 +175,7 @@ def made_errors(pair: KnownPair, rng: np.random.Generator, count: int) -> Iterat
             if kind == "place":
                 wave = wave * _somewhere(points, grid, rng)[..., None]
             u = truth + wave @ grid.direction_matrix.T
-        yield f"{kind}-{number}", field_chain(DisplacementField(u.astype(np.float32), grid))
+        yield Tried(f"{kind}-{number}", field_chain(DisplacementField(u.astype(np.float32), grid)))
 
 
 def _rigid(points: FloatArray, size: float, rng: np.random.Generator) -> FloatArray:
@@ -171,46 +193,50 @@ def _somewhere(points: FloatArray, grid: Grid, rng: np.random.Generator) -> Floa
     return np.exp(-0.5 * (np.linalg.norm(points - at, axis=-1) / width) ** 2)
 
 
-def found_chains(pair: KnownPair, chains: dict[str, list[str]]) -> Iterator[tuple[str, TransformChain]]:
+def found_chains(pair: KnownPair, chains: dict[str, list[str]], both_ways: bool = False) -> Iterator[Tried]:
     """Yield what chains of stages find; a chain that refuses the pair yields nothing."""
     for name, stages in chains.items():
         try:
-            yield name, register(pair.fixed, pair.moving, stages=stages, fixed_mask=pair.region).chain
+            chain = register(pair.fixed, pair.moving, stages=stages, fixed_mask=pair.region).chain
+            yield Tried(name, chain, register(pair.moving, pair.fixed, stages=stages).chain if both_ways else None)
         except RegNetItkError:
             continue
 
 
 def with_scaled_errors(
-    pair: KnownPair, found: Iterator[tuple[str, TransformChain]], factors: tuple[float, ...] = (0.5, 2.0)
-) -> Iterator[tuple[str, TransformChain]]:
+    pair: KnownPair, found: Iterator[Tried], factors: tuple[float, ...] = (0.5, 2.0)
+) -> Iterator[Tried]:
     """Yield what chains found, and the same with smaller and larger errors in the same places."""
     grid = pair.fixed.grid.isotropic(max(2.0 * float(np.mean(pair.fixed.grid.spacing)), *pair.fixed.grid.spacing))
     points = grid.points()
     truth = pair.truth.map_points(points)
-    for name, chain in found:
-        yield name, chain
-        error = chain.map_points(points) - truth
+    for tried in found:
+        yield tried
+        error = tried.chain.map_points(points) - truth
         for factor in factors:
             u = truth + factor * error - points
-            yield f"{name} x {factor:g}", field_chain(DisplacementField(u.astype(np.float32), grid))
+            yield Tried(f"{tried.name} x {factor:g}", field_chain(DisplacementField(u.astype(np.float32), grid)))
 
 
-def sample(pair: KnownPair, chain: TransformChain, rng: np.random.Generator, points: int = POINTS) -> Samples | None:
+def sample(pair: KnownPair, tried: Tried, rng: np.random.Generator, points: int = POINTS) -> Samples | None:
     """Return the clues and errors at some points of the lattice; None if nothing can be said anywhere."""
-    clues = find_clues(pair.fixed, pair.moving, chain, pair.region)
-    there = np.argwhere(clues.known)
-    if not len(there):
+    clues = find_clues(pair.fixed, pair.moving, tried.chain, pair.region)
+    known = np.argwhere(clues.known)
+    if not len(known):
         return None
-    chosen = there[rng.choice(len(there), min(points, len(there)), replace=False)]
+    chosen = known[rng.choice(len(known), min(points, len(known)), replace=False)]
     at = clues.grid.index_to_point(chosen[:, ::-1].astype(float))
-    errors = np.linalg.norm(chain.map_points(at) - pair.truth.map_points(at), axis=1)
-    return Samples(clues.values[tuple(chosen.T)], errors / clues.voxel_size, clues.voxel_size)
+    there = tried.chain.map_points(at)
+    errors = np.linalg.norm(there - pair.truth.map_points(at), axis=1)
+    back = np.full(len(at), np.nan) if tried.back is None else np.linalg.norm(tried.back.map_points(there) - at, axis=1)
+    size = clues.voxel_size
+    return Samples(clues.values[tuple(chosen.T)], errors / size, back / size, size)
 
 
-def keep_samples(path: Path, pair: KnownPair, chains: Iterator[tuple[str, TransformChain]], seed: int) -> None:
+def keep_samples(path: Path, pair: KnownPair, chains: Iterator[Tried], seed: int) -> None:
     """Write the samples of all transforms of a pair into a file; none, if nothing can be said anywhere."""
     rng = np.random.default_rng(seed)
-    found = [(name, s) for name, chain in chains if (s := sample(pair, chain, rng)) is not None]
+    found = [(tried.name, s) for tried in chains if (s := sample(pair, tried, rng)) is not None]
     if not found:
         return
 
@@ -221,6 +247,7 @@ def keep_samples(path: Path, pair: KnownPair, chains: Iterator[tuple[str, Transf
                 names=np.repeat([name for name, _ in found], [len(s.errors) for _, s in found]),
                 values=np.concatenate([s.values for _, s in found]).astype(np.float32),
                 errors=np.concatenate([s.errors for _, s in found]).astype(np.float32),
+                residuals=np.concatenate([s.residuals for _, s in found]).astype(np.float32),
                 voxel_sizes=np.concatenate([np.full(len(s.errors), s.voxel_size, np.float32) for _, s in found]),
                 columns=np.array(NAMES),
                 kind=pair.kind,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from error_samples import (
     KnownPair,
+    Tried,
     block_pairs,
     found_chains,
     keep_samples,
@@ -57,12 +58,12 @@ _QUICK = {"ct": ("ms", "ms_fast", "general"), "phantom": ("ms", "ms_fast", "gene
 _MADE = 3  # errors a pair
 
 
-def chains_of(pair: KnownPair, number: int, learning: bool) -> Iterator[tuple[str, TransformChain]]:
-    """Yield transforms of a pair: what all chains find, to judge by; some of them and made errors, to learn from."""
+def chains_of(pair: KnownPair, number: int, use: str) -> Iterator[Tried]:
+    """Yield transforms of a pair: some chains' and made errors, to learn from; else what all find, and the way back."""
     known = _GENERAL if pair.kind == "scenes" else _CHEST
-    yield "identity", TransformChain()
-    if not learning:
-        yield from found_chains(pair, known)
+    yield Tried("identity", TransformChain())
+    if use != "train":
+        yield from found_chains(pair, known, both_ways=use == "test")
         return
     yield from made_errors(pair, np.random.default_rng(number + 1_000_000), _MADE)
     quick = _QUICK[pair.kind]
@@ -90,6 +91,32 @@ def chest_blocks(config: TrainingConfig, name: str, images: Path, cache: Path) -
     return Prepared([load_source(path, how, cache) for path in find_images(images, names).values()], [], config.shown)
 
 
+def make_samples(images: Path, out: Path, pairs: int, cache: Path | None = None) -> None:
+    """Make what is missing.
+
+    Parameters
+    ----------
+    images : Path
+        Folder of chest CTs.
+    out : Path
+        SAMPLES.
+    pairs : int
+        Of each kind to learn from; a sixth of them to judge by.
+    cache : Path, optional
+        For prepared images; SAMPLES/cache by default.
+    """
+    for name in SETS:
+        count = pairs if name == "train" else max(2, pairs // 6)
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for pair in pairs_of(name, count, images, cache or out / "cache"):
+            number = int(pair.name.rpartition("-")[2])
+            path = folder / f"{pair.name}.npz"
+            if not path.exists():
+                keep_samples(path, pair, chains_of(pair, number, name), number)
+                print(f"{name}: {pair.name}", flush=True)
+
+
 def main() -> None:
     """Make what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,16 +126,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="prepared images; SAMPLES/cache by default")
     given = parser.parse_args()
     try:
-        for name in SETS:
-            count = given.pairs if name == "train" else max(2, given.pairs // 6)
-            folder = given.out / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for pair in pairs_of(name, count, given.images, given.cache or given.out / "cache"):
-                number = int(pair.name.rpartition("-")[2])
-                path = folder / f"{pair.name}.npz"
-                if not path.exists():
-                    keep_samples(path, pair, chains_of(pair, number, name == "train"), number)
-                    print(f"{name}: {pair.name}", flush=True)
+        make_samples(given.images, given.out, given.pairs, given.cache)
     except RegNetItkError as error:
         sys.exit(f"error: {error}")
 

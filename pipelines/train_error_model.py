@@ -1,20 +1,24 @@
 """Learn the error of registrations from samples, calibrate it, and judge it.
 
-``python pipelines/train_error_model.py SAMPLES --out FILE``: SAMPLES has the folders ``train``, ``val`` (to calibrate
-by) and ``test`` (to judge by) that ``make_error_samples.py`` writes.
+``python pipelines/train_error_model.py SAMPLES --out FILE``: SAMPLES has the folders ``train``, ``val`` and ``test``
+that ``make_error_samples.py`` writes; what is missing there is made first, if ``--images FOLDER`` says of what. All but
+``test`` is learnt from and calibrated by (each pair by a network that did not see it); ``test`` judges.
+``--figure FILE.png`` draws how what is told and what is true go together.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from error_samples import MADE_ERRORS
+from make_error_samples import make_samples
 from scipy.stats import rankdata, spearmanr
 
 from regnet_itk.trust.clues import NAMES
@@ -26,6 +30,7 @@ FAR_OFF = 3.0
 _LEAST = 0.01  # working voxels: smaller errors are all alike
 _NO_END = 1e9
 _BATCH = 4096
+_FOLDS = 5
 _BLUR = 0.3  # of the clues, of the distance between their quartiles; by cross-validation over the training pairs
 
 
@@ -35,6 +40,7 @@ class Table:
 
     values: np.ndarray
     errors: np.ndarray
+    residuals: np.ndarray
     sizes: np.ndarray
     kinds: np.ndarray
     names: np.ndarray
@@ -54,13 +60,25 @@ def read_samples(folder: Path) -> Table:
                 sys.exit(f"error: '{path}' has other clues; make the samples anew with make_error_samples.py")
             n = len(d["errors"])
             kinds, pairs = np.full(n, str(d["kind"])), np.full(n, path.stem)
-            parts.append((d["values"], d["errors"], d["voxel_sizes"], kinds, d["names"], pairs))
+            residuals = d["residuals"] if "residuals" in d else np.full(n, np.nan, np.float32)
+            parts.append((d["values"], d["errors"], residuals, d["voxel_sizes"], kinds, d["names"], pairs))
     return Table(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def joined(tables: Iterable[Table]) -> Table:
+    """Return the rows of all tables as one."""
+    columns = ([getattr(table, name) for name in Table.__dataclass_fields__] for table in tables)
+    return Table(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def is_made(table: Table) -> np.ndarray:
+    """Say which rows are of made errors, and not of what a chain found."""
+    return np.array([name.partition("-")[0] in MADE_ERRORS for name in table.names])
 
 
 def weigh(table: Table) -> np.ndarray:
     """Return how often each row is learnt from: what chains found is half of all, as it is in use."""
-    made = np.array([name.partition("-")[0] in MADE_ERRORS for name in table.names])
+    made = is_made(table)
     return np.where(made, 0.5 / max(1, made.sum()), 0.5 / max(1, (~made).sum()))
 
 
@@ -94,10 +112,30 @@ def fit(table: Table, seed: int = 0, epochs: int = 20) -> ErrorNetwork:
     return network
 
 
-def calibrate(network: ErrorNetwork, table: Table) -> float:
-    """Return the factor by which the radius holds in 90 % of the calibration pairs' points (split conformal)."""
-    found = ErrorModel(network, ErrorModelCard()).predict_points(table.values)
-    return float(np.quantile(table.errors / found[:, 1], COVERAGE))
+def tell_unseen(table: Table, epochs: int) -> np.ndarray:
+    """Return what networks that did not see a pair tell of its points: expected error and radius (n, 2)."""
+    pairs = np.random.default_rng(0).permutation(np.unique(table.pairs))
+    found = np.empty((len(table.errors), 2), dtype=np.float32)
+    for fold in range(_FOLDS):
+        unseen = np.isin(table.pairs, pairs[fold::_FOLDS])
+        network = fit(table.part(~unseen), epochs=epochs)
+        found[unseen] = ErrorModel(network, ErrorModelCard()).predict_points(table.values[unseen])
+    return found
+
+
+def calibrate(table: Table, told: np.ndarray) -> float:
+    """Return the factor by which the radius holds in 90 % of the cases (cross-conformal).
+
+    Only what chains found counts, as it is in use.
+
+    Parameters
+    ----------
+    table : Table
+    told : ndarray, shape (n, 2)
+        Expected error and radius, by networks that did not see the pair.
+    """
+    found = ~is_made(table)
+    return float(np.quantile(table.errors[found] / told[found, 1], COVERAGE))
 
 
 def usual(table: Table) -> dict[str, tuple[float, float]]:
@@ -137,7 +175,43 @@ def judge(model: ErrorModel, table: Table) -> Iterator[dict[str, object]]:
         for clue, sign in (("correlation", -1), ("log_determinant", 0), ("difference", 1), ("common_shift_far", 1)):
             value = table.values[chosen, NAMES.index(clue)]
             row[clue] = float(spearmanr(e, np.abs(value) if sign == 0 else sign * value)[0])
+        back = (table.residuals * table.sizes)[chosen]
+        both = np.isfinite(back)
+        if both.any():
+            row["inverse_consistency"] = float(spearmanr(e[both], back[both])[0])
+            row["inverse_area"] = area(e[both] > FAR_OFF, back[both])
+            row["rank_there"], row["area_there"] = (
+                float(spearmanr(e[both], p[both, 0])[0]),
+                area(e[both] > FAR_OFF, p[both, 0]),
+            )
         yield row
+
+
+def coverages(table: Table, told: np.ndarray, factor: float) -> dict[str, float]:
+    """Return the share of what chains found that lies within the radius, by kind of pair."""
+    within = table.errors <= np.maximum(told[:, 1] * factor, told[:, 0])
+    return {str(kind): float(within[(table.kinds == kind) & ~is_made(table)].mean()) for kind in np.unique(table.kinds)}
+
+
+def draw(model: ErrorModel, table: Table, path: Path) -> None:
+    """Draw the true error and the share within the radius, over what is told."""
+    found = model.predict_points(table.values) * table.sizes[:, None]
+    errors = table.errors * table.sizes
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
+    for kind in np.unique(table.kinds):
+        e, p = errors[table.kinds == kind], found[table.kinds == kind]
+        edges = np.quantile(p[:, 0], np.linspace(0, 1, 13))
+        at = np.clip(np.searchsorted(edges, p[:, 0], side="right") - 1, 0, 11)
+        bins = [at == n for n in range(12)]
+        left.loglog([p[b, 0].mean() for b in bins], [e[b].mean() for b in bins], "o-", label=str(kind))
+        right.semilogx([p[b, 0].mean() for b in bins], [100 * (e[b] <= p[b, 1]).mean() for b in bins], "o-")
+    ends = np.array([0.1, 30.0])
+    left.loglog(ends, ends, "k:")
+    right.axhline(100 * COVERAGE, color="k", linestyle=":")
+    left.set(xlabel="expected error, mm", ylabel="true error in the mean, mm")
+    right.set(xlabel="expected error, mm", ylabel="within the radius, %", ylim=(50, 100))
+    left.legend()
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -146,19 +220,26 @@ def main() -> None:
     parser.add_argument("samples", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--images", type=Path, help="chest CTs to make samples of that are missing")
+    parser.add_argument("--pairs", type=int, default=40, help="of each kind to learn from, to be made")
+    parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
-    train, calibration = read_samples(given.samples / "train"), read_samples(given.samples / "val")
-    network = fit(train, epochs=given.epochs)
-    counts = ({"pairs": len(np.unique(t.pairs)), "points": len(t.errors)} for t in (train, calibration))
-    card = ErrorModelCard(calibrate(network, calibration), usual(train), *counts)
-    model = ErrorModel(network, card)
-    print(f"factor {card.factor:.3f}")
-    rows = list(judge(model, calibration))
-    if (given.samples / "test").is_dir():
-        rows = list(judge(model, read_samples(given.samples / "test")))
+    if given.images is not None:
+        make_samples(given.images, given.samples, given.pairs)
+    table = joined(read_samples(given.samples / name) for name in ("train", "val"))
+    told = tell_unseen(table, given.epochs)
+    factor = calibrate(table, told)
+    counts = {"pairs": len(np.unique(table.pairs)), "points": len(table.errors)}
+    measured = {"pairs": counts["pairs"], "within_the_radius": coverages(table, told, factor)}
+    model = ErrorModel(fit(table, epochs=given.epochs), ErrorModelCard(factor, usual(table), counts, measured))
+    test = read_samples(given.samples / "test")
+    rows = list(judge(model, test))
     for row in rows:
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()))
-    save_error_model(ErrorModel(network, replace(card, accuracy={"judged": rows})), given.out)
+    accuracy = {"pairs": len(np.unique(test.pairs)), "judged": rows}
+    save_error_model(replace(model, card=replace(model.card, accuracy=accuracy)), given.out)
+    if given.figure is not None:
+        draw(model, test, given.figure)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from .anatomy.phantom import Phantom as Phantom
 from .anatomy.phantom import make_phantom as make_phantom
 from .anatomy.phantom import write_phantom as write_phantom
+from .batch.facts import PairFacts as PairFacts
+from .batch.many_pairs import register_pairs as register_pairs
+from .batch.records import PairRecord as PairRecord
+from .batch.run import Batch as Batch
 from .comparison.methods import Method as Method
 from .comparison.methods import read_methods as read_methods
 from .comparison.outcomes import Comparison as Comparison

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,11 @@ from regnet_itk.cli.main import StrictCommand
 if TYPE_CHECKING:
     from regnet_itk.networks.model import ModelDescription
 
+ERROR_MODEL = "error_model"
+"""The name of the model that tells how far a result may be off."""
+
 _WIDTH = 110
+_JUDGED = ("group", "points", "mean", "predicted", "coverage", "rank", "area")
 _COLUMNS = ("name", "network", "voxels", "capture range", "region", "size", "validation", "test")
 
 
@@ -26,12 +32,17 @@ def command(model: str | None, as_json: bool, seal: bool) -> None:
     """List the models that ship, or explain one: what it was trained on and how, and how accurate it is.
 
     The errors are mean distances from the true displacement, inside the lungs, on images that were not trained on; of
-    regnet_general on random scenes.
+    regnet_general on random scenes. error_model, which tells how far a result may be off, has a card as well.
 
     Descriptions are checked against their hash. Weights are not read; a registration checks them.
     """
     from regnet_itk.networks.model import find_model, read_model_header, seal_model, shipped_models
 
+    if model == ERROR_MODEL:
+        if seal:
+            raise click.UsageError(f"{ERROR_MODEL} needs no --seal", click.get_current_context())
+        click.echo("\n".join(_error_card(as_json)))
+        return
     if seal:
         if model is None:
             raise click.UsageError("--seal needs the model", click.get_current_context())
@@ -47,12 +58,48 @@ def command(model: str | None, as_json: bool, seal: bool) -> None:
         click.echo("\n".join(_card(*read[0])))
 
 
+def _error_card(as_json: bool) -> list[str]:
+    """Return what the model of errors was made of, and what was measured of it."""
+    from regnet_itk.trust.error_map import MODEL_FILE
+    from regnet_itk.trust.error_model import COVERAGE, load_error_model
+
+    card = load_error_model().card
+    if as_json:
+        return [json.dumps(asdict(card), indent=2, ensure_ascii=False)]
+    groups = card.accuracy.get("judged", [])
+    return [
+        f"{ERROR_MODEL}: {_size(MODEL_FILE)}, {MODEL_FILE}",
+        "  tells of any transform the expected error at each place, and the radius within which the truth lies in "
+        f"{COVERAGE:.0%} of the cases",
+        "",
+        "learnt from",
+        *_lines(dict(card.training)),
+        "",
+        "calibrated by pairs that the networks had not seen",
+        *_lines(dict(card.calibration) | {"factor": card.factor}),
+        "",
+        f"judged by {card.accuracy.get('pairs', 'no')} other pairs (mm; rank: correlation with the true error; area: "
+        "under the curve for 3 mm off)",
+        *_aligned([_JUDGED, *([_judged_cell(row.get(name)) for name in _JUDGED] for row in groups)]),
+    ]  # fmt: skip
+
+
+def _judged_cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _facts(path: Path, description: ModelDescription, digest: str) -> dict[str, Any]:
     return {**description.to_dict(), "sha256": digest, "file": str(path), "bytes": path.stat().st_size}
 
 
 def _size(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
 
 
 def _table(read: list[tuple[Path, ModelDescription, str]]) -> list[str]:
@@ -63,10 +110,8 @@ def _table(read: list[tuple[Path, ModelDescription, str]]) -> list[str]:
             path.stem, description.architecture, f"{description.voxel_size:g} mm", f"{description.capture_range:g} mm",
             description.world.region, _size(path), *errors,
         ))  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [
-        *lines,
+        *_aligned(rows),
         "",
         "validation, test: mean error inside the lungs (regnet_general: everywhere in random scenes); before it, what "
         "it is without registration",

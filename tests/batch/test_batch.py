@@ -26,6 +26,7 @@ from regnet_itk import registration
 from regnet_itk.anatomy.phantom import make_phantom, write_phantom
 from regnet_itk.batch import run as run_module
 from regnet_itk.batch.facts import PairFacts
+from regnet_itk.batch.many_pairs import register_pairs
 from regnet_itk.batch.outputs import FAILED_SHOWN, SHOWN, sort_worst_first, write_batch
 from regnet_itk.batch.records import FileMark, PairRecord
 from regnet_itk.batch.run import Batch, collect_batch, plan_batch, run_batch
@@ -35,7 +36,7 @@ from regnet_itk.child_processes import Done, Failed, failure_of
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image, write_image
 from regnet_itk.engines.local_engine import LocalEngine
-from regnet_itk.errors import ImageError, OutputError
+from regnet_itk.errors import ImageError, OutputError, ParameterError
 from regnet_itk.events import Events
 from regnet_itk.pairs import Pair, read_pairs, write_pairs
 from regnet_itk.stages.choice import StageChoice
@@ -424,3 +425,26 @@ def test_the_page_of_many_pairs_is_short_and_the_table_whole(tmp_path):
     assert page.count("<tr>") == (1 + 1) + (1 + FAILED_SHOWN) + (1 + SHOWN)  # with the headings
     assert f'data-value="{half}.0">{half}</th>' in page  # so many failed for one reason
     assert len(rows_of(tmp_path)) == 3 * SHOWN
+
+
+# By one call
+
+
+def test_one_call_registers_keeps_and_writes(pairs, log, tmp_path):
+    out = tmp_path / "out"
+    gone = Pair("gone", tmp_path / "no.mha", tmp_path / "no.mha")
+    heard = Heard()
+    batch = register_pairs([*pairs, gone], out, shift(log, *TRUE), engine=HereEngine(), title="Mine", events=heard)
+    assert [pair.name for pair, _ in batch.failed] == ["gone"]
+    assert batch.records[pairs[0].name].status == "done"
+    assert {name: row["status"] for name, row in rows_of(out).items()}[pairs[1].name] == "done"
+    assert "Mine" in (out / "batch.html").read_text(encoding="utf-8")
+    before = runs(log)
+    register_pairs(pairs, out, shift(log, *TRUE), engine=HereEngine())
+    assert runs(log) == before
+
+
+def test_one_call_refuses_unknown_stages_before_anything_runs(pairs, tmp_path):
+    with pytest.raises(ParameterError, match="regnet_multistge"):
+        register_pairs(pairs, tmp_path / "out", "regnet_multistge", engine=HereEngine())
+    assert not (tmp_path / "out").exists()

@@ -104,3 +104,15 @@ def test_torch_is_not_loaded() -> None:
         "import sys; from regnet_itk.cli.main import _run; _run(['models', 'regnet']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_model_of_errors_has_a_card(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("models", "error_model", "--json") == 0
+    card = json.loads(capfd.readouterr().out)
+    assert call("models", "error_model") == 0
+    text = capfd.readouterr().out
+    assert f"pairs: {card['training']['pairs']}" in text and f"factor: {card['factor']:g}" in text
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    for judged in card["accuracy"]["judged"]:
+        assert f"{judged['coverage']:.2f}" in rows[judged["group"]]
+    assert call("models", "error_model", "--seal") == 2

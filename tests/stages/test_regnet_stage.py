@@ -135,7 +135,7 @@ def test_both_directions_together_undo_each_other() -> None:
 
 
 def test_both_directions_together_need_instance_optimisation() -> None:
-    with pytest.raises(ParameterError, match="'RegNetInverseConsistency' is for the steps.*RegNetInstanceIterations"):
+    with pytest.raises(ParameterError, match=r"'RegNetInverseConsistency' is for the steps.*RegNetInstanceIterations"):
         _ = stage(RegNetInverseConsistency=0.02).settings
 
 

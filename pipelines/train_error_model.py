@@ -73,7 +73,7 @@ def joined(tables: Iterable[Table]) -> Table:
 
 def is_made(table: Table) -> np.ndarray:
     """Say which rows are of made errors, and not of what a chain found."""
-    return np.array([name.partition("-")[0] in MADE_ERRORS for name in table.names])
+    return np.array([name.partition("-")[0] in MADE_ERRORS and "-" in name for name in table.names])
 
 
 def weigh(table: Table) -> np.ndarray:
@@ -123,10 +123,18 @@ def tell_unseen(table: Table, epochs: int) -> np.ndarray:
     return found
 
 
+def weigh_found(table: Table) -> np.ndarray:
+    """Return weights of the rows by which each chain counts alike, as it found them; made errors count nothing."""
+    found = ~is_made(table) & ~np.char.count(table.names, " x ").astype(bool)
+    weights = np.zeros(len(table.errors))
+    for name in np.unique(table.names[found]):
+        of_chain = found & (table.names == name)
+        weights[of_chain] = 1.0 / of_chain.sum()
+    return weights
+
+
 def calibrate(table: Table, told: np.ndarray) -> float:
     """Return the factor by which the radius holds in 90 % of the cases (cross-conformal).
-
-    Only what chains found counts, as it is in use.
 
     Parameters
     ----------
@@ -134,8 +142,10 @@ def calibrate(table: Table, told: np.ndarray) -> float:
     told : ndarray, shape (n, 2)
         Expected error and radius, by networks that did not see the pair.
     """
-    found = ~is_made(table)
-    return float(np.quantile(table.errors[found] / told[found, 1], COVERAGE))
+    ratio, weights = table.errors / told[:, 1], weigh_found(table)
+    order = np.argsort(ratio)
+    share = np.cumsum(weights[order]) / weights.sum()
+    return float(ratio[order][np.searchsorted(share, COVERAGE)])
 
 
 def usual(table: Table) -> dict[str, tuple[float, float]]:
@@ -189,8 +199,9 @@ def judge(model: ErrorModel, table: Table) -> Iterator[dict[str, object]]:
 
 def coverages(table: Table, told: np.ndarray, factor: float) -> dict[str, float]:
     """Return the share of what chains found that lies within the radius, by kind of pair."""
-    within = table.errors <= np.maximum(told[:, 1] * factor, told[:, 0])
-    return {str(kind): float(within[(table.kinds == kind) & ~is_made(table)].mean()) for kind in np.unique(table.kinds)}
+    within, weights = table.errors <= np.maximum(told[:, 1] * factor, told[:, 0]), weigh_found(table)
+    kinds = {str(kind): table.kinds == kind for kind in np.unique(table.kinds)}
+    return {kind: float(np.average(within[of], weights=weights[of])) for kind, of in kinds.items()}
 
 
 def draw(model: ErrorModel, table: Table, path: Path) -> None:

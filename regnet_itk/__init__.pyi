@@ -83,6 +83,8 @@ from .transforms.warping import warp_image as warp_image
 from .transforms.warping import warp_labels as warp_labels
 from .trust.error_map import ErrorMap as ErrorMap
 from .trust.error_map import read_error_map as read_error_map
+from .trust.judging import JudgedTransform as JudgedTransform
+from .trust.judging import judge_transform as judge_transform
 from .trust.prediction import find_error_map as find_error_map
 from .trust.verdict import Verdict as Verdict
 from .ventilation.maps import VentilationMaps as VentilationMaps

@@ -30,6 +30,7 @@ _COMMANDS = {
     "transform": "Apply a transform to images, segmentations or points; its Jacobian.",
     "follow-up": "Find lesions of one date at another, and tell how they grew.",
     "ventilation": "Map how lungs expand, and how their density changes.",
+    "judge": "Say how far to trust a transform that any program found.",
     "invert": "Invert a transform, and say how exact that is.",
     "info": "Say what a file is, and what looks wrong in it.",
     "convert": "Convert transforms: elastix, ITK, displacement fields, B-splines.",

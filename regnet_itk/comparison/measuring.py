@@ -62,9 +62,10 @@ def _trust(chain: TransformChain, images: ImagePair, pair: Pair, threads: int | 
     from regnet_itk.trust.judging import judge_transform
 
     try:
-        errors, verdict = judge_transform(images, chain, threads=threads)
+        judged = judge_transform(images, chain, threads=threads)
     except ImageError:  # an image in which nothing stands out
         return Trust()
+    errors, verdict = judged.expected_error, judged.verdict
     found = Trust(verdict.word, "; ".join(verdict.reasons), math.nan if errors.mean is None else errors.mean)
     if pair.displacement is None or errors.mean is None:
         return found

@@ -294,12 +294,12 @@ def normalised_correlation(a: Image, b: Image, mask: Image | None = None) -> flo
     _same_grid(a, b)
     if mask is not None:
         _same_grid(a, mask)
-    inside = _mask(mask, a.array.shape)
+    inside = None if mask is None else _mask(mask, a.array.shape)
     count, sums, products = 0, np.zeros(2), np.zeros((2, 2))
     middle: FloatArray | None = None
     for slab in a.grid.slabs(_SLAB_VOXELS):
-        here = inside[slab]
-        values = np.stack([image.array[slab][here] for image in (a, b)], dtype=np.float64, casting="unsafe")
+        parts = [image.array[slab].ravel() if inside is None else image.array[slab][inside[slab]] for image in (a, b)]
+        values = np.stack(parts, dtype=np.float64, casting="unsafe")
         if values.size and middle is None:  # a value near all others, against cancellation
             middle = values[:, :1].copy()
         if middle is not None:

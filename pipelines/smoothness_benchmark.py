@@ -23,6 +23,7 @@ from guidance_benchmark import Case, make_cases
 
 from regnet_itk.anatomy.pair_kinds import PAIR_KINDS, change_pair, make_whole_pair
 from regnet_itk.data.image import Image
+from regnet_itk.errors import RegistrationError
 from regnet_itk.metrics.measures import log_jacobian_sd
 from regnet_itk.outputs import write_whole
 from regnet_itk.parameters import ParameterMap, read_parameter_map
@@ -127,11 +128,15 @@ def measure(pair: KnownPair, result: RegistrationResult) -> Measured:
 
 
 def measured(make: Callable[[], KnownPair], path: Path, threads: int | None) -> dict[str, Measured]:
-    """Return what is measured of each setting on a pair; what is finished is read from the file."""
+    """Return what is measured of each setting on a pair, nothing if `affine` refuses it; what is finished is read."""
     if path.is_file():
         return {name: Measured(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
     pair = make()
-    start = register(pair.fixed, pair.moving, "affine", threads=threads)
+    try:
+        start = register(pair.fixed, pair.moving, "affine", threads=threads)
+    except RegistrationError as error:  # the images have nothing in common
+        print(f"{path.stem}: {error}", flush=True)
+        return {}
     assert isinstance(start, RegistrationResult)
     found = {}
     for name, stage in settings().items():
@@ -145,17 +150,26 @@ def measured(make: Callable[[], KnownPair], path: Path, threads: int | None) -> 
 
 
 def table(pairs: dict[str, dict[str, Measured]]) -> Iterator[str]:
-    """Yield a row for each setting: the error of each pair that is no kind, and then all of them together."""
+    """Yield a row for each setting: errors of each pair that is no kind, the median of the kinds; what folds of all."""
     single = [name for name in pairs if not name.startswith("kind")]
     kinds = [name for name in pairs if name.startswith("kind")]
-    columns = [*single, "kinds", "log det J", "least det J", "in cells", "pairs that fold", "folded at most", "s"]
+    columns = [
+        *single,
+        "kinds (median)",
+        "log det J",
+        "least det J",
+        "in cells",
+        "pairs that fold",
+        "folded at most",
+        "s",
+    ]
     yield f"| smoothness | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     for setting in settings():
         of = {name: found[setting] for name, found in pairs.items()}
         every = list(of.values())
         cells = [f"{of[name].error:.2f}" for name in single]
-        cells.append(f"{np.mean([of[name].error for name in kinds]):.2f}" if kinds else "")
+        cells.append(f"{np.median([of[name].error for name in kinds]):.2f}" if kinds else "")
         cells.append(f"{np.mean([one.log_jacobian for one in every]):.3f}")
         cells += [f"{min(one.least_at_voxels for one in every):.2f}", f"{min(one.least_in_cells for one in every):.2f}"]
         cells.append(f"{sum(one.folded > 0 for one in every)} of {len(every)}")
@@ -179,7 +193,7 @@ def main() -> int:
         name: measured(make, given.out / f"{name.replace(': ', '-').replace(' ', '_')}.json", given.threads)
         for name, make in make_pairs(given.seed, images)
     }
-    text = "\n".join(table(pairs)) + "\n"
+    text = "\n".join(table({name: found for name, found in pairs.items() if found})) + "\n"
     write_whole(given.out / "smoothness.md", lambda part: part.write_text(text, encoding="utf-8"))
     print("\n" + text)
     return 0

@@ -145,24 +145,18 @@ def test_images_and_landmarks_agree_in_instance_optimisation(model, start):
     assert known.error(both.chain) < 0.8 * known.error(alone.chain)
 
 
-@pytest.mark.parametrize("iterations", ["0", "30"])
-def test_inexact_landmarks_do_no_harm_where_the_field_is_right(model, start, iterations):
+def test_inexact_landmarks_do_no_harm_where_the_field_is_right(model):
     """The transform so far is the truth, and 20 points say that it is 3 mm off: judged at other points."""
+    start = STARTS["affine"]
     moving = texture(Grid((90, 90, 90), (2.5, 2.5, 2.5), tuple(start.map_points(FIXED.centre()) - 111.0)))
     fixed = moving.resampled(FIXED, start.to_sitk(FIXED), order=3, default=-600.0)
-    points = FIXED.random_points(20, np.random.default_rng(2), margin=9)
-    noise = np.random.default_rng(6).normal(size=(20, 3)) * 3 / np.sqrt(3)
-    bare = ImagePair(fixed, moving)
-    given = ImagePair(
-        fixed, moving, fixed_landmarks=Landmarks(points), moving_landmarks=Landmarks(start.map_points(points) + noise)
-    )
-    judges = FIXED.random_points(200, np.random.default_rng(3), margin=9)
-    made = stage(model, RegNetLandmarkWeight=1, RegNetInstanceIterations=iterations)
-    without, guided = (
-        np.linalg.norm(run(made, pair, start)[0].chain.map_points(judges) - start.map_points(judges), axis=1).mean()
-        for pair in (bare, given)
-    )
-    assert guided < without + 0.03
+    points, judges = (FIXED.random_points(n, np.random.default_rng(n), margin=9) for n in (20, 60))
+    told = start.map_points(points) + np.random.default_rng(2).normal(size=points.shape) * 3 / np.sqrt(3)
+    pair = ImagePair(fixed, moving, fixed_landmarks=Landmarks(points), moving_landmarks=Landmarks(told))
+    found, heard = run(stage(model, RegNetLandmarkWeight=1), pair, start)
+    assert Case(pair, judges, start.map_points(judges)).error(found.chain) < 0.05
+    assert found.details["guiding_landmarks"] == 20
+    assert heard.warnings == []
 
 
 def test_a_wrong_pair_is_named_and_not_used(model):

@@ -1,4 +1,7 @@
-"""Points that do not belong together although they are said to, found by their neighbours and by the images."""
+"""Points that do not belong together although they are said to, or less exactly than a field knows already.
+
+Their neighbours and the images tell.
+"""
 
 from __future__ import annotations
 

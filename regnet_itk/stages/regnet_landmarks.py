@@ -144,7 +144,11 @@ class GuidingLandmarks:
 
     def details(self) -> dict[str, Detail]:
         """Return what is recorded of them."""
-        return {"guiding_landmarks": len(self.points), "landmarks_left_out": ", ".join(self.left_out)}
+        return {
+            "guiding_landmarks": len(self.points),
+            "landmarks_outvoted": int((~self.heard).sum()),
+            "landmarks_left_out": ", ".join(self.left_out),
+        }
 
     def _off(self, u: DisplacementField) -> FloatArray:
         """Return how far a field is off at the points that are heard, in mm."""

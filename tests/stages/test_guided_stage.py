@@ -156,6 +156,7 @@ def test_inexact_landmarks_do_no_harm_where_the_field_is_right(model):
     found, heard = run(stage(model, RegNetLandmarkWeight=1), pair, start)
     assert Case(pair, judges, start.map_points(judges)).error(found.chain) < 0.05
     assert found.details["guiding_landmarks"] == 20
+    assert found.details["landmarks_outvoted"] > 10
     assert heard.warnings == []
 
 

@@ -5,6 +5,7 @@ Their neighbours and the images tell.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ _UNLIKELY = 20.0  # squared standardised distance from the others; of 3 normal c
 _ALONE = 1.5 * REACH  # mm; no other point is so near to one of which they tell nothing
 _MOST = 1 / 3  # of the points can be called wrong by their neighbours, before nobody knows which of them are
 _FEWEST = 3  # points, of which two can tell of the third
-_SUSPECTS = 5  # points, the least likely ones, that are looked at before all count as right
+_SUSPECTS = 5  # points, the least likely ones, that are looked at each time before all count as right
 _PATCH = 4  # voxels around a point that are compared
 _PATCH_STEP = 2.0  # mm
 
@@ -160,12 +161,19 @@ def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radius: 
     }
     told = np.where(contradicted[:, None], u, wanted)
     evidence = _Evidence(points, told, contradicted, there, by_field, radius, far, views)
-    while len(found) < _MOST * len(points):
-        wrong = evidence.worst(np.setdiff1d(np.arange(len(points)), list(found)))
-        if wrong is None:
-            break
-        found[wrong.number] = wrong
+    before = -1
+    while len(found) > before:
+        before = len(found)
+        for number in evidence.suspects(_without(found, len(points))):
+            others = _without([*found, number], len(points))
+            if len(found) < _MOST * len(points) and (wrong := evidence.against(number, others)) is not None:
+                found[number] = wrong
     return Doubts([found[number] for number in sorted(found)], contradicted & (off <= far))
+
+
+def _without(some: Iterable[int], count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers below `count` but some."""
+    return np.setdiff1d(np.arange(count), list(some))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,28 +202,23 @@ class _Evidence:
     far: float
     views: PointViews
 
-    def worst(self, kept: npt.NDArray[np.int64]) -> Wrong | None:
-        """Return the point, out of those kept, that is the least likely by the others, if the images leave it alone."""
+    def suspects(self, kept: npt.NDArray[np.int64]) -> list[int]:
+        """Return the points, out of those kept, that are the least likely by the others, the worst one first."""
         if len(kept) < _FEWEST:
-            return None
-        common = np.median(self.told[kept], axis=0)
-        told = self.told[kept] - common
+            return []
+        told = self.told[kept] - np.median(self.told[kept], axis=0)
         precision = linalg.inv(fit_spread(self.points[kept], told, self.radius).covariance(self.points[kept]))
         away = (precision @ told) / np.diag(precision)[:, None]
         unlikely = (away**2).sum(axis=1) * np.diag(precision)
-        suspicious = (np.linalg.norm(away, axis=1) > self.far) & ~self.contradicted[kept]
-        suspects = np.flatnonzero(suspicious)
-        for row in suspects[np.argsort(-unlikely[suspects])[:_SUSPECTS]]:
-            wrong = self._against(int(kept[row]), np.delete(kept, row), common)
-            if wrong is not None:
-                return wrong
-        return None
+        rows = np.flatnonzero((np.linalg.norm(away, axis=1) > self.far) & ~self.contradicted[kept])
+        return [int(number) for number in kept[rows[np.argsort(-unlikely[rows])[:_SUSPECTS]]]]
 
-    def _against(self, number: int, others: npt.NDArray[np.int64], common: FloatArray) -> Wrong | None:
+    def against(self, number: int, others: npt.NDArray[np.int64]) -> Wrong | None:
         """Return a point as wrong, if others put it elsewhere and the images do not take its side.
 
         How far displacements vary, the others tell as well: a point far off would make its own distance look usual.
         """
+        common = np.median(self.told[others], axis=0)
         point, known = self.points[number][None], self.points[others]
         told = self.told[others] - common
         spread = fit_spread(known, told, self.radius)

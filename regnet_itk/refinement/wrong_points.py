@@ -1,19 +1,23 @@
-"""Points that do not belong together although they are said to, found by their neighbours and by the images."""
+"""Points that do not belong together although they are said to, or less exactly than a field knows already.
+
+Their neighbours and the images tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import linalg, ndimage
+from scipy.spatial.distance import cdist
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.image import Image
-from regnet_itk.networks.self_similarity import REACH, mind_features
-from regnet_itk.refinement.landmark_correction import Spread, fit_spread
+from regnet_itk.networks import self_similarity
+from regnet_itk.refinement.landmark_correction import REACH, correlation, fit_spread
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -21,17 +25,15 @@ FAR = 6.0
 """mm, and `_FAR_RADII` radii of trust: what is no farther off is an inexact point, not a wrong one."""
 
 _FAR_RADII = 4.0
-_CERTAIN = 0.06  # the images differ so much more where the point leads than where the field does: it is wrong
+_CERTAIN = 0.06  # images that differ so much more where a point leads, `FAR` away from the field, contradict it
 _ALIKE, _SURELY_ALIKE = 0.12, 0.05  # the images agree if they differ by less
 _SAME = 0.03  # the images tell nothing if they differ by less than this
 _BLIND = 0.2  # the images agree nowhere: what one of them shows is missing in the other
-_UNLIKELY = 30.0  # squared standardised distance from the neighbours; of 3 normal components 1 in 700 000 has more
-_UNLIKELY_IF_BLIND = 3 * _UNLIKELY  # at the border of what is missing, displacements do change from point to point
-_USUAL = 2.366  # the median of it
-_ALONE = 0.7  # share of the variance that is left where no neighbour tells anything
+_UNLIKELY = 20.0  # squared standardised distance from the others; of 3 normal components 1 in 6000 has more
+_ALONE = 1.5 * REACH  # mm; no other point is so near to one of which they tell nothing
 _MOST = 1 / 3  # of the points can be called wrong by their neighbours, before nobody knows which of them are
 _FEWEST = 3  # points, of which two can tell of the third
-_ROUNDS = 4
+_SUSPECTS = 5  # points, the least likely ones, that are looked at each time before all count as right
 _PATCH = 4  # voxels around a point that are compared
 _PATCH_STEP = 2.0  # mm
 
@@ -101,24 +103,41 @@ def _features(image: Image, point: FloatArray, intensity_range: tuple[float, flo
     if not image.grid.contains(point[None]).all():
         return None
     low, high = intensity_range
-    along = np.arange(-_PATCH - REACH, _PATCH + REACH + 1) * _PATCH_STEP
+    margin = self_similarity.REACH
+    along = np.arange(-_PATCH - margin, _PATCH + margin + 1) * _PATCH_STEP
     steps = np.stack(np.meshgrid(along, along, along, indexing="ij"), axis=-1)[..., ::-1]
     places = point + steps @ image.grid.direction_matrix.T
     index = image.grid.point_to_index(places.reshape(-1, 3))[:, ::-1].T
     values = ndimage.map_coordinates(image.array, index, np.float32, order=1, mode="nearest").reshape(steps.shape[:3])
-    features = mind_features(torch.from_numpy((values.clip(low, high) - low) / (high - low))).numpy()
-    inner = slice(REACH, -REACH)
+    features = self_similarity.mind_features(torch.from_numpy((values.clip(low, high) - low) / (high - low))).numpy()
+    inner = slice(margin, -margin)
     found: FloatArray = features[inner, inner, inner]
     return found
 
 
-def find_wrong_points(
-    points: FloatArray, u: FloatArray, wanted: FloatArray, radius: float, views: PointViews
-) -> list[Wrong]:
-    """Find the points whose displacement cannot be right.
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """What speaks against points.
+
+    Parameters
+    ----------
+    wrong : list of Wrong
+        By their numbers.
+    outvoted : ndarray of bool, shape (n,)
+        Points that differ from the field by no more than inexact ones do, and at which the images take the field's
+        side: they tell nothing that the field does not know better.
+    """
+
+    wrong: list[Wrong]
+    outvoted: BoolArray
+
+
+def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radius: float, views: PointViews) -> Doubts:
+    """Find the points whose displacement cannot be right, and those that the images know to be less right than a field.
 
     A point is wrong if the images agree much better where the field so far leads; or if its neighbours put it
-    elsewhere and the images do not take its side. Where the images show nothing alike, only near neighbours count.
+    elsewhere and the images do not take its side. Neighbours tell by the whole displacement, which is smooth even
+    where the field's error is not: at the border of what one image does not show.
 
     Parameters
     ----------
@@ -130,99 +149,88 @@ def find_wrong_points(
         Of trust, mm.
     views : PointViews
         Of the same points.
-
-    Returns
-    -------
-    list of Wrong
-        By their numbers.
     """
-    evidence = _Evidence(wanted, views.differences(wanted), views.differences(u), max(FAR, _FAR_RADII * radius), views)
-    residuals = wanted - u
-    found = {wrong.number: wrong for wrong in evidence.against(residuals)}
-    for _ in range(_ROUNDS):
-        kept = np.setdiff1d(np.arange(len(points)), list(found))
-        if len(kept) < _FEWEST:
-            break
-        left_one_out = _LeftOneOut(fit_spread(points[kept], residuals[kept], radius), points, residuals, kept)
+    far = max(FAR, _FAR_RADII * radius)
+    off = np.linalg.norm(wanted - u, axis=1)
+    there, by_field = views.differences(wanted), views.differences(u)
+    # near to where they agree, images differ by the square of the distance
+    contradicted = (by_field < _ALIKE) & (there - by_field > _CERTAIN * (off / far).clip(max=1.0) ** 2)
+    found = {
+        int(number): Wrong(int(number), float(off[number]), float(there[number]), float(by_field[number]))
+        for number in np.flatnonzero(contradicted & (off > far))
+    }
+    told = np.where(contradicted[:, None], u, wanted)
+    evidence = _Evidence(points, told, contradicted, there, by_field, radius, far, views)
+    before = -1
+    while len(found) > before:
         before = len(found)
-        while len(found) < _MOST * len(points) and (wrong := evidence.worst(left_one_out)) is not None:
-            found[wrong.number] = wrong
-            left_one_out.remove(wrong.number)
-        if len(found) == before:
-            break
-    return [found[number] for number in sorted(found)]
+        for number in evidence.suspects(_without(found, len(points))):
+            others = _without([*found, number], len(points))
+            if len(found) < _MOST * len(points) and (wrong := evidence.against(number, others)) is not None:
+                found[number] = wrong
+    return Doubts([found[number] for number in sorted(found)], contradicted & (off <= far))
 
 
-class _LeftOneOut:
-    """What the other points tell of each, as one after the other is taken away."""
-
-    def __init__(self, spread: Spread, points: FloatArray, residuals: FloatArray, kept: npt.NDArray[np.intp]) -> None:
-        self.kept, self._spread, self._residuals = kept, spread, residuals[kept]
-        self._precision = linalg.inv(spread.covariance(points[kept]))
-
-    def away(self) -> tuple[FloatArray, FloatArray]:
-        """Return how far each residual (n, 3) is from what the others tell of it, and the variance of that (n,)."""
-        variance = 1.0 / np.diag(self._precision)
-        return (self._precision @ self._residuals) * variance[:, None], variance
-
-    def alone(self, variance: FloatArray) -> BoolArray:
-        """Say of which points the others tell next to nothing."""
-        whole = self._spread.errors**2 + self._spread.points**2
-        alone: BoolArray = variance > _ALONE * whole
-        return alone
-
-    def remove(self, number: int) -> None:
-        row = int(np.flatnonzero(self.kept == number)[0])
-        column = np.delete(self._precision[:, row], row)
-        rest = np.delete(np.delete(self._precision, row, axis=0), row, axis=1)
-        self._precision = rest - np.outer(column, column) / self._precision[row, row]
-        self.kept, self._residuals = np.delete(self.kept, row), np.delete(self._residuals, row, axis=0)
+def _without(some: Iterable[int], count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers below `count` but some."""
+    return np.setdiff1d(np.arange(count), list(some))
 
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """What the images tell of points.
+    """What neighbours and images tell of points.
 
     Parameters
     ----------
-    wanted : ndarray, shape (n, 3)
-        Displacements by the points themselves, mm.
+    points, told : ndarray, shape (n, 3)
+        Points, and the displacements that they tell of, mm.
+    contradicted : ndarray of bool, shape (n,)
+        Those whose place the field so far has told.
     there, by_field : ndarray, shape (n,)
-        How much the images differ under these, and under the field so far.
-    far : float
-        mm; what is no farther off is not wrong.
+        How much the images differ where the points lead, and under the field so far.
+    radius, far : float
+        mm, of trust; what is no farther off is not wrong.
     views : PointViews
     """
 
-    wanted: FloatArray
+    points: FloatArray
+    told: FloatArray
+    contradicted: BoolArray
     there: FloatArray
     by_field: FloatArray
+    radius: float
     far: float
     views: PointViews
 
-    def against(self, residuals: FloatArray) -> Iterator[Wrong]:
-        """Yield the points where the field so far makes the images agree much better."""
-        length = np.linalg.norm(residuals, axis=1)
-        certain = (self.by_field < _ALIKE) & (self.there - self.by_field > _CERTAIN)
-        for number in np.flatnonzero((length > self.far) & certain):
-            yield Wrong(int(number), float(length[number]), float(self.there[number]), float(self.by_field[number]))
+    def suspects(self, kept: npt.NDArray[np.int64]) -> list[int]:
+        """Return the points, out of those kept, that are the least likely by the others, the worst one first."""
+        if len(kept) < _FEWEST:
+            return []
+        told = self.told[kept] - np.median(self.told[kept], axis=0)
+        precision = linalg.inv(fit_spread(self.points[kept], told, self.radius).covariance(self.points[kept]))
+        away = (precision @ told) / np.diag(precision)[:, None]
+        unlikely = (away**2).sum(axis=1) * np.diag(precision)
+        rows = np.flatnonzero((np.linalg.norm(away, axis=1) > self.far) & ~self.contradicted[kept])
+        return [int(number) for number in kept[rows[np.argsort(-unlikely[rows])[:_SUSPECTS]]]]
 
-    def worst(self, left_one_out: _LeftOneOut) -> Wrong | None:
-        """Return the point that is the least likely by its neighbours, and whose side the images do not take."""
-        away, variance = left_one_out.away()
-        distance = np.linalg.norm(away, axis=1)
-        unlikely = distance**2 / variance
-        unlikely /= max(1.0, float(np.median(unlikely)) / _USUAL)
-        alone = left_one_out.alone(variance)
-        for row in np.argsort(-unlikely):
-            if unlikely[row] < _UNLIKELY:
-                break
-            number = left_one_out.kept[row]
-            by_neighbours = self.views.differences((self.wanted[number] - away[row])[None], number[None])[0]
-            instead = float(np.fmin(by_neighbours, self.by_field[number]))
-            for_it = instead - self.there[number] > _SAME or self.there[number] < _SURELY_ALIKE
-            blind = not instead < _BLIND
-            certain = not blind or (unlikely[row] > _UNLIKELY_IF_BLIND and not alone[row])
-            if distance[row] > self.far and certain and not for_it:
-                return Wrong(int(number), float(distance[row]), float(self.there[number]), instead)
-        return None
+    def against(self, number: int, others: npt.NDArray[np.int64]) -> Wrong | None:
+        """Return a point as wrong, if others put it elsewhere and the images do not take its side.
+
+        How far displacements vary, the others tell as well: a point far off would make its own distance look usual.
+        """
+        common = np.median(self.told[others], axis=0)
+        point, known = self.points[number][None], self.points[others]
+        told = self.told[others] - common
+        spread = fit_spread(known, told, self.radius)
+        shared = spread.errors**2 * correlation(known, point)
+        weights = linalg.solve(spread.covariance(known), shared, assume_a="pos")[:, 0]
+        by_others = common + weights @ told
+        variance = spread.errors**2 + spread.points**2 - float(weights @ shared[:, 0])
+        distance = float(np.linalg.norm(self.told[number] - by_others))
+        if distance <= self.far or distance**2 <= _UNLIKELY * variance:
+            return None
+        there = float(self.there[number])
+        instead = float(np.fmin(self.views.differences(by_others[None], np.array([number]))[0], self.by_field[number]))
+        for_it = instead - there > _SAME or there < _SURELY_ALIKE
+        alone = not instead < _BLIND and cdist(point, known).min() > _ALONE
+        return None if for_it or alone else Wrong(number, distance, there, instead)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from regnet_itk.data.field import DisplacementField
 from regnet_itk.data.grid import FloatArray
@@ -24,8 +25,9 @@ _FAILED = 5.0
 
 _LOOSE = 4.0
 
-_PULLING = 1.5
-"""Points that are found to be less exact than they are said to be pull from so many of their own errors on."""
+_PULLING = 2.5
+"""Points that are found to be less exact than they are said to be pull from so many of their own errors on, which are
+along each axis: of 10 such points, one is farther off than this."""
 
 _BETTER = 0.75
 """What it then finds counts if it is off by less than this part of before: between the points it may be worse."""
@@ -43,6 +45,9 @@ class GuidingLandmarks:
         Their displacements u, mm, LPS: T0(x + u(x)) is the moving image's point.
     names : tuple of str
         What to call each in a message.
+    heard : ndarray of bool, shape (n,)
+        Those that tell more than the field does. Where the images take the field's side, a point neither corrects nor
+        pulls: it tells that nothing is to be corrected there.
     weight : float
         Of the points in instance optimisation.
     radius : float
@@ -59,6 +64,7 @@ class GuidingLandmarks:
     points: FloatArray
     wanted: FloatArray
     names: tuple[str, ...]
+    heard: npt.NDArray[np.bool_]
     weight: float
     radius: float
     options: RunOptions
@@ -77,8 +83,9 @@ class GuidingLandmarks:
         points = pair.fixed_landmarks.points
         names = tuple(_name(pair, number) for number in range(len(points)))
         found = cls(
-            points, back.mapped - points, names, settings.landmark_weight, settings.landmark_radius, options, stage
-        )
+            points, back.mapped - points, names, np.ones(len(points), dtype=bool), settings.landmark_weight,
+            settings.landmark_radius, options, stage,
+        )  # fmt: skip
         reasons = {int(number): "the transform so far leads nowhere to it" for number in back.failed}
         return found._without(reasons)
 
@@ -92,62 +99,71 @@ class GuidingLandmarks:
         look : NetworkLook
             How it did so.
         """
-        kept = self._right(u, look)
-        if not len(kept.points):
+        kept = self._believed(u, look)
+        if not kept.heard.any():
             return u, kept
         off = kept._off(u)
         self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
-        led, loose = kept._corrected(u)
-        if off.max() <= max(_FAILED, _LOOSE * loose):
-            return led, replace(kept, loose=loose)
+        led, kept = kept._corrected(u)
+        if off.max() <= max(_FAILED, _LOOSE * kept.loose):
+            return led, kept
         again = look.again(led)
         after = kept._off(again)
         self.options.log.debug(f"{self.stage}: after a second look {after.mean():.2f} mm, {after.max():.1f} mm at most")
         if after.mean() > _BETTER * off.mean():
-            return led, replace(kept, loose=loose)
-        kept = kept._right(again, look)  # what was hidden in the failure may show now
-        if not len(kept.points):
-            return again, kept
-        led, loose = kept._corrected(again)
-        return led, replace(kept, loose=loose)
+            return led, kept
+        kept = kept._believed(again, look)  # what was hidden in the failure may show now
+        return kept._corrected(again) if kept.heard.any() else (again, kept)
 
-    def _right(self, u: DisplacementField, look: NetworkLook) -> GuidingLandmarks:
-        """Return the points that are not found to be wrong beside a field."""
+    def _believed(self, u: DisplacementField, look: NetworkLook) -> GuidingLandmarks:
+        """Return the points that are not found to be wrong beside a field, and which of them tell more than it."""
         from regnet_itk.networks.devices import limited_threads
-        from regnet_itk.refinement.wrong_points import PointViews, find_wrong_points
+        from regnet_itk.refinement.wrong_points import PointViews, doubt_points
 
         with limited_threads(self.options.threads):
             views = PointViews(*look.images[0], look.world.intensity_range, self.points)
-            wrong = find_wrong_points(self.points, u.at(self.points), self.wanted, self.radius, views)
-        return self._without({point.number: f"it is {point.describe()}" for point in wrong})
+            doubts = doubt_points(self.points, u.at(self.points), self.wanted, self.radius, views)
+        if count := doubts.outvoted.sum():
+            self.options.log.debug(
+                f"{self.stage}: the images prefer the field at {count} of {len(self.points)} landmarks"
+            )
+        heard = replace(self, heard=~doubts.outvoted)
+        return heard._without({point.number: f"it is {point.describe()}" for point in doubts.wrong})
 
     def terms(self, pair: InstancePair) -> list[Term]:
         """Return what the points add to instance optimisation on a pair."""
         from regnet_itk.refinement.landmark_term import LandmarkTerm
 
-        if not len(self.points):
+        if not self.heard.any():
             return []
         grid = pair.fixed.grid
         volume = float(pair.region.array.sum()) * float(np.prod(grid.spacing))
         radius = self.radius if self.loose <= self.radius else _PULLING * self.loose
-        return [LandmarkTerm(grid, self.points, self.wanted, radius=radius, weight=self.weight, volume=volume)]
+        points, wanted = self.points[self.heard], self.wanted[self.heard]
+        return [LandmarkTerm(grid, points, wanted, radius=radius, weight=self.weight, volume=volume)]
 
     def details(self) -> dict[str, Detail]:
         """Return what is recorded of them."""
-        return {"guiding_landmarks": len(self.points), "landmarks_left_out": ", ".join(self.left_out)}
+        return {
+            "guiding_landmarks": len(self.points),
+            "landmarks_outvoted": int((~self.heard).sum()),
+            "landmarks_left_out": ", ".join(self.left_out),
+        }
 
     def _off(self, u: DisplacementField) -> FloatArray:
-        """Return how far a field is off at the points, in mm."""
-        off: FloatArray = np.linalg.norm(u.at(self.points) - self.wanted, axis=1)
+        """Return how far a field is off at the points that are heard, in mm."""
+        off: FloatArray = np.linalg.norm((u.at(self.points) - self.wanted)[self.heard], axis=1)
         return off
 
-    def _corrected(self, u: DisplacementField) -> tuple[DisplacementField, float]:
-        """Return a field as the points want it, and the size of their own errors, in mm along each axis."""
+    def _corrected(self, u: DisplacementField) -> tuple[DisplacementField, GuidingLandmarks]:
+        """Return a field as the points want it, and these with the size of their own errors."""
         from regnet_itk.refinement.landmark_correction import Correction, correct_field, fit_spread
 
         residuals = self.wanted - u.at(self.points)
-        spread = fit_spread(self.points, residuals, self.radius)
-        return correct_field(u, Correction(self.points, residuals, spread)), spread.points
+        loose = fit_spread(self.points, residuals, self.radius).points
+        told = np.where(self.heard[:, None], residuals, 0.0)
+        corrected = correct_field(u, Correction(self.points, told, fit_spread(self.points, told, loose)))
+        return corrected, replace(self, loose=loose)
 
     def _without(self, reasons: dict[int, str]) -> GuidingLandmarks:
         """Return the landmarks without some, and say of each why."""
@@ -156,7 +172,7 @@ class GuidingLandmarks:
         rest = np.setdiff1d(np.arange(len(self.points)), list(reasons))
         return replace(
             self, points=self.points[rest], wanted=self.wanted[rest], names=tuple(self.names[i] for i in rest),
-            left_out=(*self.left_out, *(self.names[number] for number in reasons)),
+            heard=self.heard[rest], left_out=(*self.left_out, *(self.names[number] for number in reasons)),
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from regnet_itk.refinement.instance_optimisation import InstanceOptions, optimis
 from regnet_itk.refinement.label_term import UNKNOWN, LabelTerm, label_surfaces
 from regnet_itk.refinement.landmark_correction import Correction, Spread, correct_field, fit_spread
 from regnet_itk.refinement.landmark_term import LandmarkTerm
-from regnet_itk.refinement.wrong_points import PointViews, find_wrong_points
+from regnet_itk.refinement.wrong_points import PointViews, doubt_points
 
 TURNED = tuple(map(tuple, Rotation.from_euler("xyz", (25, -15, 50), degrees=True).as_matrix()))
 GRID = Grid((40, 36, 30), (2.0, 2.0, 2.0), (-60.0, 110.0, 40.0), TURNED)
@@ -88,7 +88,7 @@ def moved():
 
 def wrong_numbers(images, u, wanted, points):
     views = PointViews(*images, (-1000.0, 400.0), points)
-    return [wrong.number for wrong in find_wrong_points(points, u, wanted, 1.0, views)]
+    return [wrong.number for wrong in doubt_points(points, u, wanted, 1.0, views).wrong]
 
 
 def test_a_point_is_wrong_if_field_and_images_agree_that_it_is(moved):
@@ -118,6 +118,49 @@ def test_where_the_images_show_nothing_alike_near_neighbours_tell():
     assert wrong_numbers(images, u, wanted, points) == []
     wanted[5] += (0.0, 0.0, 25.0)
     assert wrong_numbers(images, u, wanted, points) == [5]
+
+
+WIDE = Grid((56, 50, 40), (4.0, 4.0, 4.0), (-60.0, 110.0, 40.0), TURNED)
+
+
+@pytest.fixture(scope="module")
+def half_blind():
+    """A pair that moves smoothly; one side of the fixed image shows nothing, and there a field stays behind."""
+    moving = texture(WIDE)
+    fixed = moving.resampled(WIDE, sitk.TranslationTransform(3, (3.0, 9.0, -6.0)), order=3, default=-600.0)
+    shown = np.arange(WIDE.size[0]) < 28
+    points = inner_points(WIDE, 40, seed=8, margin=8)
+    blind = WIDE.point_to_index(points)[:, 0] > 28 + 3
+    wanted = np.tile([3.0, 9.0, -6.0], (40, 1)) + np.random.default_rng(1).normal(size=(40, 3)) * 0.6
+    u = np.where(blind[:, None], 0.2, 1.0) * [3.0, 9.0, -6.0]
+    return (Image(np.where(shown, fixed.array, -600.0).astype(np.float32), WIDE), moving), points, u, wanted, blind
+
+
+def test_at_the_border_of_what_is_missing_points_are_right_although_the_field_fails_there(half_blind):
+    images, points, u, wanted, _ = half_blind
+    assert wrong_numbers(images, u, wanted, points) == []
+
+
+def test_wrong_points_are_found_in_what_is_missing(half_blind):
+    """Two of them: where the field's error begins, their distance is not larger than that error may be."""
+    images, points, u, wanted, blind = half_blind
+    wrong = np.flatnonzero(blind)[[2, 9]]
+    bad = wanted.copy()
+    bad[wrong] += [[0.0, 12.0, 16.0], [-20.0, 0.0, 0.0]]
+    assert wrong_numbers(images, u, bad, points) == wrong.tolist()
+
+
+def test_points_that_the_images_contradict_are_outvoted_and_others_are_not(moved):
+    """3 mm off where the field is right; exact where the field is 3 mm off; and where the images tell nothing."""
+    points = inner_points(GRID, 12, margin=9)
+    right = np.full(points.shape, 4.0)
+    off = right + np.random.default_rng(5).normal(size=points.shape) * 3 / np.sqrt(3)
+    views = PointViews(*moved, (-1000.0, 400.0), points)
+    far = np.linalg.norm(off - right, axis=1) > 1.5
+    assert doubt_points(points, right, off, 1.0, views).outvoted[far].all()
+    assert not doubt_points(points, off, right, 1.0, views).outvoted.any()
+    flat = Image(np.full(GRID.shape, -600.0, np.float32), GRID)
+    assert not doubt_points(points, right, off, 1.0, PointViews(flat, flat, (-1000.0, 400.0), points)).outvoted.any()
 
 
 def test_two_points_cannot_tell_which_is_wrong():

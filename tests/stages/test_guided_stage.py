@@ -145,6 +145,21 @@ def test_images_and_landmarks_agree_in_instance_optimisation(model, start):
     assert known.error(both.chain) < 0.8 * known.error(alone.chain)
 
 
+def test_inexact_landmarks_do_no_harm_where_the_field_is_right(model):
+    """The transform so far is the truth, and 20 points say that it is 3 mm off: judged at other points."""
+    start = STARTS["affine"]
+    moving = texture(Grid((90, 90, 90), (2.5, 2.5, 2.5), tuple(start.map_points(FIXED.centre()) - 111.0)))
+    fixed = moving.resampled(FIXED, start.to_sitk(FIXED), order=3, default=-600.0)
+    points, judges = (FIXED.random_points(n, np.random.default_rng(n), margin=9) for n in (20, 60))
+    told = start.map_points(points) + np.random.default_rng(2).normal(size=points.shape) * 3 / np.sqrt(3)
+    pair = ImagePair(fixed, moving, fixed_landmarks=Landmarks(points), moving_landmarks=Landmarks(told))
+    found, heard = run(stage(model, RegNetLandmarkWeight=1), pair, start)
+    assert Case(pair, judges, start.map_points(judges)).error(found.chain) < 0.05
+    assert found.details["guiding_landmarks"] == 20
+    assert found.details["landmarks_outvoted"] > 10
+    assert heard.warnings == []
+
+
 def test_a_wrong_pair_is_named_and_not_used(model):
     start = STARTS["affine"]
     known = case(start, 20, [f"fork {n}" for n in range(20)])

@@ -8,7 +8,7 @@ or in one place; a rigid one; a share of the way), since that costs nothing; som
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class KnownPair:
         On voxels that are fine enough to judge by.
     region : Image, optional
         Where something is to be said; the foreground without it.
+    patient : str
+        Pairs of one patient are not independent; by default a pair is one of its own.
     """
 
     name: str
@@ -60,6 +62,7 @@ class KnownPair:
     moving: Image
     truth: DisplacementField
     region: Image | None = None
+    patient: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,18 +124,20 @@ def from_block(block: Block, voxel_size: float, name: str, kind: str, rng: np.ra
 
 
 def block_pairs(prepared: Prepared, config: TrainingConfig, kind: str, seeds: range) -> Iterator[KnownPair]:
-    """Make blocks by the last phase of a recipe."""
+    """Make blocks by the last phase of a recipe, each of one image: they take turns."""
     phase = config.phases[-1]
     for seed in seeds:
         random, rng = Random(seed), np.random.default_rng(seed)
-        maker = prepared.maker(_BLOCK, 2.0, random)
+        turn = seed % max(1, len(prepared.sources))
+        maker = replace(prepared, sources=prepared.sources[turn : turn + 1]).maker(_BLOCK, 2.0, random)
         if hasattr(maker, "go_on_from"):
             maker.go_on_from(1000 * seed)
         block = maker.make(phase.fields, phase.appearance)
         # a scene has no size of its own: the same one is a head or a trunk
         factor = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0)))) if kind == "scenes" else 1.0
         scaled = Block(block.fixed, block.moving, block.displacement * factor, block.weight)
-        yield from_block(scaled, 2.0 * factor, f"{kind}-{seed}", kind, rng)
+        pair = from_block(scaled, 2.0 * factor, f"{kind}-{seed}", kind, rng)
+        yield replace(pair, patient=f"{kind} {turn}" if prepared.sources else "")
 
 
 def phantom_pairs(seeds: range) -> Iterator[KnownPair]:
@@ -251,6 +256,7 @@ def keep_samples(path: Path, pair: KnownPair, chains: Iterator[Tried], seed: int
                 voxel_sizes=np.concatenate([np.full(len(s.errors), s.voxel_size, np.float32) for _, s in found]),
                 columns=np.array(NAMES),
                 kind=pair.kind,
+                patient=pair.patient or pair.name,
             )
 
     write_whole(path, write)

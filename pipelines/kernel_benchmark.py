@@ -26,7 +26,6 @@ from regnet_itk.data.image import Image
 from regnet_itk.networks.coarse_to_fine import cube_of_offsets
 from regnet_itk.networks.correlation import correlate, correlate_by_operations
 from regnet_itk.networks.layers import warp, warp_by_operations
-from regnet_itk.networks.self_similarity import REACH, features_by_operations, mind_features
 from regnet_itk.refinement.unfolding import least_determinants, least_determinants_by_operations
 from regnet_itk.threads import bound_resampling
 from regnet_itk.transforms.chain import Link, TransformChain
@@ -76,12 +75,6 @@ def contests(random: bool) -> Iterator[Contest]:
     u = smooth_field(fine.grid)
     yield _correlation(coarse)
     yield _warping(fine, u)
-    scaled = torch.from_numpy((fine.array + 1000.0) / 1200.0).float().contiguous()
-    padded = functional.pad(scaled[None, None], [REACH] * 6, mode="replicate")[0, 0]
-    yield Contest(
-        "self-similarity contexts", lambda: mind_features(scaled).numpy(),
-        lambda: features_by_operations(padded).numpy(),
-    )  # fmt: skip
     yield _costs(coarse)
     edges = u.grid.index_to_point_matrix.astype(np.float32)
     yield Contest(

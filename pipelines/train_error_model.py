@@ -2,7 +2,7 @@
 
 ``python pipelines/train_error_model.py SAMPLES --out FILE``: SAMPLES has the folders ``train``, ``val`` and ``test``
 that ``make_error_samples.py`` writes; what is missing there is made first, if ``--images FOLDER`` says of what. All but
-``test`` is learnt from and calibrated by (each pair by a network that did not see it); ``test`` judges.
+``test`` is learnt from and calibrated by (each patient by a network that did not see it); ``test`` judges.
 ``--figure FILE.png`` draws how what is told and what is true go together.
 """
 
@@ -45,6 +45,7 @@ class Table:
     kinds: np.ndarray
     names: np.ndarray
     pairs: np.ndarray
+    patients: np.ndarray
 
     def part(self, chosen: np.ndarray) -> Table:
         """Return some of the rows."""
@@ -60,8 +61,10 @@ def read_samples(folder: Path) -> Table:
                 sys.exit(f"error: '{path}' has other clues; make the samples anew with make_error_samples.py")
             n = len(d["errors"])
             kinds, pairs = np.full(n, str(d["kind"])), np.full(n, path.stem)
-            residuals = d["residuals"] if "residuals" in d else np.full(n, np.nan, np.float32)
-            parts.append((d["values"], d["errors"], residuals, d["voxel_sizes"], kinds, d["names"], pairs))
+            patients = np.full(n, f"{folder.name} {d['patient']}")
+            parts.append(
+                (d["values"], d["errors"], d["residuals"], d["voxel_sizes"], kinds, d["names"], pairs, patients)
+            )
     return Table(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -113,11 +116,11 @@ def fit(table: Table, seed: int = 0, epochs: int = 20) -> ErrorNetwork:
 
 
 def tell_unseen(table: Table, epochs: int) -> np.ndarray:
-    """Return what networks that did not see a pair tell of its points: expected error and radius (n, 2)."""
-    pairs = np.random.default_rng(0).permutation(np.unique(table.pairs))
+    """Return what networks that did not see a patient tell of the points: expected error and radius (n, 2)."""
+    patients = np.random.default_rng(0).permutation(np.unique(table.patients))
     found = np.empty((len(table.errors), 2), dtype=np.float32)
     for fold in range(_FOLDS):
-        unseen = np.isin(table.pairs, pairs[fold::_FOLDS])
+        unseen = np.isin(table.patients, patients[fold::_FOLDS])
         network = fit(table.part(~unseen), epochs=epochs)
         found[unseen] = ErrorModel(network, ErrorModelCard()).predict_points(table.values[unseen])
     return found

@@ -7,13 +7,11 @@ pairs. Two scans can be compared by it although density, contrast agent or recon
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet_itk.compiling import find_kernels
 from regnet_itk.data.grid import cut_slabs
 
 CHANNELS = 12
@@ -43,19 +41,9 @@ def mind_features(image: Tensor) -> Tensor:
     """
     padded = functional.pad(image[None, None], [REACH] * 6, mode="replicate")[0, 0]
     found = torch.empty(*image.shape, CHANNELS, device=image.device)
-    kernels = _kernels() if image.device.type == "cpu" and image.dtype == torch.float32 else None
     for slab in cut_slabs(image.shape, _SLAB_VOXELS):
-        part = padded[slab.start : slab.stop + 2 * REACH]
-        if kernels is None:
-            found[slab] = features_by_operations(part)
-        else:
-            kernels.run_distances(part, *_comparisons(), _LEAST_VARIANCE, found[slab])
-            found[slab].exp_()
+        found[slab] = _features_inside(padded[slab.start : slab.stop + 2 * REACH])
     return found
-
-
-def _kernels() -> Any:
-    return find_kernels("regnet_itk.networks.self_similarity_kernels")
 
 
 Step = tuple[int, int, int]
@@ -80,8 +68,8 @@ def _comparisons() -> tuple[list[Step], list[tuple[int, int, int, int]]]:
     return steps, places
 
 
-def features_by_operations(padded: Tensor) -> Tensor:
-    """Return the features of the voxels at least `REACH` voxels inside an array, in Torch's operations."""
+def _features_inside(padded: Tensor) -> Tensor:
+    """Return the features of the voxels at least `REACH` voxels inside an array."""
     size = [n - 2 * REACH for n in padded.shape]
     steps, places = _comparisons()
     changes = [_patch_difference(padded, step) for step in steps]

@@ -30,13 +30,6 @@ OPTIONS = InstanceOptions(iterations=(30,), device="cpu", threads=1)
 # Features
 
 
-@pytest.fixture(params=["compiled", "operations"])
-def either_way(request, monkeypatch):
-    if request.param == "operations":
-        monkeypatch.setattr("regnet_itk.networks.self_similarity._kernels", lambda: None)
-
-
-@pytest.mark.usefixtures("either_way")
 def test_features_are_those_of_the_paper():
     image = np.random.default_rng(0).random((9, 11, 10))
     found = mind_features(torch.from_numpy(image).float()).numpy()
@@ -54,7 +47,6 @@ def test_features_are_those_of_the_paper():
         np.testing.assert_allclose(np.sort(found[voxel]), np.sort(wanted), atol=1e-5)
 
 
-@pytest.mark.usefixtures("either_way")
 def test_each_feature_compares_the_same_pair_everywhere():
     """A shifted image has shifted features, channel by channel, and a brighter or stretched one has the same."""
     image = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(24, 25, 26)), 1.0)).float()
@@ -67,7 +59,6 @@ def test_each_feature_compares_the_same_pair_everywhere():
     assert features.std(dim=(0, 1, 2)).min() > 0.05
 
 
-@pytest.mark.usefixtures("either_way")
 def test_features_do_not_depend_on_the_slabs(monkeypatch):
     image = torch.rand(20, 12, 14)
     whole = mind_features(image)

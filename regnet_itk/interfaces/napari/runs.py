@@ -181,17 +181,17 @@ def register_and_write(task: RunTask, events: Events) -> list[str]:
             events=WholeProgress(events, len(stages or CHEST_CT_STAGES)),
         )  # fmt: skip
         assert not isinstance(result, ElastixResult)
-        events.progress(Progress(1.0, "how far to trust it"))
-        if result.verdict is not None:
-            log.note(result.verdict.describe())
-        log.note(f"total {log.seconds():.1f} s")
-        events.progress(Progress(1.0, _WRITING))
+        log.note(f"registered in {log.seconds():.1f} s")
         names = inputs.to_be_written()
         new_files = {name: str(task.out.resolve() / file) for name, file in names.items()}
+        result = replace(result, inputs={**result.inputs, **new_files})
+        events.progress(Progress(1.0, "how far to trust it"))
+        _ = result.verdict  # which takes a while; writing cannot be stopped any more
+        events.progress(Progress(1.0, _WRITING))
         with staged_folder(task.out) as stage:  # all appear, or none
             for name, file in names.items():
                 _write(inputs.items()[name], stage / file)
-            replace(result, inputs={**result.inputs, **new_files}).write(task.out, log.lines)
+            result.write(task.out, log.lines)
     return shown.lines
 
 

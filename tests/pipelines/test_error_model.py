@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from training_cases import load_pipeline
 
 from regnet_itk.data.field import DisplacementField
@@ -15,8 +16,9 @@ from regnet_itk.networks.world import CHEST_CT
 from regnet_itk.training.config import find_recipe
 from regnet_itk.training.prepared import Prepared
 from regnet_itk.transforms.chain import TransformChain
+from regnet_itk.transforms.itk_files import chain_from_sitk
 from regnet_itk.trust.clues import NAMES
-from regnet_itk.trust.error_model import load_error_model
+from regnet_itk.trust.error_model import ErrorNetwork, load_error_model
 
 error_samples = load_pipeline("error_samples")
 train_error_model = load_pipeline("train_error_model")
@@ -33,8 +35,9 @@ def scene_pair() -> error_samples.KnownPair:
 
 def test_errors_of_samples_are_those_of_simpleitk(scene_pair: error_samples.KnownPair) -> None:
     rng = np.random.default_rng(0)
-    for name, chain in error_samples.made_errors(scene_pair, rng, 4):
-        found = error_samples.sample(scene_pair, chain, np.random.default_rng(1), points=40)
+    for tried in error_samples.made_errors(scene_pair, rng, 4):
+        chain = tried.chain
+        found = error_samples.sample(scene_pair, tried, np.random.default_rng(1), points=40)
         clues = error_samples.find_clues(scene_pair.fixed, scene_pair.moving, chain, scene_pair.region)
         there = np.argwhere(clues.known)
         chosen = there[np.random.default_rng(1).choice(len(there), len(found.errors), replace=False)]
@@ -44,7 +47,8 @@ def test_errors_of_samples_are_those_of_simpleitk(scene_pair: error_samples.Know
             np.linalg.norm(np.subtract(transform.TransformPoint(p), truth.TransformPoint(p))) / clues.voxel_size
             for p in points
         ]
-        np.testing.assert_allclose(found.errors, wanted, atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(found.errors, wanted, atol=2e-3, err_msg=tried.name)
+        assert np.isnan(found.residuals).all()  # there is no way back
 
 
 def test_errors_grow_with_their_factor(scene_pair: error_samples.KnownPair) -> None:
@@ -52,12 +56,20 @@ def test_errors_grow_with_their_factor(scene_pair: error_samples.KnownPair) -> N
     off[..., 0] = 2.0
     wrong = error_samples.field_chain(DisplacementField(scene_pair.truth.vectors + off, scene_pair.fixed.grid))
     means = {}
-    for name, chain in error_samples.with_scaled_errors(scene_pair, iter([("found", wrong)])):
-        samples = error_samples.sample(scene_pair, chain, np.random.default_rng(0), points=200)
-        means[name] = float(np.median(samples.errors)) * samples.voxel_size
+    for tried in error_samples.with_scaled_errors(scene_pair, iter([error_samples.Tried("found", wrong)])):
+        samples = error_samples.sample(scene_pair, tried, np.random.default_rng(0), points=200)
+        means[tried.name] = float(np.median(samples.errors)) * samples.voxel_size
     assert means["found"] == pytest.approx(2.0, abs=0.01)
     assert means["found x 0.5"] == pytest.approx(1.0, abs=0.15)
     assert means["found x 2"] == pytest.approx(4.0, abs=0.15)
+
+
+def test_the_way_back_tells_how_far_off_it_ends(scene_pair: error_samples.KnownPair) -> None:
+    there = sitk.AffineTransform([1.1, 0.1, 0.0, -0.05, 0.9, 0.0, 0.0, 0.05, 1.0], (3.0, -4.0, 5.0))
+    off = sitk.CompositeTransform([sitk.TranslationTransform(3, (1.0, 2.0, -2.0)), there.GetInverse()])
+    tried = error_samples.Tried("both", chain_from_sitk(there), chain_from_sitk(off))
+    found = error_samples.sample(scene_pair, tried, np.random.default_rng(0), points=50)
+    np.testing.assert_allclose(found.residuals * found.voxel_size, 3.0, atol=1e-4)
 
 
 def made_samples(folder: Path, pairs: int, seed: int) -> None:
@@ -71,6 +83,7 @@ def made_samples(folder: Path, pairs: int, seed: int) -> None:
         np.savez_compressed(
             folder / f"p{number}.npz", names=np.repeat(["found", "waves-1"], 400), values=values, errors=errors,
             columns=np.array(NAMES), voxel_sizes=np.full(800, 2.0, np.float32), kind="made",
+            residuals=np.full(800, np.nan, np.float32), patient=f"patient {number // 2}",
         )  # fmt: skip
 
 
@@ -95,6 +108,26 @@ def test_what_is_learnt_is_calibrated(
     for part in (small, ~small):
         assert float((table.errors <= found[:, 1])[part].mean()) == pytest.approx(0.9, abs=0.05)
     assert model.card.accuracy["judged"][0]["group"] == "all"
+
+
+def test_a_patient_is_told_of_by_networks_that_did_not_see_him(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_samples(tmp_path / "train", 12, 0)
+    table = train_error_model.read_samples(tmp_path / "train")
+    seen = []
+
+    def fit(part: train_error_model.Table, **_: int) -> ErrorNetwork:
+        seen.append(set(part.patients))
+        return ErrorNetwork()
+
+    monkeypatch.setattr(train_error_model, "fit", fit)
+    told = train_error_model.tell_unseen(table, 1)
+    assert np.isfinite(told).all()
+    everybody = set(table.patients)
+    assert len(everybody) == 6
+    left_out = [everybody - of_fold for of_fold in seen]
+    assert all(left_out)
+    assert set.union(*left_out) == everybody
+    assert sum(map(len, left_out)) == len(everybody)
 
 
 def test_a_rigid_error_is_as_large_as_asked() -> None:

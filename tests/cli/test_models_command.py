@@ -39,7 +39,8 @@ def test_the_list_has_every_model_that_ships(capfd: pytest.CaptureFixture[str]) 
         assert f"{description.capture_range:g} mm" in row
         assert "validation" in description.accuracy
         for group in {"validation", "test"} & set(description.accuracy):
-            inside = next(found for where, found in description.accuracy[group].items() if where.startswith("inside the "))
+            measured = description.accuracy[group].items()
+            inside = next(found for where, found in measured if where.startswith("inside the "))
             assert f"-> {inside['all']['mean_error_mm']:.2f} mm" in row
         assert row.endswith(" -") == ("test" not in description.accuracy)
 

@@ -10,6 +10,7 @@ from regnet_itk.batch.run import Batch, plan_batch, run_batch
 from regnet_itk.batch.settings import BatchSettings
 from regnet_itk.engines.base import Engine
 from regnet_itk.engines.local_engine import LocalEngine
+from regnet_itk.errors import ParameterError
 from regnet_itk.events import LOGGER, Events
 from regnet_itk.pairs import Pair
 from regnet_itk.stages.planning import StageLike, check_stages, read_stages
@@ -66,7 +67,7 @@ def register_pairs(
     Raises
     ------
     ParameterError, ModelError, OutputError
-        Before anything runs.
+        Before anything runs; also if two pairs have one name.
 
     Examples
     --------
@@ -81,6 +82,7 @@ def register_pairs(
     >>> batch.failed, (folder / "result/batch.csv").exists()
     ([], True)
     """
+    _check(pairs, jobs)
     planned = None
     if stages is not None:
         planned = tuple(read_stages(stages, LOGGER))
@@ -90,3 +92,13 @@ def register_pairs(
     batch = run_batch(plan_batch(pairs, out, settings), engine or LocalEngine(jobs), events)
     write_batch(batch, batch.out, title)
     return batch
+
+
+def _check(pairs: Sequence[Pair], jobs: int) -> None:
+    if jobs < 1:
+        raise ParameterError(f"`jobs` is {jobs}; give 1 or more")
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.name in seen:  # they would share a folder
+            raise ParameterError(f"two pairs are called '{pair.name}'; give each a name of its own")
+        seen.add(pair.name)

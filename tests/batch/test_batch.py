@@ -448,3 +448,11 @@ def test_one_call_refuses_unknown_stages_before_anything_runs(pairs, tmp_path):
     with pytest.raises(ParameterError, match="regnet_multistge"):
         register_pairs(pairs, tmp_path / "out", "regnet_multistge", engine=HereEngine())
     assert not (tmp_path / "out").exists()
+
+
+def test_one_call_refuses_what_cannot_be_done(pairs, tmp_path):
+    with pytest.raises(ParameterError, match="two pairs are called"):
+        register_pairs([pairs[0], pairs[0]], tmp_path / "out", engine=HereEngine())
+    with pytest.raises(ParameterError, match="`jobs` is 0"):
+        register_pairs(pairs, tmp_path / "out", jobs=0)
+    assert not (tmp_path / "out").exists()

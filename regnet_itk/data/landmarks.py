@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,14 @@ class Landmarks:
         Numbers, in the file, of points that it lists but that were never placed; they are not among the points.
     indices : ndarray, shape (n, 3), optional
         The voxel indices of the points, if these are what their file holds.
+    trust_radii : ndarray, shape (n,), optional
+        How far off each point may be, in mm: within its radius of trust it does not guide. NaN where none is told.
 
     Raises
     ------
     PointsError
-        If the shape is another, a value is not finite, or the number of names does not fit.
+        If the shape is another, a value is not finite, the number of names or radii does not fit, or a radius is not
+        above 0.
 
     Examples
     --------
@@ -62,11 +65,14 @@ class Landmarks:
     names: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
     indices: FloatArray | None = None
+    trust_radii: FloatArray | None = None
 
     def __post_init__(self) -> None:
         points = np.array(self.points, dtype=float)
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "names", tuple(self.names))
+        if self.trust_radii is not None:
+            object.__setattr__(self, "trust_radii", _checked_radii(self.trust_radii, len(points)))
         if points.ndim != 2 or points.shape[1] != 3:
             raise PointsError(f"points need an array of shape (n, 3), not {points.shape}")
         if not np.isfinite(points).all():
@@ -86,6 +92,15 @@ class Landmarks:
         return f"Landmarks({len(self)} points, {spans} mm)"
 
 
+def _checked_radii(radii: npt.ArrayLike, count: int) -> FloatArray:
+    found = np.array(radii, dtype=float)
+    if found.shape != (count,):
+        raise PointsError(f"radii of trust need an array of shape ({count},), one for each point, not {found.shape}")
+    if bad := np.flatnonzero(~(found > 0.0) & ~np.isnan(found) | np.isinf(found)).tolist():
+        raise PointsError(f"point {bad[0]}: its radius of trust is {found[bad[0]]:g} mm; it must be above 0")
+    return found
+
+
 # Reading
 
 
@@ -94,16 +109,12 @@ class _Rows:
     """Points as a file holds them: numbers with the line they came from."""
 
     source: str
-    dimension: int
-    rows: list[tuple[float, ...]]
-    lines: list[int]
-    names: list[str]
+    dimension: int = 3
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    radii: list[float] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, source: str, dimension: int = 3) -> _Rows:
-        return cls(source, dimension, [], [], [])
-
-    def add(self, texts: Sequence[Any], line: int, name: str = "") -> None:
+    def add(self, texts: Sequence[Any], line: int, name: str = "", radius: str = "") -> None:
         where = f"{self.source}, line {line}" if line else f"{self.source}, point {len(self.rows)}"
         if len(texts) != self.dimension:
             raise PointsError(f"{where}: a point needs {self.dimension} coordinates, not {len(texts)}")
@@ -117,9 +128,11 @@ class _Rows:
             raise PointsError(
                 f"{where}: the point {' '.join(map(str, point))} is not finite, or lies nowhere in a body"
             )
+        if radius and not (_is_number(radius) and 0.0 < float(radius) <= LARGEST_LENGTH):
+            raise PointsError(f"{where}: the radius of trust must be a length above 0 in mm, not '{radius}'")
         self.rows.append(point)
-        self.lines.append(line)
         self.names.append(name)
+        self.radii.append(float(radius) if radius else math.nan)
 
     def array(self) -> FloatArray:
         if not self.rows:
@@ -129,7 +142,8 @@ class _Rows:
     def landmarks(self, convert: Callable[[FloatArray], FloatArray] | None = None) -> Landmarks:
         points = self.array()
         names = tuple(self.names) if any(self.names) else ()
-        return Landmarks(convert(points) if convert else points, names)
+        radii = None if np.isnan(self.radii).all() else np.array(self.radii)
+        return Landmarks(convert(points) if convert else points, names, trust_radii=radii)
 
 
 def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
@@ -139,7 +153,8 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> Landmarks:
     ----------
     path : str or Path
         elastix's text (``point`` or ``index``, the count, the coordinates), a .vtk polydata file in ASCII, a .csv
-        file with the columns x, y, z in mm, LPS, or Slicer's .fcsv and .mrk.json.
+        file with the columns x, y, z in mm, LPS, and if wanted name and trust_radius in mm, or Slicer's .fcsv and
+        .mrk.json.
     grid : Grid, optional
         The grid of the image that the points lie in; only files of voxel indices need it.
 
@@ -196,7 +211,7 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
 
 
 def _read_elastix(text: str, source: str, grid: Grid | None) -> Landmarks:
-    kind, found = _parse_elastix(text, _Rows.of(source))
+    kind, found = _parse_elastix(text, _Rows(source))
     if kind == "point":
         return found.landmarks()
     landmarks = found.landmarks(_need_grid(source, grid).index_to_point)
@@ -241,7 +256,7 @@ def read_points_text(path: str | Path, dimension: int) -> str:
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".pts"):
         raise PointsError(f"landmark file '{path}' needs the suffix .txt for images of {dimension} dimensions")
-    kind, found = _parse_elastix(_read_text(path), _Rows.of(str(path), dimension))
+    kind, found = _parse_elastix(_read_text(path), _Rows(str(path), dimension))
     return _points_text(kind, found.array())
 
 
@@ -284,7 +299,7 @@ def _read_vtk(text: str, source: str, grid: Grid | None) -> Landmarks:
             f"{source}, line {number}: {count} points are announced and {len(values) // 3} follow"
             + (f", with {len(values) % 3} numbers more" if len(values) % 3 else "")
         )
-    found = _Rows.of(source)
+    found = _Rows(source)
     for i in range(0, len(values), 3):
         found.add([word for _, word in values[i : i + 3]], values[i][0])
     return found.landmarks()
@@ -314,52 +329,67 @@ def _cells(text: str, source: str, delimiter: str = ",") -> Iterator[tuple[int, 
 
 
 def _read_csv(text: str, source: str, grid: Grid | None) -> Landmarks:
-    found = _Rows.of(source)
+    found = _Rows(source)
     first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
     delimiter = next((d for d in (";", "\t") if d in first), ",")
     header: list[str] | None = None
-    columns: list[int] = []
-    label: int | None = None
-    rows: list[tuple[int, list[str], str]] = []
+    columns = _Columns()
+    rows: list[tuple[int, list[str]]] = []
     for line, cells in _cells(text, source, delimiter):
         if not any(cells) or cells[0].startswith("#"):
             continue
         if header is None:
             header = cells
-            columns, label = _csv_header(cells, f"{source}, line {line}", delimiter)
+            columns = _csv_header(cells, f"{source}, line {line}", delimiter)
             if not any(map(_is_number, cells)) and not any(map(_DECIMAL_COMMA.fullmatch, cells)):
                 continue
-        if max(columns) >= len(cells):
+        if max(columns.axes) >= len(cells):
             raise PointsError(f"{source}, line {line}: a point needs 3 coordinates, not {len(cells)}")
         if any(cells[len(header) :]):
             hint = "; are the decimals commas? Then separate the columns by semicolons" if delimiter == "," else ""
             raise PointsError(f"{source}, line {line}: {len(cells)} cells under a header of {len(header)}{hint}")
-        rows.append(
-            (line, [cells[i] for i in columns], cells[label] if label is not None and label < len(cells) else "")
-        )
-    texts = [text for _, coordinates, _ in rows for text in coordinates]
-    if delimiter != "," and any(map(_DECIMAL_COMMA.fullmatch, texts)):
-        if any("." in text for text in texts):
-            raise PointsError(f"{source}: some numbers have a comma and some a point; write them all with a point")
-        rows = [(line, [text.replace(",", ".") for text in coordinates], name) for line, coordinates, name in rows]
-    for line, coordinates, name in rows:
-        found.add(coordinates, line, name)
+        rows.append((line, cells))
+    texts = [text for _, cells in rows for text in columns.numbers(cells)]
+    commas = delimiter != "," and any(map(_DECIMAL_COMMA.fullmatch, texts))
+    if commas and any("." in text for text in texts):
+        raise PointsError(f"{source}: some numbers have a comma and some a point; write them all with a point")
+    for line, cells in rows:
+        x, y, z, radius = (text.replace(",", ".") if commas else text for text in columns.numbers(cells))
+        found.add((x, y, z), line, _cell(cells, columns.name), radius)
     return found.landmarks()
 
 
-def _csv_header(cells: list[str], where: str, delimiter: str) -> tuple[list[int], int | None]:
-    """Return the columns of x, y, z and of the name; without a header there are just x, y, z."""
+@dataclass(frozen=True)
+class _Columns:
+    """Which cells of a row hold what."""
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    name: int | None = None
+    radius: int | None = None
+
+    def numbers(self, cells: list[str]) -> list[str]:
+        """Return the texts of x, y, z and of the radius, which may be empty."""
+        return [*(cells[i] for i in self.axes), _cell(cells, self.radius)]
+
+
+def _cell(cells: list[str], column: int | None) -> str:
+    return cells[column] if column is not None and column < len(cells) else ""
+
+
+def _csv_header(cells: list[str], where: str, delimiter: str) -> _Columns:
+    """Return the columns of x, y, z, the name and the radius; without a header there are just x, y, z."""
     if any(map(_is_number, cells)) or any(map(_DECIMAL_COMMA.fullmatch, cells)):
         if len(cells) != 3:
             hint = "; decimal commas need columns separated by semicolons" if len(cells) in (4, 5, 6) else ""
             hint = hint if delimiter == "," else ""
             raise PointsError(f"{where}: a point needs 3 coordinates, not {len(cells)}; name the columns x, y, z{hint}")
-        return [0, 1, 2], None
+        return _Columns()
     lower = [cell.lower().removesuffix("_mm") for cell in cells]
     if not {"x", "y", "z"} <= set(lower):
         raise PointsError(f"{where}: expected the columns x, y and z, not '{', '.join(cells)}'")
+    x, y, z = (lower.index(axis) for axis in "xyz")
     label = next((lower.index(name) for name in ("name", "label") if name in lower), None)
-    return [lower.index(axis) for axis in "xyz"], label
+    return _Columns((x, y, z), label, lower.index("trust_radius") if "trust_radius" in lower else None)
 
 
 def _coordinates(system: str, source: str, grid: Grid | None) -> Callable[[FloatArray], FloatArray] | None:
@@ -375,7 +405,7 @@ def _coordinates(system: str, source: str, grid: Grid | None) -> Callable[[Float
 
 
 def _read_fcsv(text: str, source: str, grid: Grid | None) -> Landmarks:
-    found = _Rows.of(source)
+    found = _Rows(source)
     system = "RAS"  # Slicer's own, if the file does not say
     columns = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label"]
     for number, row in _cells(text, source):
@@ -409,7 +439,7 @@ def _read_json(text: str, source: str, grid: Grid | None) -> Landmarks:
     control = markups[0].get("controlPoints")
     if not isinstance(control, list):
         raise PointsError(f"{source}: 'controlPoints' is missing")
-    found = _Rows.of(source)
+    found = _Rows(source)
     left_out = []
     for number, point in enumerate(control):
         if not isinstance(point, dict):
@@ -482,10 +512,14 @@ def _vtk_text(landmarks: Landmarks) -> str:
 def _csv_text(landmarks: Landmarks) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [(name,) for name in landmarks.names]
-    writer.writerow(["x", "y", "z", *(["name"] if names else [])])
-    for point, name in zip_longest(landmarks.points.tolist(), names, fillvalue=()):
-        writer.writerow([*map(repr, point), *name])
+    columns: list[Sequence[str]] = [[repr(value) for value in axis] for axis in landmarks.points.T.tolist()]
+    head = ["x", "y", "z"]
+    if landmarks.names:
+        head, columns = [*head, "name"], [*columns, landmarks.names]
+    if landmarks.trust_radii is not None:
+        head = [*head, "trust_radius"]
+        columns = [*columns, ["" if math.isnan(radius) else repr(radius) for radius in landmarks.trust_radii.tolist()]]
+    writer.writerows([head, *zip(*columns, strict=True)])
     return out.getvalue()
 
 

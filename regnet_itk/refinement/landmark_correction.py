@@ -19,7 +19,7 @@ phantoms and CTs of the training seeds, out of 15 to 120 mm and by likelihood fo
 longer spoils what is right elsewhere."""
 
 _VARIATIONS = np.geomspace(0.3, 40.0, 12)  # mm along each axis: the errors of a field, from next to none to failed
-_LOOSENESS = (1.0, 2.0, 4.0, 8.0)  # the points' own errors, in radii of trust
+_LOOSENESS = (1.0, 2.0, 4.0, 8.0)  # the points' own errors, in their radii of trust
 _MOST_FITTED = 500  # points by which these two are chosen
 _STEP = REACH / 4  # mm; the grid that the correction is computed on, and then interpolated
 _AT_ONCE = 20_000  # places
@@ -33,16 +33,17 @@ class Spread:
     ----------
     errors : float
         Standard deviation of the field's errors, mm.
-    points : float
-        Standard deviation of the points' own errors, mm.
+    looseness : float
+        Standard deviation of the points' own errors, in their radii of trust.
     """
 
     errors: float
-    points: float
+    looseness: float
 
-    def covariance(self, points: FloatArray) -> FloatArray:
-        """Return the covariance (n, n) of what points (n, 3), mm, tell."""
-        found: FloatArray = self.errors**2 * correlation(points, points) + self.points**2 * np.eye(len(points))
+    def covariance(self, points: FloatArray, radii: FloatArray) -> FloatArray:
+        """Return the covariance (n, n) of what points (n, 3) with radii of trust (n,), both in mm, tell."""
+        own = np.diag((self.looseness * radii) ** 2)
+        found: FloatArray = self.errors**2 * correlation(points, points) + own
         return found
 
 
@@ -53,7 +54,7 @@ def correlation(a: FloatArray, b: FloatArray) -> FloatArray:
     return found
 
 
-def fit_spread(points: FloatArray, residuals: FloatArray, radius: float) -> Spread:
+def fit_spread(points: FloatArray, residuals: FloatArray, radii: FloatArray) -> Spread:
     """Return the spread under which residuals are most likely.
 
     Points that are taken for better than they are, and whose errors follow no neighbour, are so found to tell little.
@@ -62,19 +63,20 @@ def fit_spread(points: FloatArray, residuals: FloatArray, radius: float) -> Spre
     ----------
     points, residuals : ndarray, shape (n, 3)
         mm.
-    radius : float
-        Radius of trust in mm; the points' own errors are no smaller.
+    radii : ndarray, shape (n,)
+        Of trust, mm; the points' own errors are no smaller.
     """
     some = slice(None, None, -(-len(points) // _MOST_FITTED))
-    values, vectors = linalg.eigh(correlation(points[some], points[some]))
-    squares = ((vectors.T @ residuals[some]) ** 2).sum(axis=1)
-    best, found = -np.inf, Spread(0.0, radius)
+    # in units of the points' radii their own errors are independent and alike: one decomposition serves for all
+    values, vectors = linalg.eigh(correlation(points[some], points[some]) / np.outer(radii[some], radii[some]))
+    squares = ((vectors.T @ (residuals[some] / radii[some, None])) ** 2).sum(axis=1)
+    best, found = -np.inf, Spread(0.0, 1.0)
     for errors in _VARIATIONS:
         for looseness in _LOOSENESS:
-            variance = errors**2 * values.clip(min=0.0) + (looseness * radius) ** 2
+            variance = errors**2 * values.clip(min=0.0) + looseness**2
             likelihood = -0.5 * (squares / variance).sum() - 1.5 * np.log(variance).sum() - np.log(looseness) ** 2
             if likelihood > best:
-                best, found = likelihood, Spread(float(errors), looseness * radius)
+                best, found = likelihood, Spread(float(errors), looseness)
     return found
 
 
@@ -86,16 +88,19 @@ class Correction:
     ----------
     points, residuals : ndarray, shape (n, 3)
         Where the displacement is known and what it is, mm, LPS.
+    radii : ndarray, shape (n,)
+        Of trust, mm.
     spread : Spread
     """
 
     points: FloatArray
     residuals: FloatArray
+    radii: FloatArray
     spread: Spread
 
     def on(self, grid: Grid) -> npt.NDArray[np.float32]:
         """Return the displacement (z, y, x, 3), mm, LPS, on a grid."""
-        weights = linalg.solve(self.spread.covariance(self.points), self.residuals, assume_a="pos")
+        weights = linalg.solve(self.spread.covariance(self.points, self.radii), self.residuals, assume_a="pos")
         coarse = grid.isotropic(_STEP).pad((2, 2, 2), (2, 2, 2))
         places = coarse.points().reshape(-1, 3)
         parts = [

@@ -132,7 +132,7 @@ class Doubts:
     outvoted: BoolArray
 
 
-def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radius: float, views: PointViews) -> Doubts:
+def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radii: FloatArray, views: PointViews) -> Doubts:
     """Find the points whose displacement cannot be right, and those that the images know to be less right than a field.
 
     A point is wrong if the images agree much better where the field so far leads; or if its neighbours put it
@@ -145,12 +145,12 @@ def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radius: 
         mm, LPS.
     u, wanted : ndarray, shape (n, 3)
         Their displacement by the field so far, and by the points themselves, mm, LPS.
-    radius : float
+    radii : ndarray, shape (n,)
         Of trust, mm.
     views : PointViews
         Of the same points.
     """
-    far = max(FAR, _FAR_RADII * radius)
+    far = np.maximum(FAR, _FAR_RADII * radii)
     off = np.linalg.norm(wanted - u, axis=1)
     there, by_field = views.differences(wanted), views.differences(u)
     # near to where they agree, images differ by the square of the distance
@@ -160,7 +160,7 @@ def doubt_points(points: FloatArray, u: FloatArray, wanted: FloatArray, radius: 
         for number in np.flatnonzero(contradicted & (off > far))
     }
     told = np.where(contradicted[:, None], u, wanted)
-    evidence = _Evidence(points, told, contradicted, there, by_field, radius, far, views)
+    evidence = _Evidence(points, told, contradicted, there, by_field, radii, far, views)
     before = -1
     while len(found) > before:
         before = len(found)
@@ -188,8 +188,8 @@ class _Evidence:
         Those whose place the field so far has told.
     there, by_field : ndarray, shape (n,)
         How much the images differ where the points lead, and under the field so far.
-    radius, far : float
-        mm, of trust; what is no farther off is not wrong.
+    radii, far : ndarray, shape (n,)
+        mm, of trust; a point that is no farther off is not wrong.
     views : PointViews
     """
 
@@ -198,8 +198,8 @@ class _Evidence:
     contradicted: BoolArray
     there: FloatArray
     by_field: FloatArray
-    radius: float
-    far: float
+    radii: FloatArray
+    far: FloatArray
     views: PointViews
 
     def suspects(self, kept: npt.NDArray[np.int64]) -> list[int]:
@@ -207,10 +207,11 @@ class _Evidence:
         if len(kept) < _FEWEST:
             return []
         told = self.told[kept] - np.median(self.told[kept], axis=0)
-        precision = linalg.inv(fit_spread(self.points[kept], told, self.radius).covariance(self.points[kept]))
+        points, radii = self.points[kept], self.radii[kept]
+        precision = linalg.inv(fit_spread(points, told, radii).covariance(points, radii))
         away = (precision @ told) / np.diag(precision)[:, None]
         unlikely = (away**2).sum(axis=1) * np.diag(precision)
-        rows = np.flatnonzero((np.linalg.norm(away, axis=1) > self.far) & ~self.contradicted[kept])
+        rows = np.flatnonzero((np.linalg.norm(away, axis=1) > self.far[kept]) & ~self.contradicted[kept])
         return [int(number) for number in kept[rows[np.argsort(-unlikely[rows])[:_SUSPECTS]]]]
 
     def against(self, number: int, others: npt.NDArray[np.int64]) -> Wrong | None:
@@ -221,13 +222,15 @@ class _Evidence:
         common = np.median(self.told[others], axis=0)
         point, known = self.points[number][None], self.points[others]
         told = self.told[others] - common
-        spread = fit_spread(known, told, self.radius)
+        radii = self.radii[others]
+        spread = fit_spread(known, told, radii)
         shared = spread.errors**2 * correlation(known, point)
-        weights = linalg.solve(spread.covariance(known), shared, assume_a="pos")[:, 0]
+        weights = linalg.solve(spread.covariance(known, radii), shared, assume_a="pos")[:, 0]
         by_others = common + weights @ told
-        variance = spread.errors**2 + spread.points**2 - float(weights @ shared[:, 0])
+        own = spread.looseness * self.radii[number]
+        variance = spread.errors**2 + own**2 - float(weights @ shared[:, 0])
         distance = float(np.linalg.norm(self.told[number] - by_others))
-        if distance <= self.far or distance**2 <= _UNLIKELY * variance:
+        if distance <= self.far[number] or distance**2 <= _UNLIKELY * variance:
             return None
         there = float(self.there[number])
         instead = float(np.fmin(self.views.differences(by_others[None], np.array([number]))[0], self.by_field[number]))

@@ -50,15 +50,15 @@ class GuidingLandmarks:
         pulls: it tells that nothing is to be corrected there.
     weight : float
         Of the points in instance optimisation.
-    radius : float
+    radii : ndarray, shape (n,)
         Of trust, mm.
     options : RunOptions
     stage : str
         Its name, for the log.
     left_out : tuple of str
         The names of those that are not used.
-    loose : float
-        How large the points' own errors were found to be, in mm along each axis.
+    looseness : float
+        How large the points' own errors were found to be along each axis, in their radii of trust.
     """
 
     points: FloatArray
@@ -66,11 +66,11 @@ class GuidingLandmarks:
     names: tuple[str, ...]
     heard: npt.NDArray[np.bool_]
     weight: float
-    radius: float
+    radii: FloatArray
     options: RunOptions
     stage: str
     left_out: tuple[str, ...] = ()
-    loose: float = 0.0
+    looseness: float = 0.0
 
     @classmethod
     def of(
@@ -84,7 +84,7 @@ class GuidingLandmarks:
         names = tuple(_name(pair, number) for number in range(len(points)))
         found = cls(
             points, back.mapped - points, names, np.ones(len(points), dtype=bool), settings.landmark_weight,
-            settings.landmark_radius, options, stage,
+            _radii(pair, settings.landmark_radius), options, stage,
         )  # fmt: skip
         reasons = {int(number): "the transform so far leads nowhere to it" for number in back.failed}
         return found._without(reasons)
@@ -105,7 +105,7 @@ class GuidingLandmarks:
         off = kept._off(u)
         self.options.log.debug(f"{self.stage}: off by {off.mean():.2f} mm at the landmarks, {off.max():.1f} mm at most")
         led, kept = kept._corrected(u)
-        if off.max() <= max(_FAILED, _LOOSE * kept.loose):
+        if (off <= np.maximum(_FAILED, _LOOSE * kept.looseness * kept.radii[kept.heard])).all():
             return led, kept
         again = look.again(led)
         after = kept._off(again)
@@ -122,7 +122,7 @@ class GuidingLandmarks:
 
         with limited_threads(self.options.threads):
             views = PointViews(*look.images[0], look.world.intensity_range, self.points)
-            doubts = doubt_points(self.points, u.at(self.points), self.wanted, self.radius, views)
+            doubts = doubt_points(self.points, u.at(self.points), self.wanted, self.radii, views)
         if count := doubts.outvoted.sum():
             self.options.log.debug(
                 f"{self.stage}: the images prefer the field at {count} of {len(self.points)} landmarks"
@@ -138,9 +138,9 @@ class GuidingLandmarks:
             return []
         grid = pair.fixed.grid
         volume = float(pair.region.array.sum()) * float(np.prod(grid.spacing))
-        radius = self.radius if self.loose <= self.radius else _PULLING * self.loose
-        points, wanted = self.points[self.heard], self.wanted[self.heard]
-        return [LandmarkTerm(grid, points, wanted, radius=radius, weight=self.weight, volume=volume)]
+        pulling = _PULLING * self.looseness if self.looseness > 1.0 else 1.0
+        points, wanted, radii = (each[self.heard] for each in (self.points, self.wanted, pulling * self.radii))
+        return [LandmarkTerm(grid, points, wanted, radii=radii, weight=self.weight, volume=volume)]
 
     def details(self) -> dict[str, Detail]:
         """Return what is recorded of them."""
@@ -160,10 +160,11 @@ class GuidingLandmarks:
         from regnet_itk.refinement.landmark_correction import Correction, correct_field, fit_spread
 
         residuals = self.wanted - u.at(self.points)
-        loose = fit_spread(self.points, residuals, self.radius).points
+        looseness = fit_spread(self.points, residuals, self.radii).looseness
+        loose = looseness * self.radii
         told = np.where(self.heard[:, None], residuals, 0.0)
-        corrected = correct_field(u, Correction(self.points, told, fit_spread(self.points, told, loose)))
-        return corrected, replace(self, loose=loose)
+        corrected = correct_field(u, Correction(self.points, told, loose, fit_spread(self.points, told, loose)))
+        return corrected, replace(self, looseness=looseness)
 
     def _without(self, reasons: dict[int, str]) -> GuidingLandmarks:
         """Return the landmarks without some, and say of each why."""
@@ -172,8 +173,20 @@ class GuidingLandmarks:
         rest = np.setdiff1d(np.arange(len(self.points)), list(reasons))
         return replace(
             self, points=self.points[rest], wanted=self.wanted[rest], names=tuple(self.names[i] for i in rest),
-            heard=self.heard[rest], left_out=(*self.left_out, *(self.names[number] for number in reasons)),
+            heard=self.heard[rest], radii=self.radii[rest],
+            left_out=(*self.left_out, *(self.names[number] for number in reasons)),
         )  # fmt: skip
+
+
+def _radii(pair: ImagePair, usual: float) -> FloatArray:
+    """Return the points' radii of trust in mm: the larger one of those that both files tell, or else the usual one."""
+    assert pair.fixed_landmarks is not None
+    assert pair.moving_landmarks is not None
+    told = np.full(len(pair.fixed_landmarks), np.nan)
+    for landmarks in (pair.fixed_landmarks, pair.moving_landmarks):
+        if landmarks.trust_radii is not None:
+            told = np.fmax(told, landmarks.trust_radii)
+    return np.where(np.isnan(told), usual, told)
 
 
 def _name(pair: ImagePair, number: int) -> str:

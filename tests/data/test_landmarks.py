@@ -22,6 +22,23 @@ def test_read_after_write_gives_the_same_points_to_the_last_bit(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_radii_of_trust_survive_csv_and_must_fit(tmp_path):
+    points = np.arange(9.0).reshape(3, 3)
+    given = Landmarks(points, ("a", "b", "c"), trust_radii=[0.5, np.nan, 4.0])
+    write_landmarks(given, tmp_path / "a.csv")
+    found = read_landmarks(tmp_path / "a.csv")
+    assert found.names == given.names
+    np.testing.assert_array_equal(found.trust_radii, [0.5, np.nan, 4.0])
+    commas = read_landmarks(_write(tmp_path, "b.csv", "trust_radius_mm;x;y;z\n1,5;1;2;3,5\n;4;5;6\n"))
+    np.testing.assert_array_equal(commas.trust_radii, [1.5, np.nan])
+    np.testing.assert_array_equal(commas.points, [[1, 2, 3.5], [4, 5, 6]])
+    write_landmarks(Landmarks(points), tmp_path / "c.csv")
+    assert read_landmarks(tmp_path / "c.csv").trust_radii is None
+    for wrong, message in (([1.0], r"shape \(3,\)"), ([1.0, -2.0, 1.0], "point 1: its radius of trust is -2 mm")):
+        with pytest.raises(PointsError, match=message):
+            Landmarks(points, trust_radii=wrong)
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.fcsv", "a.mrk.json"])
 def test_names_survive_even_with_commas_and_quotes(tmp_path, name):
     names = ("carina", 'left, "upper"', "Ärmchen")
@@ -110,6 +127,12 @@ BROKEN = [
     ("a.csv", "1,2,3\n4,inf,6\n", "line 2: the point 4.0 inf 6.0 is not finite"),
     ("a.csv", "1,2,3,4\n", "line 1: a point needs 3 coordinates, not 4"),
     ("a.csv", "x,y,z\n1,b,3\n", "line 2: expected 3 numbers"),
+    (
+        "a.csv",
+        "x,y,z,trust_radius\n1,2,3,wide\n",
+        "line 2: the radius of trust must be a length above 0 in mm, not 'wide'",
+    ),
+    ("a.csv", "x,y,z,trust_radius\n1,2,3,0\n", "line 2: the radius of trust must be"),
     ("a.vtk", "hello\n", "legacy VTK"),
     ("a.vtk", VTK.replace("ASCII", "BINARY"), "in ASCII"),
     ("a.vtk", VTK.replace("POLYDATA", "STRUCTURED_GRID"), "expected DATASET POLYDATA"),

@@ -37,7 +37,8 @@ def test_a_correction_meets_the_points_is_smooth_between_them_and_ends_far_away(
     near = ANISOTROPIC.index_to_point(np.random.default_rng(1).uniform((8, 8, 8), (22, 18, 16), (40, 3)))
     residuals = np.array([6.0, -9.0, 4.0]) + 0.05 * (near - near.mean(axis=0))
     u = DisplacementField(np.full((*ANISOTROPIC.shape, 3), (1.0, 2.0, -3.0), np.float32), ANISOTROPIC)
-    corrected = correct_field(u, Correction(near, residuals, fit_spread(near, residuals, 0.5)))
+    radii = np.full(len(near), 0.5)
+    corrected = correct_field(u, Correction(near, residuals, radii, fit_spread(near, residuals, radii)))
     by_sitk = corrected.to_sitk_transform()
     moved = np.array([by_sitk.TransformPoint(point) for point in near.tolist()]) - near
     np.testing.assert_allclose(moved, residuals + np.array([1.0, 2.0, -3.0]), atol=0.5)
@@ -50,14 +51,23 @@ def test_a_correction_meets_the_points_is_smooth_between_them_and_ends_far_away(
 def test_points_whose_errors_follow_no_neighbour_tell_little():
     points = inner_points(ANISOTROPIC, 150)
     noise = np.random.default_rng(2).normal(size=points.shape) * 3.0
-    scattered, together = (fit_spread(points, r, 1.0) for r in (noise, np.full(points.shape, 5.0)))
-    assert scattered.points > 2.0
+    radii = np.full(len(points), 1.0)
+    scattered, together = (fit_spread(points, r, radii) for r in (noise, np.full(points.shape, 5.0)))
+    assert scattered.looseness > 2.0
     assert scattered.errors < 1.0
-    assert together.points == 1.0
+    assert together.looseness == 1.0
     assert together.errors > 2.0
     u = DisplacementField(np.zeros((*ANISOTROPIC.shape, 3), np.float32), ANISOTROPIC)
-    left = correct_field(u, Correction(points, noise, scattered)).at(points)
+    left = correct_field(u, Correction(points, noise, radii, scattered)).at(points)
     assert np.linalg.norm(left, axis=1).mean() < 0.25 * np.linalg.norm(noise, axis=1).mean()
+
+
+def test_of_two_points_at_one_place_the_more_exact_one_is_followed():
+    point = ANISOTROPIC.centre()[None].repeat(2, axis=0)
+    u = DisplacementField(np.zeros((*ANISOTROPIC.shape, 3), np.float32), ANISOTROPIC)
+    residuals = np.array([[4.0, 4.0, 4.0], [8.0, 8.0, 8.0]])
+    found = Correction(point, residuals, np.array([0.5, 5.0]), Spread(5.0, 1.0))
+    np.testing.assert_allclose(correct_field(u, found).at(point)[0], 4.0, atol=0.3)
 
 
 def test_one_point_and_two_at_the_same_place_are_enough():
@@ -65,7 +75,7 @@ def test_one_point_and_two_at_the_same_place_are_enough():
     u = DisplacementField(np.zeros((*ANISOTROPIC.shape, 3), np.float32), ANISOTROPIC)
     residuals = np.array([[4.0, 4.0, 4.0], [6.0, 6.0, 6.0]])
     for count in (1, 2):
-        found = Correction(point.repeat(count, axis=0), residuals[:count], Spread(5.0, 1.0))
+        found = Correction(point.repeat(count, axis=0), residuals[:count], np.full(count, 1.0), Spread(5.0, 1.0))
         assert np.abs(correct_field(u, found).at(point)[0] - residuals[:count].mean()).max() < 0.5
 
 
@@ -88,7 +98,7 @@ def moved():
 
 def wrong_numbers(images, u, wanted, points):
     views = PointViews(*images, (-1000.0, 400.0), points)
-    return [wrong.number for wrong in doubt_points(points, u, wanted, 1.0, views).wrong]
+    return [wrong.number for wrong in doubt_points(points, u, wanted, np.full(len(points), 1.0), views).wrong]
 
 
 def test_a_point_is_wrong_if_field_and_images_agree_that_it_is(moved):
@@ -157,10 +167,12 @@ def test_points_that_the_images_contradict_are_outvoted_and_others_are_not(moved
     off = right + np.random.default_rng(5).normal(size=points.shape) * 3 / np.sqrt(3)
     views = PointViews(*moved, (-1000.0, 400.0), points)
     far = np.linalg.norm(off - right, axis=1) > 1.5
-    assert doubt_points(points, right, off, 1.0, views).outvoted[far].all()
-    assert not doubt_points(points, off, right, 1.0, views).outvoted.any()
+    radii = np.full(len(points), 1.0)
+    assert doubt_points(points, right, off, radii, views).outvoted[far].all()
+    assert not doubt_points(points, off, right, radii, views).outvoted.any()
     flat = Image(np.full(GRID.shape, -600.0, np.float32), GRID)
-    assert not doubt_points(points, right, off, 1.0, PointViews(flat, flat, (-1000.0, 400.0), points)).outvoted.any()
+    blind = PointViews(flat, flat, (-1000.0, 400.0), points)
+    assert not doubt_points(points, right, off, radii, blind).outvoted.any()
 
 
 def test_two_points_cannot_tell_which_is_wrong():
@@ -182,10 +194,13 @@ def test_landmarks_pull_up_to_the_radius_of_trust():
     points = inner_points(GRID, 30, margin=8)
     wanted = np.full(points.shape, (1.5, -2.0, 1.0))
     zero = DisplacementField(np.zeros((*GRID.shape, 3), np.float32), GRID)
-    term = LandmarkTerm(GRID, points, wanted, radius=1.5, weight=1.0, volume=1e5)
+    term = LandmarkTerm(GRID, points, wanted, radii=np.full(len(points), 1.5), weight=1.0, volume=1e5)
     along = torch.from_numpy(wanted @ GRID.direction_matrix).float()
     costs = [float(term.cost(lambda _, away=away: along + torch.tensor([0.0, away, 0.0]))) for away in (1.4, 2.5, 4.5)]
     assert costs[0] == 0.0
+    apart = np.where(np.arange(len(points)) < 10, 2.0, 9.0)  # only the first ten pull at 3 mm
+    some = LandmarkTerm(GRID, points, wanted, radii=apart, weight=1.0, volume=1e5)
+    assert float(some.cost(lambda _: along + torch.tensor([0.0, 3.0, 0.0]))) == pytest.approx(costs[1] / 3)
     assert costs[2] - costs[1] == pytest.approx(4 * costs[1])  # half a mm squared, then mm by mm
     found = optimise_field(blind_pair(GRID), zero, OPTIONS, terms=[term])
     assert np.linalg.norm(found.at(points) - wanted, axis=1).max() < 1.7

@@ -160,6 +160,20 @@ def test_inexact_landmarks_do_no_harm_where_the_field_is_right(model):
     assert heard.warnings == []
 
 
+def test_landmarks_are_followed_as_far_as_they_are_trusted(model, start):
+    """Half of them are off by 4 mm, and say so: judged by SimpleITK's map at other points."""
+    known = case(start, 60)
+    assert known.pair.moving_landmarks is not None
+    inexact = np.arange(60) % 2 == 1
+    noise = np.random.default_rng(6).normal(size=(60, 3)) * inexact[:, None] * 4 / np.sqrt(3)
+    told = known.pair.moving_landmarks.points + noise
+    errors = []
+    for radii in (None, np.where(inexact, 4.0, 0.5)):
+        pair = dataclasses.replace(known.pair, moving_landmarks=Landmarks(told, trust_radii=radii))
+        errors.append(known.error(run(stage(model, RegNetLandmarkWeight=1), pair, start)[0].chain))
+    assert errors[1] < 0.75 * errors[0]
+
+
 def test_a_wrong_pair_is_named_and_not_used(model):
     start = STARTS["affine"]
     known = case(start, 20, [f"fork {n}" for n in range(20)])

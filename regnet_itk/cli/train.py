@@ -35,7 +35,12 @@ _SECONDS_BETWEEN_LINES = 60.0
 @click.option("--validation", multiple=True, metavar="NAME", help="Image to judge by, without suffix; repeat for more.")
 @click.option(
     "--masks", type=Path, metavar="FOLDER",
-    help="A mask of the same name for each image: where training looks. Else the region is found, as the recipe says.",
+    help="A mask of the same name for each image: where training looks. "
+    "Without them the region is found, as the recipe says.",
+)  # fmt: skip
+@click.option(
+    "--label-weight", "label_weights", type=(int, float), multiple=True, metavar="LABEL WEIGHT",
+    help="How much an error at the voxels of this label of the masks counts; others count 1. Repeat for more.",
 )  # fmt: skip
 @click.option("--from", "start_from", metavar="MODEL", help="Begin with the weights of a model: its name or file.")
 @click.option("--new", is_flag=True, help="Begin anew even if DIR has a checkpoint; otherwise training continues.")
@@ -68,6 +73,8 @@ def command(images: Path | None, out: Path, start_from: str | None, new: bool, *
     recipe = find_recipe(given["config"] or _usual_recipe(start))
     if given["seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=given["seed"])
+    if given["label_weights"]:
+        recipe = dataclasses.replace(recipe, label_weights=given["label_weights"])
     if images is not None:
         recipe = divide_images(recipe, images, given["validation"])
     with TrainingScreen() as screen, heard_by(LogToScreen(screen)):

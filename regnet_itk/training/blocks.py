@@ -40,7 +40,7 @@ class Block:
     displacement : Tensor, shape (n, 3, z, y, x)
         u in mm along the block's axes.
     weight : Tensor, shape (n, 1, z, y, x)
-        1 inside the fixed image's region (of a chest CT: the lungs), 0 outside, linear between.
+        1, or the label's weight, inside the fixed image's region (of a chest CT: the lungs), 0 outside, linear between.
     """
 
     fixed: Tensor

@@ -87,6 +87,8 @@ def describe_plan(config: TrainingConfig) -> str:
     values = asdict(config)
     for name in ("name", "sources", "test", "validate_every", "checkpoint_every"):
         del values[name]
+    if not values["label_weights"]:
+        del values["label_weights"]  # checkpoints from before there were any go on
     for phase in values["phases"]:
         del phase["steps"], phase["epochs"]
     return json.dumps(values, sort_keys=True)

@@ -16,6 +16,7 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
 
 _TISSUE = ("density", "mass_conservation", "contrast", "contrast_agent")
+_LARGEST_WEIGHT = 1000.0  # of a label; weights are kept in half precision
 _NARROWEST = 100.0  # of an intensity range, to be kept as whole numbers
 
 
@@ -219,6 +220,8 @@ class TrainingConfig:
     """Standard deviation in mm of a Gaussian that takes the scans' own noise away, which both images would share."""
     world: World | None = None
     """What the images show and how their values are read; chest CT by default."""
+    label_weights: tuple[tuple[int, float], ...] = ()
+    """Numbers in the masks that are given, and how much an error at their voxels counts; all others but 0 count 1."""
     judged_by: Judge | None = None
     """What the validation pairs are made with; the last phase's recipes by default."""
     averaging: float = 0.0
@@ -246,6 +249,7 @@ class TrainingConfig:
             )
         if min(self.validate_every, self.checkpoint_every) < 1:
             raise ParameterError("'validate_every' and 'checkpoint_every' are numbers of steps, at least 1")
+        self._check_label_weights()
         self._check_network()
         self._check_world()
 
@@ -276,6 +280,30 @@ class TrainingConfig:
         everywhere = find_architecture(self.network).predicts_everywhere
         return CHEST_CT if everywhere else dataclasses.replace(CHEST_CT, region=CHEST_CT.trained_in)
 
+    @property
+    def _recipes(self) -> list[Phase | Judge]:
+        """Return all that say how pairs are made, to learn from and to judge by."""
+        return [*self.phases, *([self.judged_by] if self.judged_by else [])]
+
+    def _check_label_weights(self) -> None:
+        """Refuse labels that no mask has, weights that mean nothing, and recipes that need the lungs' mask."""
+        labels = [label for label, _ in self.label_weights]
+        for label, weight in self.label_weights:
+            if label < 1 or labels.count(label) > 1:
+                raise ParameterError(
+                    f"'label_weights' are pairs of a label, 1 or more and each once, and its weight: not {label} "
+                    f"{labels.count(label)} time(s)"
+                )
+            if not 0.0 <= weight <= _LARGEST_WEIGHT:
+                raise ParameterError(
+                    f"the weight of label {label} must be a number from 0 to {_LARGEST_WEIGHT:g}, not {weight:g}"
+                )
+        if labels and any(recipe.fields.sliding_share for recipe in self._recipes):
+            raise ParameterError(
+                "'sliding_share' lets the lungs slide along their border, which 'label_weights' do not tell: leave one "
+                "of the two out"
+            )
+
     def _check_world(self) -> None:
         """Refuse what cannot be made of the images of another world."""
         low, high = self.shown.intensity_range
@@ -284,15 +312,14 @@ class TrainingConfig:
                 f"world: images are kept as whole numbers, of which an intensity range of {low:g} to {high:g} has too "
                 f"few; it must be at least {_NARROWEST:g} wide"
             )
-        judged: list[Phase | Judge] = [*self.phases, *([self.judged_by] if self.judged_by else [])]
-        if self.shown.trained_in != "lungs" and any(p.fields.sliding_share for p in judged):
+        if self.shown.trained_in != "lungs" and any(recipe.fields.sliding_share for recipe in self._recipes):
             raise ParameterError(
                 f"'sliding_share' lets the lungs slide along the chest wall, but training looks at the "
                 f"{self.shown.training_place}"
             )
         if (self.shown.unit, self.shown.background) == (CHEST_CT.unit, CHEST_CT.background):
             return
-        for recipe in judged:
+        for recipe in self._recipes:
             asked = [name for name in _TISSUE if getattr(recipe.appearance, name)]
             if asked:
                 raise ParameterError(

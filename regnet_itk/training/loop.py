@@ -13,7 +13,7 @@ from torch import nn
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.suffixes import MODEL_SUFFIX
-from regnet_itk.errors import InterruptedRunError, OutputError
+from regnet_itk.errors import InterruptedRunError, OutputError, ParameterError
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.devices import find_device
 from regnet_itk.networks.model import ModelDescription, save_model
@@ -84,6 +84,8 @@ class Trainer:
         If an image is missing, cannot be used, or does not have the region that training looks at.
     ModelError
         If the model to start from is of another network.
+    ParameterError
+        If labels have weights and there are no masks.
     OutputError
         If the folder cannot be written, or holds the model of another training, or the one to start from under the
         name of the new one.
@@ -106,9 +108,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.learner = Learner(config, self.device, self.processes, options.start_from)
         config.check_images()
+        if config.label_weights and options.masks is None:
+            raise ParameterError("'label_weights' are of the labels in masks: give a folder of `masks`")
         paths = find_images(images, (*config.train, *config.validation)) if images is not None else {}
         cache = options.cache or self.folder / "cache"
-        how = Preparation(config.shown, config.source_smoothing, options.masks)
+        how = Preparation(config.shown, config.source_smoothing, options.masks, config.label_weights)
         self.train_images, self.validation_images = (
             prepare(
                 [paths[name] for name in names], config, how, cache, processes=self.processes, log=options.events.log

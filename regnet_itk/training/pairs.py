@@ -24,7 +24,7 @@ from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, PairRecipe
 from regnet_itk.training.paper_pairs import SyntheticPair, paper_pairs
 from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sampling import draw_balanced_positions
-from regnet_itk.training.sources import Preparation, cache_name, read_with_region
+from regnet_itk.training.sources import Preparation, as_weights, cache_name, read_with_region
 
 _VERSION = 2
 _MARGIN = 45.0
@@ -39,8 +39,8 @@ class WholePair:
     ----------
     fixed, moving : Tensor, shape (z, y, x), int16
         Intensities above the background (of a CT: HU + 1000); read from disk where they are needed.
-    region : Tensor, shape (z, y, x), uint8
-        That training looks at, of the fixed image.
+    region : Tensor, shape (z, y, x), uint8 or float16
+        What each voxel of the fixed image counts; training looks where it is above 0.
     displacement : Tensor, shape (3, z, y, x), float16
         u in mm along the image's axes x, y, z.
     positions : int array, shape (n, 3)
@@ -165,15 +165,15 @@ def _arrays(
     pair: SyntheticPair, recipe: PairRecipe, world: World, rng: np.random.Generator
 ) -> dict[str, npt.NDArray[Any]]:
     assert pair.fixed_mask is not None
-    grid, region = pair.fixed.grid, pair.fixed_mask.array > 0
+    grid, region = pair.fixed.grid, as_weights(pair.fixed_mask.array)
     u = pair.displacement.at(grid.points())
     along = np.moveaxis(u @ grid.direction_matrix, -1, 0)
     above = (i.array - world.background for i in (pair.fixed, pair.moving))
     fixed, moving = (np.clip(values, 0, world.top - world.background).astype(np.int16) for values in above)
     return {
-        "region": region.astype(np.uint8),
+        "region": region,
         "displacement": along.astype(np.float16),
-        "positions": draw_balanced_positions(np.linalg.norm(u, axis=-1), region, recipe.positions, rng),
+        "positions": draw_balanced_positions(np.linalg.norm(u, axis=-1), region > 0, recipe.positions, rng),
         "fixed": fixed,
         "moving": moving,
     }

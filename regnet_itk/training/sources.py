@@ -21,6 +21,7 @@ from regnet_itk.data.image import Image, bounding_box
 from regnet_itk.data.image_files import read_image
 from regnet_itk.data.suffixes import IMAGE_SUFFIXES
 from regnet_itk.errors import ImageError, RegNetItkError, did_you_mean
+from regnet_itk.events import LOGGER
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import staged_folder
 from regnet_itk.training.config import TrainingConfig
@@ -46,17 +47,21 @@ class Preparation:
         it, and a network would learn to match it.
     masks : Path, optional
         Folder with a mask of the same name for each image, in place of the region that is found in it.
+    label_weights : tuple of (int, float)
+        Numbers in the masks, and how much their voxels count; all others but 0 count 1.
     """
 
     world: World = CHEST_CT
     smoothing: float = 0.0
     masks: Path | None = None
+    label_weights: tuple[tuple[int, float], ...] = ()
 
     def settings(self, path: Path) -> list[object]:
         """Return all that what is prepared of an image depends on, as JSON can hold it."""
         mask = self.mask_of(path)
         status = [mask.name, mask.stat().st_size, mask.stat().st_mtime_ns] if mask else None
-        return [dataclasses.asdict(self.world), self.smoothing, status]
+        weights = [self.label_weights] if self.label_weights else []
+        return [dataclasses.asdict(self.world), self.smoothing, status, *weights]
 
     def mask_of(self, path: Path) -> Path | None:
         """Return the mask of an image, if masks are given.
@@ -83,8 +88,8 @@ class Source:
     ----------
     values : Tensor, shape (z, y, x), int16
         Intensities above the background (of a CT: HU + 1000). Usually a file that is read where it is needed.
-    region : Tensor, shape (z, y, x), uint8
-        The mask that blocks are drawn from and weighted by.
+    region : Tensor, shape (z, y, x), uint8 or float16
+        What each voxel counts: blocks are drawn from where it is above 0, and weighted by it.
     spacing : Tensor, shape (3,)
         x, y, z in mm.
     centres : Tensor, shape (n, 3)
@@ -103,7 +108,7 @@ class Source:
         Parameters
         ----------
         image, region : Image
-            On one grid.
+            On one grid; the region is a mask, or floating-point weights.
         how : Preparation
         """
         values, mask = _cropped(image, region)
@@ -157,7 +162,7 @@ class Places:
 
 
 def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Interpolate intensities (0 beyond the image) and masks of sources linearly.
+    """Interpolate intensities (0 beyond the image) and weights of sources linearly.
 
     Parameters
     ----------
@@ -195,9 +200,15 @@ def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:
     """Return the part around the region; positions count from its first voxel."""
-    mask = region.array > 0
-    box = bounding_box(mask, [int(np.ceil(_MARGIN / s)) for s in reversed(image.grid.spacing)])
-    return image.array[box].astype(np.float32), np.ascontiguousarray(mask[box].astype(np.uint8))
+    box = bounding_box(region.array > 0, [int(np.ceil(_MARGIN / s)) for s in reversed(image.grid.spacing)])
+    return image.array[box].astype(np.float32), as_weights(region.array[box])
+
+
+def as_weights(region: np.ndarray) -> np.ndarray:
+    """Return a region as it is kept: of a mask one byte for each voxel, of weights two."""
+    if region.dtype.kind == "f":
+        return np.ascontiguousarray(region.astype(np.float16))
+    return np.ascontiguousarray((region > 0).astype(np.uint8))
 
 
 def _centres(mask: np.ndarray, spacing: Tensor) -> Tensor:
@@ -332,7 +343,7 @@ def read_with_region(path: Path, how: Preparation, voxel_size: float | None = No
     Returns
     -------
     tuple of Image
-        The image in the unit of its world, and the region, on one grid.
+        The image in the unit of its world, and the region, on one grid: a mask, or weights if some labels have any.
 
     Raises
     ------
@@ -351,7 +362,7 @@ def read_with_region(path: Path, how: Preparation, voxel_size: float | None = No
         image = world.standardise(image)
         if voxel_size is not None:
             image = image.resampled(image.grid.isotropic(voxel_size), default=world.background)
-        region = Scan(image).find(world.trained_in) if mask is None else _read_mask(mask, image.grid)
+        region = Scan(image).find(world.trained_in) if mask is None else _read_mask(mask, image.grid, how.label_weights)
     except RegNetItkError as error:
         raise ImageError(f"training image '{path}': {error}") from None
     if not region.array.any():
@@ -359,10 +370,18 @@ def read_with_region(path: Path, how: Preparation, voxel_size: float | None = No
     return image, region
 
 
-def _read_mask(path: Path, grid: Grid) -> Image:
+def _read_mask(path: Path, grid: Grid, label_weights: tuple[tuple[int, float], ...]) -> Image:
     mask = read_image(path, "training mask")
-    binary = Image((mask.array != 0).astype(np.uint8), mask.grid)
-    return Image(binary.resampled(grid, order=0).array > 0, grid)
+    if not label_weights:
+        binary = Image((mask.array != 0).astype(np.uint8), mask.grid)
+        return Image(binary.resampled(grid, order=0).array > 0, grid)
+    weights = (mask.array != 0).astype(np.float32)
+    for label, weight in label_weights:
+        its = mask.array == label
+        weights[its] = weight
+        if not its.any():
+            LOGGER.warning(f"training mask '{path}' has no label {label}")
+    return Image(weights, mask.grid).resampled(grid, order=0)
 
 
 def _from_cache(folder: Path) -> Source:

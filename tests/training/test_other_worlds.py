@@ -112,6 +112,48 @@ def test_masks_from_a_folder_say_where_training_looks(images: Path, tmp_path: Pa
         trained(recipe(), images, tmp_path / "run", masks=masks)
 
 
+def test_labels_count_as_much_as_their_weights(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    labels[8:18, 6:22, 6:15], labels[8:18, 6:22, 15:20], labels[8:18, 6:22, 20:24] = 1, 2, 3
+    for name in ("one", "two"):
+        write_image(Image(labels, GRID), masks / f"{name}.mha")
+    how = Preparation(MR, masks=masks, label_weights=((2, 2.5), (3, 0.0), (9, 1.0)))
+    source = load_source(images / "one.mha", how, tmp_path / "cache")
+    plain = load_source(images / "one.mha", Preparation(MR, masks=masks), tmp_path / "cache")
+    assert f"{masks / 'one.mha'}' has no label 9" in caplog.text
+    assert sorted(np.unique(source.region).tolist()) == [0.0, 1.0, 2.5]
+    assert int((source.region == 2.5).sum()) == int((labels == 2).sum())
+    assert int((plain.region > 0).sum() - (source.region > 0).sum()) == int((labels == 3).sum())
+
+    still, quiet = FieldRecipe(theta=(0.0, 0.0)), AppearanceRecipe(noise=(0.0, 0.0))
+    weighed, unweighed = (
+        BlockMaker([each], (24, 24, 24), 3.0, Random(3), MR).make(still, quiet).weight for each in (source, plain)
+    )
+    assert float(weighed.max()) == pytest.approx(2.5)
+    assert float(unweighed.max()) == pytest.approx(1.0)
+    whole = dataclasses.replace(recipe(pairs=PairRecipe(positions=20), texture_share=0.0), label_weights=((2, 2.5),))
+    for number, config in enumerate((dataclasses.replace(recipe(), label_weights=((2, 2.5),)), whole)):
+        trained(config, images, tmp_path / f"run{number}", masks=masks)
+    with pytest.raises(ParameterError, match="give a folder of `masks`"):
+        trained(config, images, tmp_path / "run3")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (((0, 1.0),), "pairs of a label, 1 or more"),
+        (((2, 1.0), (2, 3.0)), r"not 2 2 time\(s\)"),
+        (((2, -1.0),), "weight of label 2 must be a number from 0"),
+        (((2, float("nan")),), "weight of label 2 must be a number from 0"),
+    ],
+)
+def test_label_weights_that_mean_nothing_are_refused(weights: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        dataclasses.replace(recipe(), label_weights=weights)
+
+
 def test_whole_pairs_of_another_world(images: Path, tmp_path: Path) -> None:
     config = recipe(pairs=PairRecipe(positions=20), texture_share=0.0)
     assert load_model(trained(config, images, tmp_path / "run")).description.capture_range == 8.0

@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--images", type=Path, help="chest CTs to make samples of that are missing")
-    parser.add_argument("--pairs", type=int, default=40, help="of each kind to learn from, to be made")
+    parser.add_argument("--pairs", type=int, default=36, help="of each kind to learn from, to be made")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     if given.images is not None:

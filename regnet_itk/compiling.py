@@ -55,5 +55,8 @@ def on_torch_threads() -> Iterator[None]:
     import torch
 
     with _ONE_AT_A_TIME:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        count = torch.get_num_threads()
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        if torch.get_num_threads() != count:  # numba starts its threads in the first call, and tells OpenMP of them
+            torch.set_num_threads(count)
         yield

@@ -48,9 +48,14 @@ class Spread:
 
 
 def correlation(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Return the correlation (n, m) of errors at points (n, 3) and (m, 3) in mm: Matern's, twice differentiable."""
-    distance = cdist(a, b) * (np.sqrt(5.0) / REACH)
-    found: FloatArray = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)
+    """Return the correlation (n, m) of errors at points (n, 3) and (m, 3) in mm."""
+    return correlation_over(cdist(a, b))
+
+
+def correlation_over(distances: FloatArray) -> FloatArray:
+    """Return the correlation of errors over distances in mm: Matern's, twice differentiable."""
+    scaled = distances * (np.sqrt(5.0) / REACH)
+    found: FloatArray = (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
     return found
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import linalg, ndimage
+from scipy import ndimage
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from regnet_itk.data.grid import FloatArray
 from regnet_itk.data.image import Image
 from regnet_itk.networks import self_similarity
-from regnet_itk.refinement.landmark_correction import REACH, correlation, fit_spread
+from regnet_itk.refinement.landmark_correction import REACH, correlation_over, fit_spread
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -34,6 +35,9 @@ _ALONE = 1.5 * REACH  # mm; no other point is so near to one of which they tell 
 _MOST = 1 / 3  # of the points can be called wrong by their neighbours, before nobody knows which of them are
 _FEWEST = 3  # points, of which two can tell of the third
 _SUSPECTS = 5  # points, the least likely ones, that are looked at each time before all count as right
+_ONE_OF = 50  # of so many points, where that is more
+_NEIGHBOURS = 100  # points, the nearest ones, that tell of another: what lies behind them adds nothing
+_AT_ONCE = 200
 _PATCH = 4  # voxels around a point that are compared
 _PATCH_STEP = 2.0  # mm
 
@@ -206,34 +210,51 @@ class _Evidence:
         """Return the points, out of those kept, that are the least likely by the others, the worst one first."""
         if len(kept) < _FEWEST:
             return []
-        told = self.told[kept] - np.median(self.told[kept], axis=0)
-        points, radii = self.points[kept], self.radii[kept]
-        precision = linalg.inv(fit_spread(points, told, radii).covariance(points, radii))
-        away = (precision @ told) / np.diag(precision)[:, None]
-        unlikely = (away**2).sum(axis=1) * np.diag(precision)
-        rows = np.flatnonzero((np.linalg.norm(away, axis=1) > self.far[kept]) & ~self.contradicted[kept])
-        return [int(number) for number in kept[rows[np.argsort(-unlikely[rows])[:_SUSPECTS]]]]
+        by_others, variances = self._told_by(kept, kept)
+        distances = np.linalg.norm(self.told[kept] - by_others, axis=1)
+        rows = np.flatnonzero((distances > self.far[kept]) & ~self.contradicted[kept])
+        worst = np.argsort(-(distances[rows] ** 2) / variances[rows])[: max(_SUSPECTS, len(kept) // _ONE_OF)]
+        return [int(number) for number in kept[rows[worst]]]
 
     def against(self, number: int, others: npt.NDArray[np.int64]) -> Wrong | None:
         """Return a point as wrong, if others put it elsewhere and the images do not take its side.
 
         How far displacements vary, the others tell as well: a point far off would make its own distance look usual.
         """
-        common = np.median(self.told[others], axis=0)
-        point, known = self.points[number][None], self.points[others]
-        told = self.told[others] - common
-        radii = self.radii[others]
-        spread = fit_spread(known, told, radii)
-        shared = spread.errors**2 * correlation(known, point)
-        weights = linalg.solve(spread.covariance(known, radii), shared, assume_a="pos")[:, 0]
-        by_others = common + weights @ told
-        own = spread.looseness * self.radii[number]
-        variance = spread.errors**2 + own**2 - float(weights @ shared[:, 0])
+        by_others, (variance,) = self._told_by(np.array([number]), others)
         distance = float(np.linalg.norm(self.told[number] - by_others))
         if distance <= self.far[number] or distance**2 <= _UNLIKELY * variance:
             return None
         there = float(self.there[number])
-        instead = float(np.fmin(self.views.differences(by_others[None], np.array([number]))[0], self.by_field[number]))
+        instead = float(np.fmin(self.views.differences(by_others, np.array([number]))[0], self.by_field[number]))
         for_it = instead - there > _SAME or there < _SURELY_ALIKE
-        alone = not instead < _BLIND and cdist(point, known).min() > _ALONE
+        alone = not instead < _BLIND and cdist(self.points[[number]], self.points[others]).min() > _ALONE
         return None if for_it or alone else Wrong(number, distance, there, instead)
+
+    def _told_by(self, numbers: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """Return the displacements (n, 3) of points that the others near to each tell of, and their variances (n,).
+
+        The points are all among the others, where each is left out for itself, or none of them is.
+        """
+        common = np.median(self.told[others], axis=0)
+        spread = fit_spread(self.points[others], self.told[others] - common, self.radii[others])
+        tree, among = cKDTree(self.points[others]), int(np.isin(numbers, others).all())
+        count = min(_NEIGHBOURS, len(others) - among)
+        displacements, variances = np.empty((len(numbers), 3)), np.empty(len(numbers))
+        for rows in np.array_split(np.arange(len(numbers)), -(-len(numbers) // _AT_ONCE)):
+            some = numbers[rows]
+            near = others[tree.query(self.points[some], count + among)[1].reshape(len(some), -1)]
+            if among:
+                itself = near == some[:, None]
+                itself[~itself.any(axis=1), -1] = True  # more points lie at the same place than are asked for
+                near = near[~itself].reshape(len(some), count)
+            known, radii = self.points[near], spread.looseness * self.radii[near]
+            apart = np.linalg.norm(known[:, :, None] - known[:, None], axis=-1)
+            covariance = spread.errors**2 * correlation_over(apart) + np.eye(count) * radii[..., None] ** 2
+            off = np.linalg.norm(known - self.points[some][:, None], axis=-1)
+            shared = spread.errors**2 * correlation_over(off)
+            weights = np.linalg.solve(covariance, shared[..., None])
+            displacements[rows] = common + (weights * (self.told[near] - common)).sum(axis=1)
+            own = spread.looseness * self.radii[some]
+            variances[rows] = spread.errors**2 + own**2 - (weights[..., 0] * shared).sum(axis=1)
+        return displacements, variances

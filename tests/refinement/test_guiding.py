@@ -130,6 +130,16 @@ def test_where_the_images_show_nothing_alike_near_neighbours_tell():
     assert wrong_numbers(images, u, wanted, points) == [5]
 
 
+def test_of_hundreds_of_points_those_near_by_tell_and_some_may_lie_at_one_place():
+    images = texture(GRID), texture(GRID, 9)
+    points = inner_points(GRID, 260, margin=6)
+    points[100:220] = points[100]  # more than tell of one point
+    wanted = np.tile([0.0, 8.0, 0.0], (len(points), 1))
+    wrong = [3, 50, 101, 240, 259]
+    wanted[wrong] += (0.0, 0.0, 25.0)
+    assert wrong_numbers(images, np.zeros(points.shape), wanted, points) == wrong
+
+
 WIDE = Grid((56, 50, 40), (4.0, 4.0, 4.0), (-60.0, 110.0, 40.0), TURNED)
 
 

@@ -220,6 +220,10 @@ class _Task:
                 )
             of_stage = replace(options, events=StageEvents(events, number, stage.name))
             found = run_judged(stage, self.pair, chain, of_stage, any_contrast)
+            if stage.parameters.get_bool("RegNetUndo", False):
+                from regnet_itk.trust.undoing import undo_if_farther_off
+
+                found = undo_if_farther_off(stage, found, chain, self.pair, of_stage)
             chain = found.chain
             done = StageReport(
                 stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,

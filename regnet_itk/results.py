@@ -112,18 +112,10 @@ class RegistrationResult:
 
         Inside the fixed mask, or else in what stands out of the fixed image.
         """
-        from regnet_itk.trust.prediction import find_error_map
+        from regnet_itk.trust.prediction import find_error_map_of
 
         try:
-            return find_error_map(
-                self.pair.fixed,
-                self.pair.moving,
-                self.chain,
-                self.pair.fixed_mask,
-                threads=self.settings.get("threads"),
-                fixed_ignore=self.pair.fixed_guides.ignore,
-                moving_ignore=self.pair.moving_guides.ignore,
-            )
+            return find_error_map_of(self.pair, self.chain, self.settings.get("threads"))
         except (ImageError, RegistrationError) as error:  # an image in which nothing stands out, a forked process
             LOGGER.warning("no expected error can be told: %s", error)
             return None

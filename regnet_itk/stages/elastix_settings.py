@@ -39,8 +39,9 @@ class ElastixSettings:
     )  # fmt: skip
     undo: bool = key(
         "RegNetUndo", False, truth(),
-        "`true`: if the images are less alike after the stage than at its start, the start is its result, and a "
-        "warning says so; `false`: the warning only", headline=True,
+        "`true`: if the images are less alike after the stage than at its start, or if B-splines after other stages "
+        "lead to a larger [expected error](trust.md), the start is the result, and a warning says so; `false`: a "
+        "warning only", headline=True,
     )  # fmt: skip
 
     @classmethod

@@ -69,7 +69,7 @@ def run_guarded(
         judgement = replace(judge(coarse, initial, chain), start=start.name, kept_start=True)
     if settings.start == "best" and not settings.turns and not initial.links:
         judgement = replace(judgement, seems_turned=_find_turn(coarse, judgement))
-    warped = _warp(found.chain.links[-1].parameters, stage.parameters, pair, chain, options.threads)
+    warped = warp_moving(found.chain.links[-1].parameters, stage.parameters, pair, chain, options.threads)
     options.progress(1.0, "done")
     return replace(found, chain=chain, seconds=time.perf_counter() - began, warped=warped, judgement=judgement)
 
@@ -138,10 +138,10 @@ def _of_type(found: Transform, total: MatrixTransform) -> MatrixTransform:
     return as_euler(total) if isinstance(found, MatrixTransform) and found.name == EULER else total
 
 
-def _warp(
+def warp_moving(
     resampling: ParameterMap, parameters: ParameterMap, pair: ImagePair, chain: TransformChain, threads: int | None
 ) -> Image | None:
-    """Return the moving image, as it was given, under a chain."""
+    """Return the moving image, as it was given, under a chain; None if the map wants no result image."""
     if not parameters.get_bool("WriteResultImage", True):
         return None
     grid = pair.fixed.grid

@@ -9,7 +9,7 @@ from regnet_itk.metrics.measures import folding_share
 from regnet_itk.metrics.registered_pair import choose_overview_grid
 from regnet_itk.stages.judgement import judge
 from regnet_itk.transforms.chain import TransformChain
-from regnet_itk.trust.prediction import find_error_map
+from regnet_itk.trust.prediction import find_error_map_of
 from regnet_itk.trust.verdict import Verdict, give_verdict, longest_side, region_of
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def judge_transform(pair: ImagePair, chain: TransformChain, *, threads: int | No
     >>> judged.expected_error.at(chest.fixed_landmarks).shape[1]
     2
     """
-    errors = find_error_map(
-        pair.fixed, pair.moving, chain, pair.fixed_mask, threads=threads,
-        fixed_ignore=pair.fixed_guides.ignore, moving_ignore=pair.moving_guides.ignore,
-    )  # fmt: skip
+    errors = find_error_map_of(pair, chain, threads)
     whole = judge(replace(pair.coarse, any_contrast=True), TransformChain(), chain)
     folding = folding_share(chain.displacement_on(choose_overview_grid(pair.fixed.grid)))
     verdict = give_verdict(errors, [("the registration", whole)], folding, longest_side(pair), region_of(pair))

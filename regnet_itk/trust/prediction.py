@@ -14,6 +14,7 @@ from regnet_itk.trust.error_model import load_error_model
 
 if TYPE_CHECKING:
     from regnet_itk.data.image import Image
+    from regnet_itk.stages.base import ImagePair
     from regnet_itk.transforms.chain import TransformChain
 
 _DIGITS = 3  # of a mm: more would be noise
@@ -68,3 +69,11 @@ def find_error_map(
     if unusual:
         values[..., 1] *= _WIDENED
     return ErrorMap(np.round(values, _DIGITS), clues.grid, unusual)
+
+
+def find_error_map_of(pair: ImagePair, chain: TransformChain, threads: int | None = None) -> ErrorMap:
+    """Tell how far a transform of a pair may be from the truth, inside of its masks; see :func:`find_error_map`."""
+    return find_error_map(
+        pair.fixed, pair.moving, chain, pair.fixed_mask, threads=threads,
+        fixed_ignore=pair.fixed_guides.ignore, moving_ignore=pair.moving_guides.ignore,
+    )  # fmt: skip

@@ -289,11 +289,10 @@ class TrainingConfig:
         """Refuse labels that no mask has, weights that mean nothing, and recipes that need the lungs' mask."""
         labels = [label for label, _ in self.label_weights]
         for label, weight in self.label_weights:
-            if label < 1 or labels.count(label) > 1:
-                raise ParameterError(
-                    f"'label_weights' are pairs of a label, 1 or more and each once, and its weight: not {label} "
-                    f"{labels.count(label)} time(s)"
-                )
+            if label < 1:
+                raise ParameterError(f"'label_weights': labels are whole numbers of 1 or more, not {label}")
+            if labels.count(label) > 1:
+                raise ParameterError(f"'label_weights': label {label} has more than one weight")
             if not 0.0 <= weight <= _LARGEST_WEIGHT:
                 raise ParameterError(
                     f"the weight of label {label} must be a number from 0 to {_LARGEST_WEIGHT:g}, not {weight:g}"

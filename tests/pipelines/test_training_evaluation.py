@@ -1,4 +1,4 @@
-"""pipelines/evaluate_models.py: models measured on whole images and on a recipe's blocks, against sums in numpy."""
+"""pipelines/evaluate_models.py, error_by_length.py: models measured on images and blocks, against sums in numpy."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from regnet_itk.training.random_numbers import Random
 from regnet_itk.training.sources import Preparation, load_source
 
 evaluate_models = load_pipeline("evaluate_models")
+error_by_length = load_pipeline("error_by_length")
 VOXEL = 6.0
 RECIPE = """
 network = "regnet"
@@ -126,3 +127,27 @@ def test_mistakes_are_told_before_anything_is_measured(
     monkeypatch.setattr(evaluate_models, "measure", None)
     with pytest.raises(SystemExit, match=words):
         call(monkeypatch, folder, "regnet", "--names", "one", *arguments)
+
+
+def test_errors_by_length_and_slopes_are_those_of_a_known_prediction() -> None:
+    true = np.random.default_rng(0).uniform(-4, 4, (4000, 3))
+    found = error_by_length.Found(true, true * [0.5, 1.0, 0.0] + [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(found.slopes(), [0.5, 1.0, 0.0], atol=1e-9)
+    length = np.linalg.norm(true, axis=1)
+    off = np.hypot(0.5 * true[:, 0], 1.0 - true[:, 2])
+    errors = found.errors()
+    assert errors[1] == pytest.approx(off[(length >= 2) & (length < 4)].mean())
+    assert errors[4] is None
+    assert "| `m` | kind |" in error_by_length.table({("m", "kind"): found})[2]
+
+
+def test_a_model_that_finds_nothing_is_off_by_all_of_the_displacement(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(error_by_length, "BLOCK_OUTPUTS", 2)
+    paths = [folder / "one.mha"]
+    parts = error_by_length.on_blocks(str(folder / "again.model"), paths, str(folder / "recipe.toml"), 3, 7)
+    found = error_by_length.join([part for _, part in parts])
+    assert (found.predicted == 0).all()
+    assert 0.5 < np.linalg.norm(found.true, axis=1).mean() < 8.0
+    assert found.slopes() == [0.0, 0.0, 0.0]

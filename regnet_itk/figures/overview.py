@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 _PAPER = "white"
 _PANEL_INCHES, _DPI = 2.6, 130
+_SAME = 1e-2  # mm that voxels of the same grid may lie apart
 _FAR_OFF = 3.0  # mm of expected error, the least at the bright end
+_COMPARED = 3_000_000  # voxels at most by which images are compared: of a large one those on a lattice
 
 
 @dataclass(frozen=True)
@@ -123,37 +126,50 @@ class _Images:
 
 def _columns(images: _Images, planes: tuple[Plane, ...]) -> list[_Column]:
     """Return the columns of the images and their differences, from left to right."""
-    fixed, after = images.fixed, _on_grid(images.after, images.fixed)
-    before = None if images.before is None else _on_grid(images.before, fixed)
-    shade, contrast = choose_grey_shade(fixed), choose_difference_shade(fixed, before or after)
-    shown = [_Column("fixed", _cut(planes, fixed.array), shade, bar=True, landmarks=True)]
+    fixed, mask = images.fixed, images.mask
+    named = {name: image for name, image in (("moving", images.before), ("warped", images.after)) if image is not None}
+    thin = _thinned(fixed.grid, mask)
+    compared = {name: _on_grid(image, thin) for name, image in named.items()}
+    thin_fixed, thin_mask = _on_grid(fixed, thin), None if mask is None else _on_grid(mask, thin)
+    shade = choose_grey_shade(fixed)
+    contrast = choose_difference_shade(thin_fixed, next(iter(compared.values())))
+    shown = [_Column("fixed", _cut(planes, fixed), shade, bar=True, landmarks=True)]
     differences = []
-    for name, image in (("moving", before), ("warped", after)):
-        if image is None:
-            continue
-        heading = f"fixed - {name}\ncorrelation {normalised_correlation(image, fixed, images.mask):.3f}"
-        pairs = zip(_cut(planes, image.array), _cut(planes, fixed.array), strict=True)
-        pictures = tuple(b.astype(float) - a.astype(float) for a, b in pairs)
-        shown.append(_Column(name, _cut(planes, image.array), shade, landmarks=name == "warped"))
+    for name, image in named.items():
+        heading = f"fixed - {name}\ncorrelation {normalised_correlation(compared[name], thin_fixed, thin_mask):.3f}"
+        cut = _cut(planes, image)
+        pictures = tuple(b.astype(float) - a.astype(float) for a, b in zip(cut, shown[0].pictures, strict=True))
+        shown.append(_Column(name, cut, shade, landmarks=name == "warped"))
         differences.append(_Column(heading, pictures, contrast, bar=True))
     return [*shown, *differences]
 
 
-def _cut(planes: tuple[Plane, ...], array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    return tuple(plane.slice(array) for plane in planes)
+def _thinned(grid: Grid, mask: Image | None) -> Grid:
+    """Return the voxels by which images are compared: all, if a mask shows none of fewer."""
+    step = math.ceil((math.prod(grid.size) / _COMPARED) ** (1 / 3))
+    shown = mask is None or bool(np.any(mask.array[::step, ::step, ::step]))
+    return grid.every(step) if shown else grid
 
 
-def _on_grid(image: Image, fixed: Image) -> Image:
-    """Return the image on the grid of `fixed`; outside it has its lowest value."""
-    if image.grid.is_close(fixed.grid, 1e-2):
-        return Image(image.array, fixed.grid)
-    return image.resampled(fixed.grid, default=float(image.array.min()))
+def _cut(planes: tuple[Plane, ...], image: Image) -> tuple[npt.NDArray[Any], ...]:
+    """Return the slices of an image, whose own grid may be another one."""
+    if image.grid.is_close(planes[0].grid, _SAME):
+        return tuple(plane.slice(image.array) for plane in planes)
+    return tuple(plane.slice(_on_grid(image, plane.grid).array) for plane in map(Plane.alone, planes))
+
+
+def _on_grid(image: Image, grid: Grid) -> Image:
+    """Return the image on a grid, or on every so-manyth of its own voxels; outside it has its lowest value."""
+    step = max(1, round(grid.spacing[0] / image.grid.spacing[0]))
+    if image.grid.every(step).is_close(grid, _SAME):
+        return Image(image.array[::step, ::step, ::step], grid)
+    return image.resampled(grid, default=float(image.array.min()))
 
 
 def _lengths(displacement: DisplacementField, grid: Grid, planes: tuple[Plane, ...]) -> _Column:
     """Return |u| on the planes of the grid."""
     if displacement.grid.is_close(grid):
-        vectors = _cut(planes, displacement.vectors)
+        vectors = tuple(plane.slice(displacement.vectors) for plane in planes)
     else:
         vectors = tuple(displacement.at(plane.points()) for plane in planes)
     lengths = tuple(np.linalg.norm(v, axis=-1) for v in vectors)

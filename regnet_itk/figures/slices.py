@@ -90,12 +90,16 @@ class Plane:
             cut = np.swapaxes(cut, 0, 1)
         return cut[:: -1 if self.flips[1] else 1, :: -1 if self.flips[0] else 1]
 
-    def points(self) -> FloatArray:
-        """Return the points (rows, columns, 3) of the slice in mm, LPS, as they are shown."""
+    def alone(self) -> Plane:
+        """Return the same slice of a grid that has no other."""
         start = [0, 0, 0]
         size = list(self.grid.size)
         start[self.axes[0]], size[self.axes[0]] = self.index, 1
-        plane = Plane(self.view, self.grid.crop(start, size), self.axes, self.flips, 0)
+        return Plane(self.view, self.grid.crop(start, size), self.axes, self.flips, 0)
+
+    def points(self) -> FloatArray:
+        """Return the points (rows, columns, 3) of the slice in mm, LPS, as they are shown."""
+        plane = self.alone()
         return np.asarray(plane.slice(plane.grid.points()))
 
     def place(self, points: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -106,6 +106,23 @@ def test_field_and_images_on_other_grids_are_put_on_the_fixed_grid(tmp_path: Pat
     assert np.abs(same - off).max() > 0.3
 
 
+def test_large_images_are_compared_on_a_lattice_and_shown_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the correlations above the pictures is the same; a mask that the lattice misses counts all the same."""
+    fixed, moving = blob(GRID), blob(GRID, shift=2.0)
+    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "all.png")
+    monkeypatch.setattr("regnet_itk.figures.overview._COMPARED", fixed.array.size // 20)
+    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "some.png")
+    whole, some = (pixels(tmp_path / f"{name}.png") for name in ("all", "some"))
+    different = np.abs(whole - some).max(axis=-1) > 0.02
+    assert not different[len(different) // 4 : -len(different) // 5].any()
+    assert not different[:, : different.shape[1] // 3].any()
+    small = np.zeros(GRID.shape)
+    small[1:3, 1, 1] = 1
+    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "mask.png", mask=Image(small, GRID))
+
+
 @pytest.mark.parametrize("low", [0.0, -1000.0])
 def test_constant_images_and_no_motion_are_drawn(tmp_path: Path, low: float) -> None:
     flat = Image(np.full(GRID.shape, low), GRID)

@@ -29,10 +29,10 @@ from regnet_itk.stage_report import StageReport, describe_error
 from regnet_itk.stages.base import ImagePair, RunOptions, Stage
 from regnet_itk.stages.choice import StageChoice, choose_stages
 from regnet_itk.stages.guides import Guides
-from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.stages.planning import StageLike, check_guides_followed, check_stages, load_stages, read_stages
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.trust.undoing import run_with_undo
 
 _ALWAYS_THERE = ("auto", "cpu")
 """Devices that need no look at Torch to be found."""
@@ -219,11 +219,7 @@ class _Task:
                     f"stage {number} ({stage.name}) uses the first fixed and the first moving image only"
                 )
             of_stage = replace(options, events=StageEvents(events, number, stage.name))
-            found = run_judged(stage, self.pair, chain, of_stage, any_contrast)
-            if stage.parameters.get_bool("RegNetUndo", False):
-                from regnet_itk.trust.undoing import undo_if_farther_off
-
-                found = undo_if_farther_off(stage, found, chain, self.pair, of_stage)
+            found = run_with_undo(stage, self.pair, chain, of_stage, any_contrast)
             chain = found.chain
             done = StageReport(
                 stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,

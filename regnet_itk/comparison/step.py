@@ -15,11 +15,11 @@ from regnet_itk.outputs import staged_folder
 from regnet_itk.pairs import Pair
 from regnet_itk.registration_inputs import LandmarkPair, guides_of, image_pair, with_guides
 from regnet_itk.stages.base import Detail, ImagePair, RunOptions, Stage
-from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.threads import bound_resampling
 from regnet_itk.transforms.chain import TransformChain
 from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
+from regnet_itk.trust.undoing import run_with_undo
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _register(step: Step, images: ImagePair, events: Events) -> _Done:
     settings = step.settings
     guided = images if settings.masks_guide else replace(images, fixed_mask=None, moving_mask=None)
     options = RunOptions(settings.threads, settings.seed, settings.device, events=events)
-    result = run_judged(step.stage, guided, chain, options)
+    result = run_with_undo(step.stage, guided, chain, options)
     return _Done(result.chain, result.seconds, peak_memory(), dict(result.details))
 
 

@@ -16,7 +16,7 @@ from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
 
 _TISSUE = ("density", "mass_conservation", "contrast", "contrast_agent")
-_LARGEST_WEIGHT = 1000.0  # of a label; weights are kept in half precision
+_WEIGHTS = (0.001, 1000.0)  # of a label; they are kept in half precision
 _NARROWEST = 100.0  # of an intensity range, to be kept as whole numbers
 
 
@@ -293,9 +293,10 @@ class TrainingConfig:
                 raise ParameterError(f"'label_weights': labels are whole numbers of 1 or more, not {label}")
             if labels.count(label) > 1:
                 raise ParameterError(f"'label_weights': label {label} has more than one weight")
-            if not 0.0 <= weight <= _LARGEST_WEIGHT:
+            least, most = _WEIGHTS
+            if weight != 0.0 and not least <= weight <= most:
                 raise ParameterError(
-                    f"the weight of label {label} must be a number from 0 to {_LARGEST_WEIGHT:g}, not {weight:g}"
+                    f"the weight of label {label} must be 0, or a number from {least:g} to {most:g}, not {weight:g}"
                 )
         if labels and any(recipe.fields.sliding_share for recipe in self._recipes):
             raise ParameterError(

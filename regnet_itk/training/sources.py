@@ -206,7 +206,7 @@ def _cropped(image: Image, region: Image) -> tuple[np.ndarray, np.ndarray]:
 
 def as_weights(region: np.ndarray) -> np.ndarray:
     """Return a region as it is kept: of a mask one byte for each voxel, of weights two."""
-    if region.dtype.kind == "f":
+    if region.dtype.kind == "f" and np.any((region != 0) & (region != 1)):
         return np.ascontiguousarray(region.astype(np.float16))
     return np.ascontiguousarray((region > 0).astype(np.uint8))
 

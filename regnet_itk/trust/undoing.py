@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regnet_itk.errors import ImageError
+from regnet_itk.errors import ImageError, RegistrationError
 from regnet_itk.stages.guarded_run import warp_moving
+from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.transforms.matrix import MatrixTransform
 
 if TYPE_CHECKING:
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
 
 _FARTHER = 1.01
 """A stage is undone if the mean of the expected error is so many times that of its start."""
+
+
+def run_with_undo(
+    stage: Stage, pair: ImagePair, initial: TransformChain, options: RunOptions, any_contrast: bool = False
+) -> StageResult:
+    """Run a stage and judge it; ``(RegNetUndo "true")`` keeps its start where the result is expected to be farther off.
+
+    Parameters
+    ----------
+    stage, pair, initial, options, any_contrast : as for :func:`regnet_itk.stages.judged_run.run_judged`
+    """
+    found = run_judged(stage, pair, initial, options, any_contrast)
+    if not stage.parameters.get_bool("RegNetUndo", False):
+        return found
+    began = time.perf_counter()
+    found = undo_if_farther_off(stage, found, initial, pair, options)
+    return replace(found, seconds=found.seconds + time.perf_counter() - began)
 
 
 def undo_if_farther_off(
@@ -48,7 +67,7 @@ def undo_if_farther_off(
 
     try:
         maps = [find_error_map_of(pair, chain, options.threads) for chain in (initial, found.chain)]
-    except ImageError:  # nothing stands out of the fixed image
+    except (ImageError, RegistrationError):  # nothing stands out of the fixed image; a forked process
         return found
     before, after = (errors.mean for errors in maps)
     if before is None or after is None:

@@ -124,6 +124,7 @@ def test_labels_count_as_much_as_their_weights(images: Path, tmp_path: Path, cap
     plain = load_source(images / "one.mha", Preparation(MR, masks=masks), tmp_path / "cache")
     assert f"{masks / 'one.mha'}' has no label 9" in caplog.text
     assert sorted(np.unique(source.region).tolist()) == [0.0, 1.0, 2.5]
+    assert plain.region.numpy().dtype == np.uint8
     assert int((source.region == 2.5).sum()) == int((labels == 2).sum())
     assert int((plain.region > 0).sum() - (source.region > 0).sum()) == int((labels == 3).sum())
 
@@ -145,8 +146,9 @@ def test_labels_count_as_much_as_their_weights(images: Path, tmp_path: Path, cap
     [
         (((0, 1.0),), "labels are whole numbers of 1 or more, not 0"),
         (((2, 1.0), (2, 3.0)), "label 2 has more than one weight"),
-        (((2, -1.0),), "weight of label 2 must be a number from 0"),
-        (((2, float("nan")),), "weight of label 2 must be a number from 0"),
+        (((2, -1.0),), "weight of label 2 must be 0, or a number from 0.001"),
+        (((2, 1e-9),), "weight of label 2 must be 0, or a number from 0.001"),
+        (((2, float("nan")),), "weight of label 2 must be 0, or a number from 0.001"),
     ],
 )
 def test_label_weights_that_mean_nothing_are_refused(weights: Any, message: str) -> None:

@@ -138,7 +138,8 @@ class ElastixResult:
             Where the files will lie in the end, if `folder` is a temporary one.
         """
         self.write_transforms(folder, final_folder)
-        write_stage_files(self.stages, folder)
+        for number, report in enumerate(self.stages):
+            write_stage_files(number, report, folder)
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
         """Write the transform files, and return one for each stage; see `write_stages`."""

@@ -222,7 +222,7 @@ class _Task:
             found = run_with_undo(stage, self.pair, chain, of_stage, any_contrast)
             chain = found.chain
             done = StageReport(
-                stage.name, stage.parameters, found.seconds, len(chain.links), found.warped,
+                stage.name, stage.parameters, found.seconds, len(chain.links), found.result_image,
                 self.landmarks.error_under(chain), found.details, found.iteration_info, found.judgement,
             )  # fmt: skip
             tre = f", TRE {describe_error(done.tre)}" if done.tre else ""

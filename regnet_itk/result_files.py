@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,13 +46,15 @@ RUN_FILES = OutputFiles(
 """What a registration writes."""
 
 
-def write_stage_files(reports: Sequence[StageReport], folder: Path) -> None:
-    """Write ``result.N.<format>`` and ``IterationInfo.N.R.txt`` of each stage that has them.
+def write_stage_files(number: int, report: StageReport, folder: Path) -> None:
+    """Write ``result.N.<format>`` and ``IterationInfo.N.R.txt`` of a stage that has them.
 
     Parameters
     ----------
-    reports : sequence of StageReport
-        Of the stages, in their order.
+    number : int
+        N, from 0.
+    report : StageReport
+        Of the stage.
     folder : Path
         Must exist.
 
@@ -62,14 +63,13 @@ def write_stage_files(reports: Sequence[StageReport], folder: Path) -> None:
     OutputError
         If an image cannot be written.
     """
-    for number, report in enumerate(reports):
-        if report.warped is not None:
-            usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
-            suffix = report.parameters.get_str("ResultImageFormat", usual)
-            compress = report.parameters.get_bool("CompressResultImage", True)
-            _write_result(report.warped, folder / f"result.{number}.{suffix}", compress)
-        for resolution, text in report.iteration_info.items():
-            (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
+    if report.warped is not None:
+        usual = "mhd" if report.parameters.is_elastix else "mha"  # the first is elastix's own
+        suffix = report.parameters.get_str("ResultImageFormat", usual)
+        compress = report.parameters.get_bool("CompressResultImage", True)
+        _write_result(report.warped, folder / f"result.{number}.{suffix}", compress)
+    for resolution, text in report.iteration_info.items():
+        (folder / f"IterationInfo.{number}.{resolution}.txt").write_text(text, encoding="utf-8")
 
 
 def _write_result(image: Image | ImageND, path: Path, compress: bool) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BACKWARD_FOLDER = "backward"
 """Where, in the folder of a registration both ways, the one of the fixed to the moving image lies."""
+
+_WRITERS = 4  # files that are made and written at a time, if more threads than one may work
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,30 +215,35 @@ class RegistrationResult:
         """Write all but the log into a folder, for it to lie in the folder `final` in the end."""
         from regnet_itk.figures.overview import draw_registration
 
-        errors = self.expected_error
+        errors, warped = self.expected_error, self.warped
         (folder / RECORD).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
-        with ThreadPoolExecutor(max_workers=1) as aside:  # images are packed while the picture is drawn
-            written = aside.submit(self._write_images_and_transforms, folder, final, errors)
-            if self.settings.get("threads") == 1:
-                written.result()
+        alone = self.settings.get("threads") == 1
+        with ThreadPoolExecutor(1 if alone else _WRITERS) as aside:  # images are made while the picture is drawn
+            written = [aside.submit(write) for write in self._writers(folder, final)]
+            if alone:
+                wait(written)
             draw_registration(
                 self.pair.fixed,
                 self.pair.moving,
-                self.warped,
+                warped,
                 self.beyond_affine(),
                 folder / "registration.png",
                 mask=self.pair.fixed_mask,
                 landmarks=self.landmarks,
                 expected_error=None if errors is None else errors.expected_at,
             )
-            written.result()
+            for each in written:
+                each.result()
 
-    def _write_images_and_transforms(self, folder: Path, final: Path, errors: ErrorMap | None) -> None:
-        self.write_stages(folder, final)
+    def _writers(self, folder: Path, final: Path) -> Iterator[Callable[[], object]]:
+        """Give what writes the transforms and images; each can be called in a thread of its own."""
         last = len(self.stages) - 1
-        write_itk(self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
-        if errors is not None:
-            errors.write(folder / f"errorMap.{last}.mha")
+        yield partial(self.write_transforms, folder, final)
+        for number, report in enumerate(self.stages):
+            yield partial(write_stage_files, number, report, folder)
+        yield partial(write_itk, self.chain, folder / f"TransformParameters.{last}-Composite.h5", self.pair.fixed.grid)
+        if self.expected_error is not None:
+            yield partial(self.expected_error.write, folder / f"errorMap.{last}.mha")
 
     def write_stages(self, folder: Path, final_folder: Path | None = None) -> None:
         """Write what elastix itself writes for each stage: transform, result image, tables of the iterations.
@@ -247,7 +254,8 @@ class RegistrationResult:
             As for `write_transforms`.
         """
         self.write_transforms(folder, final_folder)
-        write_stage_files(self.stages, folder)
+        for number, report in enumerate(self.stages):
+            write_stage_files(number, report, folder)
 
     def write_transforms(self, folder: Path, final_folder: Path | None = None) -> list[Path]:
         """Write the chain's elastix files, so that the folder has all that they need.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class StageReport:
         Wall-clock time.
     links : int
         How many links of the chain there are after this stage.
-    warped : Image, ImageND or None
-        The moving image after this stage, if the stage was told to make it.
+    result_image : Image, ImageND, callable or None
+        The moving image after this stage, or what makes it when it is first asked for, if the stage was told to.
     tre : ErrorSummary or None
         Landmark error after this stage.
     details : mapping
@@ -49,11 +50,16 @@ class StageReport:
     parameters: ParameterMap
     seconds: float
     links: int
-    warped: Image | ImageND | None
+    result_image: Image | ImageND | Callable[[], Image] | None
     tre: ErrorSummary | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
     judgement: Judgement | None = None
+
+    @cached_property
+    def warped(self) -> Image | ImageND | None:
+        """The moving image after this stage, if the stage was told to make it."""
+        return self.result_image() if callable(self.result_image) else self.result_image
 
     def summary(self, number: int) -> dict[str, Any]:
         """Return what ``registration.json`` tells of the stage, which has this number."""

@@ -26,6 +26,7 @@ from regnet_itk.transforms.elastix_reading import read_chain
 from regnet_itk.transforms.elastix_writing import write_elastix
 from regnet_itk.transforms.itk_files import write_itk
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.transforms.resampling import resample_through
 
 AFFINE = read_parameter_map("affine").with_(
     NumberOfResolutions=2, ImagePyramidSchedule=[4, 4, 4, 2, 2, 2], MaximumNumberOfIterations=60
@@ -119,6 +120,20 @@ def test_without_a_result_image_the_warped_image_is_made_when_asked_for(phantom)
     assert result.stages[0].warped is None
     assert result.warped.array.min() <= -77
     assert result.warped.grid == phantom.fixed.grid
+
+
+def test_the_affine_stages_image_is_made_once_and_when_it_is_asked_for(phantom, monkeypatch):
+    made = []
+
+    def resample(*given, **named):
+        made.append(resample_through(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr("regnet_itk.stages.guarded_run.resample_through", resample)
+    result = register(phantom.fixed, phantom.moving, "affine")
+    assert not made
+    assert result.stages[0].warped is result.stages[0].warped
+    assert len(made) == 1
 
 
 def test_progress_and_log(phantom):

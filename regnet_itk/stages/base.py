@@ -187,8 +187,9 @@ class StageResult:
         The whole transform so far, this stage included.
     seconds : float
         Wall-clock time of the stage.
-    warped : Image or None
-        The moving image under `chain` on the grid of the fixed image; None if the stage was told not to make it.
+    result_image : Image, callable or None
+        The moving image under `chain` on the grid of the fixed image, or what makes it when it is first asked for;
+        None if the stage was told not to make it.
     details : mapping
         What else is worth recording, for ``registration.json``.
     iteration_info : mapping
@@ -199,10 +200,15 @@ class StageResult:
 
     chain: TransformChain
     seconds: float
-    warped: Image | None
+    result_image: Image | Callable[[], Image] | None
     details: Mapping[str, Detail] = field(default_factory=dict)
     iteration_info: Mapping[str, str] = field(default_factory=dict)
     judgement: Judgement | None = None
+
+    @cached_property
+    def warped(self) -> Image | None:
+        """The moving image under `chain` on the grid of the fixed image, if the stage was told to make it."""
+        return self.result_image() if callable(self.result_image) else self.result_image
 
 
 @dataclass(frozen=True)

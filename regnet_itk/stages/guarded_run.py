@@ -7,7 +7,9 @@ of a run of elastix alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,9 +71,9 @@ def run_guarded(
         judgement = replace(judge(coarse, initial, chain), start=start.name, kept_start=True)
     if settings.start == "best" and not settings.turns and not initial.links:
         judgement = replace(judgement, seems_turned=_find_turn(coarse, judgement))
-    warped = warp_moving(found.chain.links[-1].parameters, stage.parameters, pair, chain, options.threads)
+    warped = warp_later(found.chain.links[-1].parameters, stage.parameters, pair, chain, options.threads)
     options.progress(1.0, "done")
-    return replace(found, chain=chain, seconds=time.perf_counter() - began, warped=warped, judgement=judgement)
+    return replace(found, chain=chain, seconds=time.perf_counter() - began, result_image=warped, judgement=judgement)
 
 
 def _choose_start(settings: ElastixSettings, coarse: CoarsePair, initial: TransformChain) -> Start:
@@ -138,12 +140,21 @@ def _of_type(found: Transform, total: MatrixTransform) -> MatrixTransform:
     return as_euler(total) if isinstance(found, MatrixTransform) and found.name == EULER else total
 
 
-def warp_moving(
+def warp_later(
     resampling: ParameterMap, parameters: ParameterMap, pair: ImagePair, chain: TransformChain, threads: int | None
-) -> Image | None:
-    """Return the moving image, as it was given, under a chain; None if the map wants no result image."""
+) -> Callable[[], Image] | None:
+    """Return what makes the moving image, as it was given, under a chain; None if the map wants no result image.
+
+    Few look at the image between two stages: it is made while the results are written, when a core is free.
+    """
     if not parameters.get_bool("WriteResultImage", True):
         return None
+    return partial(_warp, resampling, parameters, pair, chain, threads)
+
+
+def _warp(
+    resampling: ParameterMap, parameters: ParameterMap, pair: ImagePair, chain: TransformChain, threads: int | None
+) -> Image:
     grid = pair.fixed.grid
     order = parameters.get_int("FinalBSplineInterpolationOrder", 3)
     default = resampling.get_float("DefaultPixelValue", 0.0)

@@ -5,6 +5,7 @@ This is T wherever there are many points: on grids, in inverses, in Jacobian map
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -140,12 +141,30 @@ def _run_on_threads(work: Callable[[Part], object], parts: Iterable[Part], threa
             pass
 
 
+class _Alone:
+    """How many ask for threads in which Torch computes alone, and what Torch had before the first of them asked.
+
+    Torch keeps one number of threads for all threads that are new to it: who asks while others have theirs would take
+    1 for what there was before, and leave it behind.
+    """
+
+    lock = threading.Lock()
+    users = 0
+    before = 1
+
+
 @contextmanager
 def single_threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """Give threads, as many as Torch has by default, in each of which Torch computes alone."""
-    before = torch.get_num_threads()
+    with _Alone.lock:
+        if _Alone.users == 0:
+            _Alone.before = torch.get_num_threads()
+        _Alone.users += 1
     try:
-        with ThreadPoolExecutor(count or before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(count or _Alone.before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(before)
+        with _Alone.lock:
+            _Alone.users -= 1
+            if _Alone.users == 0:
+                torch.set_num_threads(_Alone.before)

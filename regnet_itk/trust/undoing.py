@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regnet_itk.errors import ImageError, RegistrationError
-from regnet_itk.stages.guarded_run import warp_moving
+from regnet_itk.stages.guarded_run import warp_later
 from regnet_itk.stages.judged_run import run_judged
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -83,9 +83,9 @@ def undo_if_farther_off(
     told = "; ".join([*filter(None, [str(details.get("warnings", ""))]), warning])
     identity = replace(link, transform=MatrixTransform(np.eye(3)), combine="compose")
     chain = initial.then(identity)
-    warped = warp_moving(link.parameters, stage.parameters, pair, chain, options.threads)
+    warped = warp_later(link.parameters, stage.parameters, pair, chain, options.threads)
     details |= {"warnings": told, "undone": True}
     judgement = found.judgement and replace(found.judgement, after=found.judgement.before)
     if judgement is not None:
         details |= judgement.details()
-    return replace(found, chain=chain, warped=warped, details=details, judgement=judgement)
+    return replace(found, chain=chain, result_image=warped, details=details, judgement=judgement)

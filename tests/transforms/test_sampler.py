@@ -104,6 +104,36 @@ def test_blocks_cover_every_voxel_once_and_threads_stay_as_they_were(size, step)
     assert torch.get_num_threads() == before
 
 
+def test_who_asks_while_others_work_alone_gets_as_many_threads_and_leaves_them():
+    """In a process of its own: what a new thread finds is the process's number of threads."""
+    code = """
+import threading, torch
+from regnet_itk.transforms.sampler import single_threads
+torch.set_num_threads(3)
+seen = {}
+def count(name): seen[name] = torch.get_num_threads()
+def within():
+    with single_threads() as pool:
+        seen["pool"] = pool._max_workers
+        began.set()
+        first_ended.wait()
+began, first_ended = threading.Event(), threading.Event()
+with single_threads() as pool:
+    pool.submit(int).result()  # one of its threads has begun, with one of Torch's
+    other = threading.Thread(target=within)
+    other.start()
+    began.wait()
+first_ended.set()
+other.join()
+new = threading.Thread(target=count, args=["new"])
+new.start()
+new.join()
+count("here")
+assert seen == {"pool": 3, "new": 3, "here": 3}, seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_failure_in_a_block_is_told():
     def fill(box, part):
         raise RuntimeError("no memory")

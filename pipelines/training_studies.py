@@ -5,6 +5,8 @@
 designs     RegNet, RegNet Early and RegNet 1Scale of the paper, trained alike, and the paper's Table 1 of them
 curriculum  RegNet with each part of its curriculum left out
 realism     the coarse-to-fine network trained on (``--from``) with each part of the realistic recipe left out
+sensitivity RegNet trained on (``--from``) with deformations of other theta, and with patches of another size, and
+            the error of each by the length of the displacement: the paper's future work
 scenes      the first phase of the general network with each part of the random scenes left out; it takes no images,
             and the table tells the errors by contrast too
 
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import error_by_length
 import numpy as np
 import torch
 from evaluate_models import test_pairs
@@ -33,6 +36,7 @@ from regnet_itk.cli.train import TrainingScreen
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
 from regnet_itk.metrics.measures import ErrorMoments, transform_error
+from regnet_itk.networks.architectures import ARCHITECTURES, Architecture, find_architecture
 from regnet_itk.networks.devices import find_precision
 from regnet_itk.networks.model import find_model, load_model
 from regnet_itk.outputs import write_whole
@@ -145,6 +149,50 @@ def scenes(config: TrainingConfig) -> Variants:
     }
 
 
+_THETAS = (4.0, 8.0, 16.0)  # mm
+_VOXELS = {22: 0.75, 44: 1.5}
+"""mm: the edge of a patch of 29 voxels, and that of a voxel; the paper's are 29 and 1."""
+
+_BY_LENGTH = "regnet_long"  # the recipe of the pairs: all lengths to 10 mm alike
+_BLOCKS_BY_LENGTH = 60
+
+
+def sensitivity(config: TrainingConfig) -> Variants:
+    """Return the last phase of a recipe for RegNet with thetas and sizes of patches that differ, and no breathing."""
+    last = config.phases[-1]
+
+    def of_theta(theta: float) -> TrainingConfig:
+        fields = dataclasses.replace(last.fields, theta=(1.0, theta), breathing=0.0, breathing_share=0.0)
+        return dataclasses.replace(config, phases=(dataclasses.replace(last, fields=fields),))
+
+    thetas = {f"theta {theta:g} mm": of_theta(theta) for theta in _THETAS}
+    patches = {
+        f"patch {edge} mm": dataclasses.replace(of_theta(8.0), network=on_voxels(voxel).name)
+        for edge, voxel in _VOXELS.items()
+    }
+    return thetas | patches
+
+
+def on_voxels(voxel_size: float) -> Architecture:
+    """Return RegNet for voxels of another size: its patches have as many voxels, and another size in mm."""
+    name = f"regnet_{voxel_size:g}_mm"
+    made = dataclasses.replace(
+        find_architecture("regnet"), name=name, voxel_size=voxel_size, begin_with=lambda network: network
+    )
+    ARCHITECTURES[name] = made
+    return made
+
+
+def by_length(models: dict[str, Path], images: list[Path], seed: int, picture: Path) -> Iterator[str]:
+    """Measure models on blocks with displacements of all lengths, draw the errors, and yield the lines of the table."""
+    found = {}
+    for name, path in models.items():
+        parts = [part for _, part in error_by_length.on_blocks(str(path), images, _BY_LENGTH, _BLOCKS_BY_LENGTH, seed)]
+        found[name, f"blocks of {_BY_LENGTH}"] = error_by_length.join(parts)
+    error_by_length.draw(found, picture)
+    yield from error_by_length.table(found)
+
+
 _BLOCKS_BY_CONTRAST = 30
 
 _CONTRASTS: dict[str, dict[str, Any]] = {
@@ -176,6 +224,7 @@ STUDIES = {
     "designs": (designs, "regnet"),
     "curriculum": (curriculum, "regnet"),
     "realism": (realism, "regnet_multistage"),
+    "sensitivity": (sensitivity, "regnet"),
     "scenes": (scenes, "regnet_general"),
 }
 """What makes the variants, and the recipe they are made of."""
@@ -316,8 +365,11 @@ def run(given: argparse.Namespace) -> None:
     config = next(iter(variants.values()))
     if given.study == "scenes":
         print("\n".join(by_contrast(models, config)), flush=True)
-    if given.study == "designs":
+    if given.study in ("designs", "sensitivity"):
         validation = list(find_images(given.images, config.validation).values())
+    if given.study == "sensitivity":
+        print("\n".join(by_length(models, validation, config.seed, given.out / "by_length.png")), flush=True)
+    if given.study == "designs":
         print("\n".join(table_1(models, validation, config.seed)), flush=True)
 
 

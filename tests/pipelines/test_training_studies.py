@@ -25,6 +25,7 @@ from regnet_itk.training.log import TrainingLog
 from regnet_itk.training.loop import Trainer, TrainingOptions
 
 load_pipeline("evaluate_models")  # which the studies import
+load_pipeline("error_by_length")
 training_studies = load_pipeline("training_studies")
 
 
@@ -124,6 +125,20 @@ def test_parts_of_the_scenes_are_left_out_one_at_a_time() -> None:
     }
     one = variants["without independent contrasts"].phases[0].scenes
     assert one.same + one.monotone + one.partly == pytest.approx(1.0)
+
+
+def test_thetas_and_patches_differ_one_at_a_time() -> None:
+    variants = training_studies.make_variants("sensitivity", None, 1.0)
+    paper = variants["theta 8 mm"]
+    assert paper.phases[0].fields.theta == (1.0, 8.0)
+    assert paper.phases[0].fields.breathing_share == 0.0
+    changed = {name: differences(variant, paper) for name, variant in variants.items() if variant is not paper}
+    assert changed == {
+        "theta 4 mm": {"phases.0.fields.theta"}, "theta 16 mm": {"phases.0.fields.theta"},
+        "patch 22 mm": {"network"}, "patch 44 mm": {"network"},
+    }  # fmt: skip
+    sizes = {name: 29 * find_architecture(variant.network).voxel_size for name, variant in variants.items()}
+    assert (sizes["patch 22 mm"], sizes["patch 44 mm"]) == pytest.approx((22, 44), abs=0.5)
 
 
 @pytest.mark.parametrize("study", training_studies.STUDIES)
@@ -250,6 +265,27 @@ def test_a_study_leaves_curves_and_a_table_and_goes_on(
 
     with pytest.raises(SystemExit, match="did you mean 'without sliding'"):
         study(monkeypatch, *command, "without slidng")
+
+
+def test_the_sensitivity_study_tells_the_error_by_length(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a network on voxels of 1.5 mm too, which begins with one that was trained on 1 mm."""
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
+    monkeypatch.setattr(training_studies, "_BLOCKS_BY_LENGTH", 4)
+    text = RECIPE.replace("coarse_to_fine", "regnet").replace("recurrence = 0.5\n", "").replace("= 16", "= 4")
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    command = ("sensitivity", images, "--out", tmp_path, "--recipe", tmp_path / "recipe.toml", "--from", "regnet")
+    study(monkeypatch, *command, "--effort", "0.25", "--threads", "1", "--device", "cpu",
+          "--only", "theta 8 mm", "patch 44 mm")  # fmt: skip
+    described = load_model(tmp_path / "patch_44_mm" / "regnet_1.5_mm.safetensors").description
+    assert described.voxel_size == 1.5
+    assert described.training["started_from"]["model"] == "regnet"
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| `")]
+    assert [row[0].strip(" `") for row in rows] == ["theta 8 mm", "patch 44 mm"]
+    assert all(any(float(cell) > 0 for cell in row[2:-1] if cell.strip()) for row in rows)
+    assert imread(tmp_path / "by_length.png").shape[0] > 200
 
 
 def test_table_1_is_that_of_the_paper(images: Path, tmp_path: Path) -> None:

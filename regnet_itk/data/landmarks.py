@@ -486,6 +486,8 @@ def write_landmarks(landmarks: Landmarks, path: str | Path) -> None:
     writer = _json_text if name.endswith(".mrk.json") else writers.get(path.suffix.lower())
     if writer is None:
         raise PointsError(f"cannot write landmarks to '{path}': use the suffix .txt, .vtk, .csv, .fcsv or .mrk.json")
+    if landmarks.trust_radii is not None and writer is not _csv_text:
+        _log.warning("'%s' cannot hold the landmarks' radii of trust, which are left out: a .csv file keeps them", path)
     text = writer(landmarks)
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 

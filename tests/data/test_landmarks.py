@@ -22,6 +22,13 @@ def test_read_after_write_gives_the_same_points_to_the_last_bit(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.vtk", "a.fcsv", "a.mrk.json", "a.csv"])
+def test_radii_of_trust_are_not_lost_without_a_word(name, tmp_path, caplog):
+    write_landmarks(Landmarks(POINTS, trust_radii=np.ones(len(POINTS))), tmp_path / name)
+    lost = read_landmarks(tmp_path / name).trust_radii is None
+    assert lost == (name != "a.csv") == ("cannot hold the landmarks' radii of trust" in caplog.text)
+
+
 def test_radii_of_trust_survive_csv_and_must_fit(tmp_path):
     points = np.arange(9.0).reshape(3, 3)
     given = Landmarks(points, ("a", "b", "c"), trust_radii=[0.5, np.nan, 4.0])

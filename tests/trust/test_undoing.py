@@ -9,10 +9,25 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from shifted_pairs import shift
 
-from regnet_itk import ImagePair, TransformChain, read_parameter_map, register
+from regnet_itk import (
+    ImagePair,
+    Landmarks,
+    TransformChain,
+    read_parameter_map,
+    register,
+    write_image,
+    write_landmarks,
+)  # fmt: skip
+from regnet_itk.comparison.methods import Method
+from regnet_itk.comparison.run import compare
+from regnet_itk.comparison.step import StepSettings
+from regnet_itk.comparison.tables import collect_error_rows
 from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
+from regnet_itk.pairs import Pair
+from regnet_itk.stages.elastix import ElastixStage
 from regnet_itk.transforms.chain import Link
 from regnet_itk.transforms.matrix import MatrixTransform
 
@@ -67,6 +82,28 @@ def test_what_leads_farther_from_the_truth_is_undone(pair, tmp_path, caplog):
     np.testing.assert_allclose(result.warped.array[inner], sitk.GetArrayFromImage(by_sitk)[inner], atol=1.0)
     kept = refined(pair, start, RegNetUndo="false")
     assert error_in_files(kept, tmp_path / "kept") > 0.8
+
+
+def test_a_comparison_undoes_it_too(pair, tmp_path, caplog):
+    for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
+        write_image(image, tmp_path / f"{name}.mha")
+    write_landmarks(Landmarks(POINTS), tmp_path / "points.csv")
+    files = {
+        "fixed": "fixed.mha",
+        "moving": "moving.mha",
+        "fixed_landmarks": "points.csv",
+        "moving_landmarks": "points.csv",
+    }
+    known = Pair("p", **{name: tmp_path / file for name, file in files.items()})
+    near = shift(tmp_path / "log", 0.3, -0.2, 0.2)
+    methods = [
+        Method(undo, (near, ElastixStage(read_parameter_map("bspline_refine").with_(RegNetUndo=undo))), ("near", undo))
+        for undo in ("true", "false")
+    ]
+    found = compare([known], methods, tmp_path / "out", StepSettings(threads=1))
+    means = {row.method: row.means[0] for row in collect_error_rows(found) if (row.measure, row.data) == ("TRE", "all")}
+    assert means["true"] == pytest.approx(np.linalg.norm([0.3, 0.2, 0.2]), abs=1e-4)
+    assert means["false"] > 0.8
 
 
 def test_what_leads_to_the_truth_is_kept(pair, tmp_path):

@@ -45,7 +45,7 @@ class HeldFolder:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             self._lock = _lock(self.path, exclusively=False)
-            if self.path.exists():  # else another process has cleared it away before it was locked
+            if self.path.exists():  # else another has cleared it away before it was locked
                 return
             self._release()
 
@@ -67,7 +67,10 @@ class HeldFolder:
 
 
 def _lock(folder: Path, *, exclusively: bool) -> int | None:
-    """Lock a folder; None if another process has it locked, or if the system has no such locks."""
+    """Lock a folder; None if it has gone, or the system has no such locks.
+
+    Exclusively, None too if another has it locked; else it waits for one that is just clearing it away.
+    """
     if fcntl is None:
         return None
     try:
@@ -75,7 +78,7 @@ def _lock(folder: Path, *, exclusively: bool) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(opened, (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusively else fcntl.LOCK_SH)
     except OSError:
         os.close(opened)
         return None

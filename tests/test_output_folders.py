@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -284,3 +285,17 @@ def test_an_answer_that_nobody_gets_is_a_failure(closed, said, tmp_path):
     assert ended.returncode == 1
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_folders_made_at_the_same_time_do_not_clear_each_other_away(tmp_path):
+    def make(_):
+        with HeldFolder(tmp_path, ".part-") as folder:
+            try:
+                (folder.path / "file").write_text("kept", encoding="utf-8")
+            except FileNotFoundError:
+                return False
+            return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(make, range(2000)))
+    assert not list(tmp_path.iterdir())

@@ -119,7 +119,7 @@ def measure(images: Path, folder: Path, steps: int, device: str, cpu_time: bool)
     rows = []
     for phase in phases:
         shape = trainer.architecture.block_shape(phase.block_size)
-        maker = BlockMaker(trainer.train_images.sources, shape, trainer.architecture.voxel_size, trainer.random)
+        maker = BlockMaker(trainer.train_images.sources, shape, trainer.config.working_voxel_size, trainer.random)
         rows.append(Row(phase, shape[0], maker))
     clock = _clock(trainer.device, cpu_time)
     for number in range(steps + 1):

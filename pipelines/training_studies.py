@@ -36,7 +36,6 @@ from regnet_itk.cli.train import TrainingScreen
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import ParameterError, RegNetItkError, did_you_mean
 from regnet_itk.metrics.measures import ErrorMoments, transform_error
-from regnet_itk.networks.architectures import ARCHITECTURES, Architecture, find_architecture
 from regnet_itk.networks.devices import find_precision
 from regnet_itk.networks.model import find_model, load_model
 from regnet_itk.outputs import write_whole
@@ -167,20 +166,9 @@ def sensitivity(config: TrainingConfig) -> Variants:
 
     thetas = {f"theta {theta:g} mm": of_theta(theta) for theta in _THETAS}
     patches = {
-        f"patch {edge} mm": dataclasses.replace(of_theta(8.0), network=on_voxels(voxel).name)
-        for edge, voxel in _VOXELS.items()
+        f"patch {edge} mm": dataclasses.replace(of_theta(8.0), voxel_size=voxel) for edge, voxel in _VOXELS.items()
     }
     return thetas | patches
-
-
-def on_voxels(voxel_size: float) -> Architecture:
-    """Return RegNet for voxels of another size: its patches have as many voxels, and another size in mm."""
-    name = f"regnet_{voxel_size:g}_mm"
-    made = dataclasses.replace(
-        find_architecture("regnet"), name=name, voxel_size=voxel_size, begin_with=lambda network: network
-    )
-    ARCHITECTURES[name] = made
-    return made
 
 
 def by_length(models: dict[str, Path], images: list[Path], seed: int, picture: Path) -> Iterator[str]:

@@ -87,8 +87,9 @@ def describe_plan(config: TrainingConfig) -> str:
     values = asdict(config)
     for name in ("name", "sources", "test", "validate_every", "checkpoint_every"):
         del values[name]
-    if not values["label_weights"]:
-        del values["label_weights"]  # checkpoints from before there were any go on
+    for name in ("label_weights", "voxel_size"):
+        if not values[name]:
+            del values[name]  # checkpoints from before there was such a key go on
     for phase in values["phases"]:
         del phase["steps"], phase["epochs"]
     return json.dumps(values, sort_keys=True)

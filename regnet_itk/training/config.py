@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import tomllib
 import types
@@ -214,6 +215,8 @@ class TrainingConfig:
     """Images that the run must not touch; named so that the model's description can say so."""
     name: str = ""
     """Name of the model; that of the network by default."""
+    voxel_size: float = 0.0
+    """Voxels in mm to train on, which are those that the model works on; 0 takes the network's own."""
     sources: tuple[str, ...] = ()
     """Where the images come from and on which terms, for the model's description."""
     source_smoothing: float = 0.0
@@ -243,6 +246,8 @@ class TrainingConfig:
             raise ParameterError("a training configuration names images in 'train' and in 'validation', or in neither")
         if not self.phases:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
+        if not 0.0 <= self.voxel_size < math.inf:
+            raise ParameterError(f"'voxel_size' is a size in mm, or 0 for that of the network: not {self.voxel_size:g}")
         if not 0.0 <= self.averaging < 1.0:
             raise ParameterError(
                 f"'averaging' is the decay of an average, at least 0 and below 1, as 0.999: not {self.averaging:g}"
@@ -252,6 +257,11 @@ class TrainingConfig:
         self._check_label_weights()
         self._check_network()
         self._check_world()
+
+    @property
+    def working_voxel_size(self) -> float:
+        """The voxel size in mm that the model works on."""
+        return self.voxel_size or find_architecture(self.network).voxel_size
 
     @property
     def needs_images(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.model import ModelDescription
 from regnet_itk.training.config import TrainingConfig
 from regnet_itk.training.paper_pairs import FREQUENCIES
@@ -16,8 +15,7 @@ from regnet_itk.training.paper_pairs import FREQUENCIES
 
 def bare_description(config: TrainingConfig) -> ModelDescription:
     """Return what is known before training."""
-    voxel_size = find_architecture(config.network).voxel_size
-    return ModelDescription(model_name(config), config.network, voxel_size, config.shown, 0.0)
+    return ModelDescription(model_name(config), config.network, config.working_voxel_size, config.shown, 0.0)
 
 
 def model_name(config: TrainingConfig) -> str:

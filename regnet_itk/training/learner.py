@@ -61,8 +61,9 @@ class Learner:
             self._averaged = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(config.averaging))
 
     def _first_network(self, start_from: Path | None) -> nn.Module:
+        made = self.architecture.make(self.config.working_voxel_size)
         if start_from is None:
-            return self.architecture.make(self.architecture.voxel_size)
+            return made
         model = load_model(start_from)
         network: nn.Module | None = model.network
         if model.description.architecture != self.config.network:
@@ -74,7 +75,8 @@ class Learner:
                 f"trains '{self.config.network}'"
             )
         self.start = {"model": model.description.name, "sha256": model.digest, **describe_effort(model.description)}
-        return network.requires_grad_(True)
+        made.load_state_dict(network.state_dict())  # the model's own network may work on other voxels
+        return made
 
     @property
     def judged(self) -> nn.Module:
@@ -133,7 +135,7 @@ class Learner:
 
         With T(x) = x + u(x) the truth and P(x) = x + p(x) predicted, v is wanted with P(x + v(x)) = T(x).
         """
-        size = self.architecture.voxel_size
+        size = self.config.working_voxel_size
         with torch.no_grad():
             self.network.eval()
             p = predict_blocks(self.as_model(self.network), [block], self.precision, left_out)[-1].float()

@@ -204,7 +204,7 @@ class Trainer:
             phase,
             self.train_images,
             self.architecture.block_shape(phase.block_size),
-            self.architecture.voxel_size,
+            self.config.working_voxel_size,
             random=self.random,
             seed=self.config.seed + _SEED_STEP * self.processes.rank,
         )
@@ -245,7 +245,7 @@ class Trainer:
 
     def _maker(self, phase: Phase, random: Random) -> Blocks:
         shape = self.architecture.block_shape(phase.block_size)
-        return self.train_images.maker(shape, self.architecture.voxel_size, random, phase.pairs)
+        return self.train_images.maker(shape, self.config.working_voxel_size, random, phase.pairs)
 
     @staticmethod
     def _learning_rate(phase: Phase, progress: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from regnet_itk.events import LOGGER, Log
-from regnet_itk.networks.architectures import Shape, find_architecture
+from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.training.blocks import BlockMaker
 from regnet_itk.training.config import PairRecipe, SceneRecipe, TrainingConfig
@@ -95,7 +95,7 @@ def prepare(
     OutputError
         If the cache cannot be written.
     """
-    voxel_size = find_architecture(config.network).voxel_size
+    voxel_size = config.working_voxel_size
     recipe = next((phase.pairs for phase in config.phases if phase.pairs), None)
     found = Prepared([], [], how.world)
     for number, path in enumerate(paths, start=1):

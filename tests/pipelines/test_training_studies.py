@@ -278,7 +278,7 @@ def test_the_sensitivity_study_tells_the_error_by_length(
     command = ("sensitivity", images, "--out", tmp_path, "--recipe", tmp_path / "recipe.toml", "--from", "regnet")
     study(monkeypatch, *command, "--effort", "0.25", "--threads", "1", "--device", "cpu",
           "--only", "theta 8 mm", "patch 44 mm")  # fmt: skip
-    described = load_model(tmp_path / "patch_44_mm" / "regnet_1.5_mm.safetensors").description
+    described = load_model(tmp_path / "patch_44_mm" / "regnet.safetensors").description
     assert described.voxel_size == 1.5
     assert described.training["started_from"]["model"] == "regnet"
     printed = capsys.readouterr().out

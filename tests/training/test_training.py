@@ -112,6 +112,11 @@ def test_the_configurations_of_the_project_are_read() -> None:
         ("steps = 10", "steps = 0", r"phases\[0\]: .*either 'steps' or 'epochs'"),
         ('network = "regnet"', 'network = "regnet"\ncheckpoint_every = 0', "at least 1"),
         ('network = "regnet"', 'network = "regnet"\naveraging = 1.0', "below 1, as 0.999: not 1"),
+        (
+            'network = "regnet"',
+            'network = "regnet"\nvoxel_size = -1.5',
+            "size in mm, or 0 for that of the network: not -1.5",
+        ),
         ("steps = 10", "steps = 10\nblock_size = 1", "two outputs or more in a step"),
         ("steps = 10", "steps = 10\nblock_size = 1\nblocks = 2", None),
         ("steps = 10", "steps = 10 10", "not TOML"),
@@ -682,6 +687,23 @@ def test_a_model_that_training_begins_with_keeps_the_statistics_that_it_was_lear
     assert names
     assert all(torch.equal(before[name], after[name]) for name in names)
     assert not all(torch.equal(before[name], after[name]) for name in before)  # the weights have learnt
+
+
+@pytest.mark.parametrize("network", ["regnet", "coarse_to_fine"])
+def test_a_recipe_says_on_which_voxels_a_network_works(network: str, images: Path, tmp_path: Path) -> None:
+    """Of a network that has learnt on others too, whose lengths in voxels then mean other lengths in mm."""
+    phase = dataclasses.replace(tiny(network).phases[0], steps=1, learning_rate=(0.0, 0.0), frozen_statistics=True)
+    first = Trainer(tiny(network, phases=(phase,)), images, tmp_path / "first", CPU).run()
+    options = dataclasses.replace(CPU, start_from=first)
+    wider = tiny(network, phases=(phase,), voxel_size=3.0)
+    path = Trainer(wider, images, tmp_path / "wider", options).run()
+    before, after = load_model(first), load_model(path)
+    assert before.description.voxel_size == before.architecture.voxel_size
+    assert after.description.voxel_size == 3.0
+    weights = before.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in after.network.state_dict().items())
+    if network == "coarse_to_fine":
+        assert after.architecture.stages(after.network) == (24.0, 12.0, 6.0, 3.0)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(images: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from typing import Protocol
 
+import torch
+
 from regnet_itk.networks.architectures import Shape
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe, Phase
@@ -56,6 +58,7 @@ class PhaseBlocks:
         # a processor's cache holds one pair, a graphics card makes many in the time of one
         self._together = 1 if random.device.type == "cpu" else max(1, _VOXELS_TOGETHER // math.prod(shape))
 
+    @torch.no_grad()
     def of_step(self, step: int) -> list[Block]:
         """Return the blocks of a step, counted from the beginning of the run: pairs that are made at once in one."""
         if self.phase.texture_share and (not self._textures or step % _TEXTURE_STEPS == 0):

@@ -107,7 +107,7 @@ def realism(config: TrainingConfig) -> Variants:
         )
         return dataclasses.replace(config, phases=(phase,))
 
-    return {
+    variants = {
         "complete": without(),
         "complete, other random numbers": dataclasses.replace(without(), seed=config.seed + 1),
         "without breathing": without("breathing", "breathing_share"),
@@ -116,10 +116,14 @@ def realism(config: TrainingConfig) -> Variants:
         "without noise and kernel": without("noise", "noise_correlation", "blur", "sharpening"),
         "without slices": without("slice_thickness"),
         "without contrast agent": without("contrast", "contrast_agent"),
+        "without nodules and consolidation": without("nodules_share", "consolidation_share"),
+        "without motion": without("motion", "motion_share"),
         "without affine rest": without("translation", "linear"),
         "without small fields": without("small_share", "smallest"),
         "without recurrence": without("recurrence"),
     }
+    absent = [name for name, variant in variants.items() if name != "complete" and variant == variants["complete"]]
+    return {name: variant for name, variant in variants.items() if name not in absent}
 
 
 def scenes(config: TrainingConfig) -> Variants:

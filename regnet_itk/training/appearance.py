@@ -1,27 +1,26 @@
-"""What two scans of a patient differ in besides the displacement: density, contrast, reconstruction, slices, noise."""
+"""What two scans of a patient differ in besides the displacement: density, contrast, motion, kernel, slices, noise."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from regnet_itk.networks.layers import warp
 from regnet_itk.networks.separable import along_axes
 from regnet_itk.training.config import AppearanceRecipe
+from regnet_itk.training.disease import add_consolidation, add_nodules, lightness
 from regnet_itk.training.fields import FieldMaker, for_each
 from regnet_itk.training.filters import slice_matrix, smooth
 from regnet_itk.training.random_numbers import Random, put_on
 
-SOFT_TISSUE = 1040.0
-"""HU above air."""
-
 _KNOTS = 6
 _DARK_BACKGROUND = 0.8  # of the curves
+_MOTION_SIGMA = (12.0, 30.0)  # mm
 
 
 def scale_lung_density(image: Tensor, factor: Tensor) -> Tensor:
     """Multiply what is as light as lung tissue (HU above air) by `factor`, fading out towards soft tissue."""
-    light = torch.sigmoid((450.0 - image) / 60.0)
-    return image * (1.0 + (factor - 1.0) * light)
+    return image * (1.0 + (factor - 1.0) * lightness(image))
 
 
 def remap_brightness(image: Tensor, width: float, random: Random) -> Tensor:
@@ -74,6 +73,9 @@ def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMa
     if recipe.density:
         change = 1.0 + drawn(0.0, recipe.density) * fields.uneven(40.0, count)
         image = scale_lung_density(image, change * (1.0 + drawn(-recipe.density, recipe.density)))
+    image = add_consolidation(image, recipe.consolidation_share, fields)
+    image = add_nodules(image, recipe.nodules_share, fields)
+    image = _with_motion(image, recipe, fields)
     if recipe.contrast:
         image = image + (image - 950.0).clamp(min=0.0) * drawn(-recipe.contrast, recipe.contrast)
     enhanced = random.chances(count, 0.5 if recipe.contrast_agent else 0.0)
@@ -90,6 +92,20 @@ def add_scanner_effects(image: Tensor, recipe: AppearanceRecipe, fields: FieldMa
     image = image + _noise(image, recipe, random)
     thickness = random.numbers(count, (0.0, recipe.slice_thickness)) / fields.voxel_size
     return in_slices(image, thickness, random.numbers(count), slice_axes)
+
+
+def _with_motion(image: Tensor, recipe: AppearanceRecipe, fields: FieldMaker) -> Tensor:
+    """Let a part of some images move while they are taken: contours become double."""
+    random, device = fields.random, image.device
+    these = put_on(device, random.chances(len(image), recipe.motion_share).nonzero()[:, 0])
+    count = len(these)
+    if not count:
+        return image
+    sigma, theta = random.log_numbers(count, _MOTION_SIGMA), random.numbers(count, (0.0, recipe.motion))
+    old = image[these]
+    moved = warp(old, fields.wave(sigma, theta) / fields.voxel_size)
+    where = torch.sigmoid(8.0 * fields.uneven(25.0, count))
+    return image.index_copy(0, these, old + 0.5 * where * (moved - old))
 
 
 def _noise(image: Tensor, recipe: AppearanceRecipe, random: Random) -> Tensor:

@@ -17,12 +17,12 @@ from regnet_itk.networks.architectures import Shape
 from regnet_itk.networks.layers import warp
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.training.appearance import (
-    SOFT_TISSUE,
     add_scanner_effects,
     remap_brightness,
     scale_lung_density,
 )
 from regnet_itk.training.config import AppearanceRecipe, FieldRecipe
+from regnet_itk.training.disease import SOFT_TISSUE
 from regnet_itk.training.fields import FieldMaker, for_each, slide_lungs
 from regnet_itk.training.filters import jacobian_determinant
 from regnet_itk.training.random_numbers import Random, put_on

@@ -74,7 +74,7 @@ class Checkpoint:
             raise ModelError(
                 f"checkpoint '{path}' is of the network '{found.network}', not '{network}'; train in another folder"
             )
-        if plan and found.plan and plan != found.plan:
+        if plan and found.plan and _asked(plan) != _asked(found.plan):
             raise ModelError(
                 f"checkpoint '{path}' is of another training ({_difference(found.plan, plan)}); train in another "
                 "folder, or begin anew with `new`"
@@ -87,16 +87,24 @@ def describe_plan(config: TrainingConfig) -> str:
     values = asdict(config)
     for name in ("name", "sources", "test", "validate_every", "checkpoint_every"):
         del values[name]
-    for name in ("label_weights", "voxel_size"):
-        if not values[name]:
-            del values[name]  # checkpoints from before there was such a key go on
     for phase in values["phases"]:
         del phase["steps"], phase["epochs"]
     return json.dumps(values, sort_keys=True)
 
 
+def _asked(plan: str) -> Any:
+    """Return what a plan asks for: a key that asks for nothing may be newer than a checkpoint."""
+
+    def without_nothing(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_nothing(part) for key, part in value.items() if part}
+        return [without_nothing(part) for part in value] if isinstance(value, list) else value
+
+    return without_nothing(json.loads(plan))
+
+
 def _difference(old: str, new: str) -> str:
-    before, now = json.loads(old), json.loads(new)
+    before, now = _asked(old), _asked(new)
     key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
     values = [json.dumps(values.get(key)) for values in (before, now)]
     return f"its '{key}' was {values[0]}, now {values[1]}" if max(map(len, values)) < _SHOWN else f"'{key}' has changed"

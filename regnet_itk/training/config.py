@@ -16,7 +16,9 @@ from regnet_itk.inputs import MISSING, is_file, why_no_file
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
 
-_TISSUE = ("density", "mass_conservation", "contrast", "contrast_agent")
+_TISSUE = (
+    "density", "mass_conservation", "contrast", "contrast_agent", "nodules_share", "consolidation_share",
+)  # fmt: skip
 _WEIGHTS = (0.001, 1000.0)  # of a label; they are kept in half precision
 _NARROWEST = 100.0  # of an intensity range, to be kept as whole numbers
 
@@ -77,6 +79,14 @@ class AppearanceRecipe:
     of the images."""
     slice_thickness: float = 0.0
     """Largest thickness in mm of the slices, across the axis of the block that is nearest to the body's."""
+    nodules_share: float = 0.0
+    """Share of the images with up to three lumps of soft tissue, to 12 mm of radius, that the other does not show."""
+    consolidation_share: float = 0.0
+    """Share of the images in which a part of the lung tissue is denser, from ground glass to soft tissue."""
+    motion: float = 0.0
+    """Largest displacement in mm by which something moved while the image was taken: contours become double."""
+    motion_share: float = 0.0
+    """Share of the images in which something moved."""
     remap: float = 0.0
     """Share of the pairs in which one image's brightness is changed by a random curve, as if by another modality."""
     noise_correlation: float = 0.0

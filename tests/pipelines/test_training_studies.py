@@ -135,9 +135,9 @@ def test_thetas_and_patches_differ_one_at_a_time() -> None:
     changed = {name: differences(variant, paper) for name, variant in variants.items() if variant is not paper}
     assert changed == {
         "theta 4 mm": {"phases.0.fields.theta"}, "theta 16 mm": {"phases.0.fields.theta"},
-        "patch 22 mm": {"network"}, "patch 44 mm": {"network"},
+        "patch 22 mm": {"voxel_size"}, "patch 44 mm": {"voxel_size"},
     }  # fmt: skip
-    sizes = {name: 29 * find_architecture(variant.network).voxel_size for name, variant in variants.items()}
+    sizes = {name: 29 * variant.working_voxel_size for name, variant in variants.items()}
     assert (sizes["patch 22 mm"], sizes["patch 44 mm"]) == pytest.approx((22, 44), abs=0.5)
 
 

@@ -171,6 +171,7 @@ def test_an_image_that_is_too_small_for_its_world(images: Path, tmp_path: Path) 
     [
         ({"appearance": AppearanceRecipe(density=0.1)}, "density"),
         ({"appearance": AppearanceRecipe(contrast_agent=50.0)}, "contrast_agent"),
+        ({"appearance": AppearanceRecipe(nodules_share=0.5)}, "nodules_share"),
     ],
 )
 def test_what_knows_a_ct_s_tissues_is_refused_elsewhere(part: dict[str, Any], key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -579,6 +580,22 @@ def test_a_checkpoint_from_before_the_averages_is_continued(images: Path, tmp_pa
     torch.save(state, tmp_path / "checkpoint.pt")
     more = dataclasses.replace(phase, steps=2)
     trainer = Trainer(tiny("coarse_to_fine", phases=(more,), averaging=0.9), images, tmp_path, CPU)
+    trainer.run()
+    assert trainer.step == 2
+
+
+def test_a_checkpoint_from_before_a_key_of_recipes_is_continued(images: Path, tmp_path: Path) -> None:
+    """What the plan of an older one lacks is not asked for; what is asked for makes another training of it."""
+    phase = dataclasses.replace(tiny("coarse_to_fine").phases[0], steps=1, texture_share=0.0)
+    Trainer(tiny("coarse_to_fine", phases=(phase,)), images, tmp_path, CPU).run()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    plan = json.loads(state["plan"])
+    del plan["voxel_size"], plan["phases"][0]["appearance"]["nodules_share"]
+    torch.save({**state, "plan": json.dumps(plan)}, tmp_path / "checkpoint.pt")
+    more = dataclasses.replace(phase, steps=2)
+    with pytest.raises(ModelError, match="its 'voxel_size' was null, now 3"):
+        Trainer(tiny("coarse_to_fine", phases=(more,), voxel_size=3.0), images, tmp_path, CPU).run()
+    trainer = Trainer(tiny("coarse_to_fine", phases=(more,)), images, tmp_path, CPU)
     trainer.run()
     assert trainer.step == 2
 

@@ -200,6 +200,56 @@ def test_a_sharp_kernel_raises_the_contrast_of_small_things() -> None:
     assert max(ratios) > 1.2
 
 
+def changes(**asked: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return images (z, y, x) before and after what is asked for, of ten blocks' fixed and moving ones."""
+    pairs = []
+    for seed in range(10):
+        plain, changed = made(seed), made(seed, appearance=dataclasses.replace(PLAIN, **asked))
+        pairs += [(plain.fixed, changed.fixed), (plain.moving, changed.moving)]
+    return [(before[0, 0].numpy(), after[0, 0].numpy()) for before, after in pairs]
+
+
+def test_nodules_are_lumps_of_soft_tissue_in_some_of_the_images() -> None:
+    whole, some = changes(nodules_share=1.0), changes(nodules_share=0.5)
+    assert 4 < sum(np.array_equal(before, after) for before, after in some) < 16
+    largest = 0.0
+    for before, after in whole:
+        assert (after - before).min() > -0.01  # a lung's lump: nothing gets darker, and soft tissue stays
+        np.testing.assert_allclose(after[before > 110], before[before > 110], atol=0.1)
+        new = (after > -100) & (before < -500)
+        lumps, count = ndimage.label(new)
+        assert count <= 3 + 3  # the edge of the lung may cut one in two
+        if count:
+            assert after[new].max() < 40 + 61  # HU
+            largest = max(largest, float(ndimage.sum_labels(new, lumps, range(1, count + 1)).max()) * 8.0)
+    assert 500.0 < largest < 4 / 3 * np.pi * (12.0 * 1.25) ** 3  # mm3
+    assert not np.array_equal(whole[0][0] == whole[0][1], whole[1][0] == whole[1][1])  # the other image has its own
+
+
+def test_consolidation_makes_lung_denser_and_leaves_the_rest() -> None:
+    denser = []
+    for before, after in changes(consolidation_share=1.0):
+        change = after - before
+        np.testing.assert_allclose(change[before > 0], 0.0, atol=1.0)
+        assert change.min() > -0.01
+        assert after[before < -500].max() < 60.0  # HU
+        denser.append((change > 100).sum() / max(1, (before < -500).sum()))
+    assert 0.02 < np.median(denser) < 0.6
+    assert max(denser) < 0.95  # the lung is never gone
+
+
+def test_motion_makes_contours_double_within_its_reach() -> None:
+    moved = []
+    for before, after in changes(motion=6.0, motion_share=1.0):
+        around = [filtered(before, size=9) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter)]  # 8 mm
+        middle = (slice(4, -4),) * 3
+        assert (after >= around[0] - 0.1)[middle].all()
+        assert (after <= around[1] + 0.1)[middle].all()
+        moved.append(np.abs(after - before).mean())
+    assert max(moved) > 5.0  # HU
+    assert all(np.array_equal(before, after) for before, after in changes(motion=6.0))  # of no image
+
+
 def test_small_fields_are_as_small_as_asked() -> None:
     recipe = FieldRecipe(theta=(10.0, 10.0), small_share=1.0, smallest=0.01)
     sizes = [float(made(seed, recipe).displacement.abs().max()) for seed in range(20)]

@@ -109,7 +109,7 @@ class RegNet(nn.Module):
         Parameters
         ----------
         fixed, moving : Tensor, shape (batch, 1, 52 + 2 Gz, 52 + 2 Gy, 52 + 2 Gx)
-            Normalised intensities on voxels of 1 mm.
+            Normalised intensities on voxels of one size, 1 mm in the paper.
 
         Returns
         -------

@@ -184,7 +184,7 @@ def test_half_precision_weights_have_a_digest(tmp_path: Path) -> None:
 
 def test_shipped_models_load() -> None:
     assert set(shipped_models()) >= {"regnet", "regnet_multistage"}
-    for name, architecture, voxel_size in (("regnet", RegNet, 1.0), ("regnet_multistage", CoarseToFineRegNet, 2.0)):
+    for name, architecture, voxel_size in (("regnet", RegNet, 1.5), ("regnet_multistage", CoarseToFineRegNet, 2.0)):
         model = load_model(find_model(name))
         assert isinstance(model.network, architecture)
         assert model.description.voxel_size == voxel_size

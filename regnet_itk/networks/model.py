@@ -49,7 +49,7 @@ class ModelDescription:
     world : World
         What its images show, how their values are read, where it predicts.
     capture_range : float
-        Largest displacement in mm that it was trained on.
+        Largest displacement in mm that it follows: what it was trained on, if it does not follow less.
     training : dict
         Images with their sources, recipe, steps, hours, machine, seed, versions.
     accuracy : dict

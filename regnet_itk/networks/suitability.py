@@ -120,7 +120,7 @@ def small_image(grid: Grid, description: ModelDescription, role: str) -> str | N
 
 
 def capture_range_reached(lengths: npt.NDArray[Any], longest: float, description: ModelDescription) -> str | None:
-    """Say if displacements come near the largest that the model was trained on: it does not find larger ones.
+    """Say if displacements come near the largest that the model follows: it does not find larger ones.
 
     Parameters
     ----------
@@ -138,12 +138,12 @@ def capture_range_reached(lengths: npt.NDArray[Any], longest: float, description
         advice = f"use a better affine stage{_model_that_sees_more(description)}"
         where = "past" if high > limit else "near"
         return (
-            f"5 % of the displacements are {high:.1f} mm or more, {where} the {limit} mm that the model was trained "
-            f"on: the stages before it left more than it can see; {advice}"
+            f"5 % of the displacements are {high:.1f} mm or more, {where} the {limit} mm that the model follows: "
+            f"the stages before it left more than it can see; {advice}"
         )
     if longest > _FAR_PAST * limit:
         return (
-            f"displacements reach {longest:.1f} mm, far past the {limit} mm that the model was trained on; check the "
+            f"displacements reach {longest:.1f} mm, far past the {limit} mm that the model follows; check the "
             "stages before it"
         )
     return None

@@ -85,7 +85,7 @@ class Checkpoint:
 def describe_plan(config: TrainingConfig) -> str:
     """Return, as text, what makes a training another one: its configuration, but for how long and what it writes."""
     values = asdict(config)
-    for name in ("name", "sources", "test", "validate_every", "checkpoint_every"):
+    for name in ("name", "capture_range", "sources", "test", "validate_every", "checkpoint_every"):
         del values[name]
     for phase in values["phases"]:
         del phase["steps"], phase["epochs"]

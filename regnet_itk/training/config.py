@@ -227,6 +227,8 @@ class TrainingConfig:
     """Name of the model; that of the network by default."""
     voxel_size: float = 0.0
     """Voxels in mm to train on, which are those that the model works on; 0 takes the network's own."""
+    capture_range: float = 0.0
+    """Largest displacement in mm that the model is said to follow; 0 takes the largest of the last phase."""
     sources: tuple[str, ...] = ()
     """Where the images come from and on which terms, for the model's description."""
     source_smoothing: float = 0.0
@@ -256,6 +258,8 @@ class TrainingConfig:
             raise ParameterError("a training configuration names images in 'train' and in 'validation', or in neither")
         if not self.phases:
             raise ParameterError("a training configuration needs at least one [[phases]] table")
+        if not 0.0 <= self.capture_range < math.inf:
+            raise ParameterError(f"'capture_range' is a length in mm, or 0: not {self.capture_range:g}")
         if not 0.0 <= self.voxel_size < math.inf:
             raise ParameterError(f"'voxel_size' is a size in mm, or 0 for that of the network: not {self.voxel_size:g}")
         if not 0.0 <= self.averaging < 1.0:

@@ -52,7 +52,9 @@ def describe_effort(description: ModelDescription) -> dict[str, Any]:
 
 
 def _capture_range(config: TrainingConfig) -> float:
-    """Return the largest displacement in mm of the last phase."""
+    """Return the largest displacement in mm that the model follows: that of the last phase, if nothing else is said."""
+    if config.capture_range:
+        return config.capture_range
     last = config.phases[-1]
     if last.pairs:
         return max(frequency.theta for frequency in FREQUENCIES.values())

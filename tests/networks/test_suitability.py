@@ -143,7 +143,7 @@ def test_the_capture_range(tmp_path: Path) -> None:
     near = dataclasses.replace(CT_MODEL, capture_range=10.0)
     assert warnings(tmp_path, chest(), chest(), near, length=8.8) == []
     (line,) = warnings(tmp_path, chest(), chest(), near, length=9.2)
-    assert "near the 10.0 mm that the model was trained on" in line
+    assert "near the 10.0 mm that the model follows" in line
     assert "9.2 mm" in line
     assert "affine" in line
     (line,) = warnings(tmp_path, chest(), chest(), near, length=12.0)

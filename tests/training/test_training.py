@@ -118,6 +118,7 @@ def test_the_configurations_of_the_project_are_read() -> None:
             'network = "regnet"\nvoxel_size = -1.5',
             "size in mm, or 0 for that of the network: not -1.5",
         ),
+        ('network = "regnet"', 'network = "regnet"\ncapture_range = nan', "a length in mm, or 0: not nan"),
         ("steps = 10", "steps = 10\nblock_size = 1", "two outputs or more in a step"),
         ("steps = 10", "steps = 10\nblock_size = 1\nblocks = 2", None),
         ("steps = 10", "steps = 10 10", "not TOML"),
@@ -712,11 +713,12 @@ def test_a_recipe_says_on_which_voxels_a_network_works(network: str, images: Pat
     phase = dataclasses.replace(tiny(network).phases[0], steps=1, learning_rate=(0.0, 0.0), frozen_statistics=True)
     first = Trainer(tiny(network, phases=(phase,)), images, tmp_path / "first", CPU).run()
     options = dataclasses.replace(CPU, start_from=first)
-    wider = tiny(network, phases=(phase,), voxel_size=3.0)
+    wider = tiny(network, phases=(phase,), voxel_size=3.0, capture_range=2.5)
     path = Trainer(wider, images, tmp_path / "wider", options).run()
     before, after = load_model(first), load_model(path)
     assert before.description.voxel_size == before.architecture.voxel_size
     assert after.description.voxel_size == 3.0
+    assert (before.description.capture_range, after.description.capture_range) == (3.0, 2.5)
     weights = before.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in after.network.state_dict().items())
     if network == "coarse_to_fine":

@@ -320,7 +320,7 @@ def _lengths_told(lengths: FloatArray) -> dict[str, Detail]:
 
 
 def _too_far(description: ModelDescription, lengths: FloatArray, lengths_inside: FloatArray) -> Iterator[str]:
-    """Say if displacements come near the largest that the network was trained on."""
+    """Say if displacements come near the largest that the network follows."""
     found = capture_range_reached(lengths_inside, float(lengths.max()), description)
     if found is not None:
         yield found

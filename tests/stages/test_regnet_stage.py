@@ -295,7 +295,7 @@ def test_displacements_past_the_capture_range_are_warned_of(folder: Path) -> Non
         heard = Heard()
         made = stage(str(folder / "p.txt"), RegNetModel="short.safetensors", WriteResultImage="false")
         made.run(chest_like(), TransformChain(), dataclasses.replace(OPTIONS, events=heard))
-        assert any("trained on" in line for line in heard.warnings) == warned
+        assert any("that the model follows" in line for line in heard.warnings) == warned
 
 
 def test_regions(folder: Path) -> None:

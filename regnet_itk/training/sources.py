@@ -199,7 +199,7 @@ def sample_sources(places: Places, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def _interpolated(values: Tensor, index: Tensor) -> Tensor:
     """Return values (channel, z, y, x), and 0 beyond them, at places (n, 3, z, y, x), x first, in voxels."""
-    if values.device.type == "cpu":  # several times as fast there as grid_sample
+    if values.device.type == "cpu":  # almost twice as fast there as grid_sample
         padded = functional.pad(values, (1,) * 6).movedim(0, -1).contiguous()
         places = (index.flip(1).movedim(1, -1) + 1.0).reshape(-1, 3)
         return interpolate(padded, places).view(len(index), *index.shape[2:], -1).movedim(-1, 1)

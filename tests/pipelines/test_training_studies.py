@@ -270,7 +270,7 @@ def test_a_study_leaves_curves_and_a_table_and_goes_on(
 def test_the_sensitivity_study_tells_the_error_by_length(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a network on voxels of 1.5 mm too, which begins with one that was trained on 1 mm."""
+    """Of a network on voxels of 1.5 mm beside one on 1 mm, which begin with the same model."""
     monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
     monkeypatch.setattr(training_studies, "_BLOCKS_BY_LENGTH", 4)
     text = RECIPE.replace("coarse_to_fine", "regnet").replace("recurrence = 0.5\n", "").replace("= 16", "= 4")

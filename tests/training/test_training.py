@@ -714,15 +714,16 @@ def test_a_recipe_says_on_which_voxels_a_network_works(network: str, images: Pat
     first = Trainer(tiny(network, phases=(phase,)), images, tmp_path / "first", CPU).run()
     options = dataclasses.replace(CPU, start_from=first)
     wider = tiny(network, phases=(phase,), voxel_size=3.0, capture_range=2.5)
-    path = Trainer(wider, images, tmp_path / "wider", options).run()
-    before, after = load_model(first), load_model(path)
+    trainer = Trainer(wider, images, tmp_path / "wider", options)
+    learning = trainer.architecture.stages(trainer.learner.network)
+    before, after = load_model(first), load_model(trainer.run())
     assert before.description.voxel_size == before.architecture.voxel_size
     assert after.description.voxel_size == 3.0
     assert (before.description.capture_range, after.description.capture_range) == (3.0, 2.5)
     weights = before.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in after.network.state_dict().items())
     if network == "coarse_to_fine":
-        assert after.architecture.stages(after.network) == (24.0, 12.0, 6.0, 3.0)
+        assert learning == after.architecture.stages(after.network) == (24.0, 12.0, 6.0, 3.0)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(images: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from regnet_itk.networks.architectures import Architecture, find_architecture
 from regnet_itk.networks.world import CHEST_CT, World
 from regnet_itk.outputs import write_whole
 from regnet_itk.threads import use_torch
+from regnet_itk.typed_tables import build
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,23 +81,18 @@ class ModelDescription:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
-            If something is missing, or is not what it should be.
         ParameterError
-            If the world cannot be.
+            If something is missing or unknown, of the wrong type, or cannot be.
         """
-        left = dict(values)
-        given = {f.name: left.pop(f.name) for f in dataclasses.fields(World) if f.name in left}
-        low, high = (float(value) for value in given.pop("intensity_range"))
-        for name in ("percentiles", "voxel_sizes"):
-            if given.get(name) is not None:
-                below, above = (float(value) for value in given[name])
-                given[name] = (below, above)
-        for name in ("voxel_size", "capture_range"):
-            left[name] = float(left[name])
-        if not left["voxel_size"] > 0:
-            raise ValueError("voxels without a size")
-        return cls(world=dataclasses.replace(CHEST_CT, intensity_range=(low, high), **given), **left)
+        worlds = {f.name for f in dataclasses.fields(World)}
+        of_world = {name: value for name, value in values.items() if name in worlds}
+        if "intensity_range" not in of_world:
+            raise ParameterError("key 'intensity_range' is missing")
+        left = {name: value for name, value in values.items() if name not in worlds}
+        description = build(cls, {**left, "world": {**dataclasses.asdict(CHEST_CT), **of_world}}, "description")
+        if not description.voxel_size > 0:
+            raise ParameterError("voxels without a size")
+        return description
 
 
 @dataclass(frozen=True)
@@ -386,12 +382,13 @@ def _description(metadata: Mapping[str, str], path: Path) -> ModelDescription:
     if _SEAL in metadata and metadata[_SEAL] != _seal(metadata):
         raise ModelError(f"model file '{path}' was altered: its description does not match its hash")
     try:
-        return ModelDescription.from_dict(json.loads(metadata.get("description", "")))
-    except KeyError as error:
-        raise ModelError(f"model file '{path}' has a description without {error}") from None
+        values = json.loads(metadata.get("description", ""))
+        if not isinstance(values, dict):
+            raise ParameterError("it is no table")
+        return ModelDescription.from_dict(values)
     except RecursionError:
         raise ModelError(f"model file '{path}' has a description that is nested too deeply") from None
-    except (TypeError, ValueError, ParameterError) as error:
+    except (ValueError, ParameterError) as error:
         raise ModelError(f"model file '{path}' has a description that this version cannot read: {error}") from None
 
 

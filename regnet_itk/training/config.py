@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import tomllib
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 from regnet_itk.errors import ModelError, ParameterError, did_you_mean
 from regnet_itk.inputs import MISSING, is_file, why_no_file
 from regnet_itk.networks.architectures import find_architecture
 from regnet_itk.networks.world import CHEST_CT, Range, World
+from regnet_itk.typed_tables import build
 
 _TISSUE = (
     "density", "mass_conservation", "contrast", "contrast_agent", "nodules_share", "consolidation_share",
@@ -427,47 +425,4 @@ def read_training_config(path: str | Path) -> TrainingConfig:
         raise ParameterError(f"training configuration '{path}' cannot be read: {error.strerror}") from None
     except ValueError as error:  # also text that is not UTF-8
         raise ParameterError(f"training configuration '{path}' is not TOML: {error}") from None
-    config: TrainingConfig = _build(TrainingConfig, values, str(path))
-    return config
-
-
-# By hand: msgspec takes unknown keys of a data class (a misspelt one would do nothing), and its errors name neither the
-# value nor the nearest key, nor the table in which a check of our own failed.
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise ParameterError(f"{where}: unknown key '{key}'{did_you_mean(key, hints)}")
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ParameterError(f"{where}: key '{missing[0]}' is missing")
-    arguments = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
-    try:
-        return cls(**arguments)
-    except ParameterError as error:
-        raise ParameterError(f"{where}: {error}") from None
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-        return _build(hint, value, where)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        kinds = get_args(hint)
-        if kinds[-1] is Ellipsis:
-            return tuple(_value(kinds[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(kinds) == len(value):
-            return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
-    if isinstance(hint, types.UnionType):  # a table that may be left out
-        return _value(get_args(hint)[0], value, where)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) > sys.float_info.max:
-            raise ParameterError(f"{where} is no number that can be computed with")
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else hint
-    raise ParameterError(f"{where} = {value!r} is not of the kind {wanted}")
+    return build(TrainingConfig, values, str(path))

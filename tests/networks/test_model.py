@@ -146,14 +146,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "JSON, but no object": (rewritten(lambda t, m: m.update(description="[1, 2]")), "cannot read"),
     "JSON, but a number": (rewritten(lambda t, m: m.update(description="7")), "cannot read"),
     "no description": (rewritten(lambda t, m: m.pop("description")), "cannot read"),
-    "no voxel size": (described(voxel_size=...), "without 'voxel_size'"),
-    "no intensity range": (described(intensity_range=...), "without 'intensity_range'"),
+    "no voxel size": (described(voxel_size=...), "'voxel_size' is missing"),
+    "no intensity range": (described(intensity_range=...), "'intensity_range' is missing"),
     "no name": (described(name=...), "name"),
     "a key too many": (described(colour="red"), "colour"),
     "voxels without a size": (described(voxel_size=0), "voxels without a size"),
     "an empty intensity range": (described(intensity_range=[5, 5]), "empty intensity range"),
     "an unknown region": (described(region="heart"), "'heart' is no region"),
     "a word for a number": (described(capture_range="far"), "far"),
+    "a number for a word": (described(name=3), "name = 3 is not of the kind str"),
+    "a number for a region": (described(trained_in=3), "trained_in = 3 is not of the kind str"),
+    "a list for a table": (described(training=[]), "training = .* is not of the kind dict"),
+    "voxels of no number": (described(voxel_size=float("nan")), "voxel_size is no number"),
+    "a reach without end": (described(capture_range=float("inf")), "capture_range is no number"),
 }
 
 

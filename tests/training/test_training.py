@@ -118,7 +118,12 @@ def test_the_configurations_of_the_project_are_read() -> None:
             'network = "regnet"\nvoxel_size = -1.5',
             "size in mm, or 0 for that of the network: not -1.5",
         ),
-        ('network = "regnet"', 'network = "regnet"\ncapture_range = nan', "a length in mm, or 0: not nan"),
+        (
+            'network = "regnet"',
+            'network = "regnet"\ncapture_range = nan',
+            "capture_range is no number that can be computed with",
+        ),
+        ('network = "regnet"', 'network = "regnet"\ncapture_range = -1.0', "a length in mm, or 0: not -1"),
         ("steps = 10", "steps = 10\nblock_size = 1", "two outputs or more in a step"),
         ("steps = 10", "steps = 10\nblock_size = 1\nblocks = 2", None),
         ("steps = 10", "steps = 10 10", "not TOML"),

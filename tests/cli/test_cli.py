@@ -403,14 +403,21 @@ def test_a_disk_that_fills_up(capfd, monkeypatch):
 
 
 @pytest.mark.usefixtures("here")
-def test_a_mistake_of_ours_is_one_line_too(capfd, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ZeroDivisionError("oh"), ZeroDivisionError),
+        (EOFError("oh"), RuntimeError),  # which click would take for an interruption
+    ],
+)
+def test_a_mistake_of_ours_is_one_line_too(error, told, capfd, monkeypatch):
     def broken(*_, **__):
-        raise ZeroDivisionError("oh")
+        raise error
 
     monkeypatch.setattr("regnet_itk.registration.Images.read", broken)
-    fails(capfd, "internal error, please report it: ZeroDivisionError: oh .*REGNET_ITK_TRACEBACK=1")
+    fails(capfd, f"internal error, please report it: {told.__name__}: .*oh .*REGNET_ITK_TRACEBACK=1")
     monkeypatch.setenv("REGNET_ITK_TRACEBACK", "1")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(told):
         main(["run", *IMAGES, "-out", "out"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -20,6 +21,7 @@ from regnet_itk.figures.overview import draw_registration
 from regnet_itk.figures.slices import choose_planes
 
 GRID = Grid((8, 6, 5), (2.0, 3.0, 4.0), (-11.0, 5.0, 20.0))
+TURNED = replace(GRID, direction=((0.6, -0.8, 0.0), (0.64, 0.48, -0.6), (0.48, 0.36, 0.8)))
 ORIENTATIONS = [
     "".join(pair[flip] for pair, flip in zip(pairs, flips, strict=True))
     for pairs in itertools.permutations(("RL", "AP", "IS"))
@@ -106,21 +108,22 @@ def test_field_and_images_on_other_grids_are_put_on_the_fixed_grid(tmp_path: Pat
     assert np.abs(same - off).max() > 0.3
 
 
+@pytest.mark.parametrize(("grid", "of_the_other"), [(GRID, GRID), (TURNED, TURNED), (TURNED, GRID)])
 def test_large_images_are_compared_on_a_lattice_and_shown_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grid: Grid, of_the_other: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the correlations above the pictures is the same; a mask that the lattice misses counts all the same."""
-    fixed, moving = blob(GRID), blob(GRID, shift=2.0)
-    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "all.png")
+    fixed, moving = blob(grid), blob(of_the_other, shift=2.0)
+    draw_registration(fixed, moving, fixed, linear_field(grid), tmp_path / "all.png")
     monkeypatch.setattr("regnet_itk.figures.overview._COMPARED", fixed.array.size // 20)
-    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "some.png")
+    draw_registration(fixed, moving, fixed, linear_field(grid), tmp_path / "some.png")
     whole, some = (pixels(tmp_path / f"{name}.png") for name in ("all", "some"))
     different = np.abs(whole - some).max(axis=-1) > 0.02
     assert not different[len(different) // 4 : -len(different) // 5].any()
     assert not different[:, : different.shape[1] // 3].any()
-    small = np.zeros(GRID.shape)
+    small = np.zeros(grid.shape)
     small[1:3, 1, 1] = 1
-    draw_registration(fixed, moving, fixed, linear_field(GRID), tmp_path / "mask.png", mask=Image(small, GRID))
+    draw_registration(fixed, moving, fixed, linear_field(grid), tmp_path / "mask.png", mask=Image(small, grid))
 
 
 @pytest.mark.parametrize("low", [0.0, -1000.0])

@@ -1,7 +1,8 @@
 """Pairs that went wrong in many ways, and as many good ones: what the verdict says of them.
 
 ``python pipelines/verdict_battery.py --out battery.csv [--images FILE ..]``: phantoms, and images of any kind that are
-deformed if some are given. A wrong pair that is called good, and a good one that is not, are marked.
+deformed if some are given. A wrong pair that is called good, and a good one that is not, are marked. Where the truth is
+known, the table has the true error of what is expected to be far off: whether a doubt is right.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from regnet_itk.registration import register
 from regnet_itk.results import RegistrationResult
 from regnet_itk.transforms.chain import Link, TransformChain
 from regnet_itk.transforms.matrix import MatrixTransform
+from regnet_itk.trust.verdict import FAR_OFF
 
 CHEST = ("affine", "regnet_multistage")
 ANY = ("affine_mi", "regnet_general")
@@ -166,15 +168,20 @@ def judge(case: Case) -> dict[str, object]:
     verdict, errors = result.verdict, result.expected_error
     assert verdict is not None and errors is not None
     points = errors.grid.points()[errors.known]
-    true = None
+    expected = errors.expected[errors.known]
+    far = expected > FAR_OFF
+    true = true_of_far = None
     if case.truth is not None:
-        off = result.chain.map_points(points) - case.truth.map_points(points)
-        true = float(np.linalg.norm(off, axis=1).mean())
+        off = np.linalg.norm(result.chain.map_points(points) - case.truth.map_points(points), axis=1)
+        true = round(float(off.mean()), 2)
+        true_of_far = round(float(off[far].mean()), 2) if far.any() else None
     return {
         "case": case.name, "wrong": case.wrong, "verdict": verdict.word,
         "mistaken": (verdict.word == "good") == case.wrong,
-        "expected_mm": round(float(np.nanmean(errors.expected)), 2) if errors.known.any() else None,
-        "true_mm": None if true is None else round(true, 2),
+        "expected_mm": round(float(expected.mean()), 2) if errors.known.any() else None,
+        "true_mm": true,
+        "far_off_cm3": round(float(far.sum() * np.prod(errors.grid.spacing)) / 1000.0),
+        "true_mm_there": true_of_far,
         "reasons": "; ".join(verdict.reasons),
     }  # fmt: skip
 

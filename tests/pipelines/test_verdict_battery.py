@@ -45,6 +45,9 @@ def test_the_battery_marks_what_the_verdict_mistook(
     assert rows["itself"]["true_mm"] == ""
     left = np.linalg.norm(chest.displacement.vectors[chest.fixed_mask.array > 0], axis=-1).mean()
     assert float(rows[breath.name]["true_mm"]) == pytest.approx(left, rel=0.6)
+    assert float(rows[breath.name]["far_off_cm3"]) > 0 == float(rows["itself"]["far_off_cm3"])
+    assert float(rows[breath.name]["true_mm_there"]) > float(rows[breath.name]["true_mm"])
+    assert rows["itself"]["true_mm_there"] == ""
     told = capsys.readouterr().out
     assert "wrong pairs: " in told
     assert "good pairs: 1 of 1 judged rightly" in told

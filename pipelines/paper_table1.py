@@ -3,7 +3,8 @@
 Makes pairs of the digital chest phantom, several patients by seed: follow-up visits, and breathing in and out. Their
 landmarks and true displacements give TRE, TRE', MAE and time. With ``--images FOLDER --names NAME ..`` synthetic pairs
 are added, as in the paper: each image, which no model may have been trained on, deformed by a random field of low,
-medium and high frequency (8 mm), with noise of 5 HU. Started again, what is finished is kept.
+medium and high frequency (8 mm), with noise of 5 HU. ``--designs`` adds the two designs that the paper compares RegNet
+with. Started again, what is finished is kept.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from known_pairs import deformed_image_pair, is_made, make_deformed, phantom_pai
 
 from regnet_itk.anatomy.lungs import lung_mask
 from regnet_itk.cli.compare import run_comparison
-from regnet_itk.comparison.methods import DEFAULT_METHODS, read_methods
+from regnet_itk.comparison.methods import DEFAULT_METHODS, Method, plan_method, read_methods
 from regnet_itk.comparison.step import StepSettings
 from regnet_itk.data.grid import Triple
 from regnet_itk.data.image import Image
 from regnet_itk.data.image_files import read_image
 from regnet_itk.errors import RegNetItkError
 from regnet_itk.pairs import Pair, check_pairs, read_pairs, write_pairs
-from regnet_itk.training.loop import find_images
+from regnet_itk.parameters import read_parameter_map
 from regnet_itk.training.paper_pairs import FREQUENCIES, draw_displacement
+from regnet_itk.training.sources import find_images
 
 KINDS = ("followup", "breathing")
+DESIGNS = ("regnet_early", "regnet_1scale")
 
 
 def phantom_pairs(folder: Path, seeds: range, spacing: Triple, extent: Triple) -> Iterator[Pair]:
@@ -56,6 +59,12 @@ def synthetic_pairs(folder: Path, images: Path, names: list[str]) -> Iterator[Pa
             yield replace(deformed_image_pair(here, here.name), group="synthetic")
 
 
+def design_methods() -> list[Method]:
+    """Return the paper's other designs, as stages that differ from that of `regnet` in the model alone."""
+    regnet = read_parameter_map("regnet")
+    return [plan_method(design, ["affine", regnet.with_(RegNetModel=design)]) for design in DESIGNS]
+
+
 def main() -> int:
     """Make the pairs, compare, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,6 +76,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="folder of CTs for the synthetic pairs")
     parser.add_argument("--names", nargs="+", default=[], help="which of them; none that a model was trained on")
     parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="as for regnet-itk compare")
+    parser.add_argument("--designs", action="store_true", help="add RegNet Early and RegNet 1Scale")
     parser.add_argument("--masks-guide", action="store_true", help="give the lung masks to the methods too")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
@@ -74,7 +84,7 @@ def main() -> int:
     if (given.images is None) != (not given.names):
         parser.error("--images and --names belong together")
     try:
-        methods = read_methods(given.methods.split(","))
+        methods = [*read_methods(given.methods.split(",")), *(design_methods() if given.designs else [])]
         seeds = range(given.first_seed, given.first_seed + given.patients)
         pairs = list(phantom_pairs(given.out / "images", seeds, tuple(given.spacing), tuple(given.extent)))
         if given.images is not None:

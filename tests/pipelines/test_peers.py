@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_the_scripts_say_what_they_take():
             [sys.executable, PIPELINES / script, "--help"], check=True, stdout=subprocess.PIPE, text=True, timeout=120
         )
         assert "--out" in done.stdout
+
+
+def test_the_paper_s_designs_differ_in_the_model_alone():
+    early, one_scale = load_pipeline("paper_table1").design_methods()
+    (regnet,) = read_methods(["regnet"])
+    assert (early.name, one_scale.name) == ("regnet_early", "regnet_1scale")
+    for method in (early, one_scale):
+        assert method.stages[0].parameters.values == regnet.stages[0].parameters.values
+        assert method.stages[1].settings == replace(regnet.stages[1].settings, model=method.name)
 
 
 def test_the_pairs_of_the_paper(tmp_path, monkeypatch):

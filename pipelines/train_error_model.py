@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from error_samples import MADE_ERRORS
 from make_error_samples import make_samples
+from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata, spearmanr
 
 from regnet_itk.trust.clues import NAMES
@@ -30,6 +31,7 @@ FAR_OFF = 3.0
 _LEAST = 0.01  # working voxels: smaller errors are all alike
 _NO_END = 1e9
 _BATCH = 4096
+_MEANS = 10  # parts of what is told, of each of which the mean error is found
 _FOLDS = 5
 _BLUR = 0.3  # of the clues, of the distance between their quartiles; by cross-validation over the training pairs
 
@@ -122,7 +124,9 @@ def tell_unseen(table: Table, epochs: int) -> np.ndarray:
     for fold in range(_FOLDS):
         unseen = np.isin(table.patients, patients[fold::_FOLDS])
         network = fit(table.part(~unseen), epochs=epochs)
-        found[unseen] = ErrorModel(network, ErrorModelCard()).predict_points(table.values[unseen])
+        network.eval()
+        with torch.no_grad():
+            found[unseen] = network(torch.from_numpy(table.values[unseen])).exp().numpy()
     return found
 
 
@@ -136,19 +140,35 @@ def weigh_found(table: Table) -> np.ndarray:
     return weights
 
 
-def calibrate(table: Table, told: np.ndarray) -> float:
-    """Return the factor by which the radius holds in 90 % of the cases (cross-conformal).
+def calibrate(table: Table, told: np.ndarray) -> ErrorModelCard:
+    """Find the factor by which the radius holds in 90 % of the cases, and the mean error where so much is told.
+
+    Half of what is learnt from are made errors; those that chains leave are larger where the images look the same.
 
     Parameters
     ----------
     table : Table
     told : ndarray, shape (n, 2)
-        Expected error and radius, by networks that did not see the pair.
+        Expected error and radius, by networks that did not see the pair (cross-conformal).
     """
-    ratio, weights = table.errors / told[:, 1], weigh_found(table)
-    order = np.argsort(ratio)
-    share = np.cumsum(weights[order]) / weights.sum()
-    return float(ratio[order][np.searchsorted(share, COVERAGE)])
+    weights = weigh_found(table)
+    ratio = table.errors / told[:, 1]
+    order, share = _in_order(ratio, weights)
+    factor = float(ratio[order][np.searchsorted(share, COVERAGE)])
+    order, share = _in_order(told[:, 0], weights)
+    parts = [
+        order[part] for part in np.split(np.arange(len(order)), np.searchsorted(share, np.arange(1, _MEANS) / _MEANS))
+    ]
+    below, means = (np.array([np.average(v[p], weights=weights[p]) for p in parts]) for v in (told[:, 0], table.errors))
+    rising = isotonic_regression(means).x
+    return ErrorModelCard(factor, tuple(zip(below.tolist(), rising.tolist(), strict=True)))
+
+
+def _in_order(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of values of some weight, and the share of the weights up to each."""
+    order = np.argsort(values)
+    order = order[weights[order] > 0]
+    return order, np.cumsum(weights[order]) / weights.sum()
 
 
 def usual(table: Table) -> dict[str, tuple[float, float]]:
@@ -200,11 +220,11 @@ def judge(model: ErrorModel, table: Table) -> Iterator[dict[str, object]]:
         yield row
 
 
-def coverages(table: Table, told: np.ndarray, factor: float) -> dict[str, float]:
-    """Return the share of what chains found that lies within the radius, by kind of pair."""
-    within, weights = table.errors <= np.maximum(told[:, 1] * factor, told[:, 0]), weigh_found(table)
+def by_kind(table: Table, values: np.ndarray) -> dict[str, float]:
+    """Return the mean of values over what chains found, by kind of pair."""
+    weights = weigh_found(table)
     kinds = {str(kind): table.kinds == kind for kind in np.unique(table.kinds)}
-    return {kind: float(np.average(within[of], weights=weights[of])) for kind, of in kinds.items()}
+    return {kind: float(np.average(values[of], weights=weights[of])) for kind, of in kinds.items()}
 
 
 def draw(model: ErrorModel, table: Table, path: Path) -> None:
@@ -242,10 +262,17 @@ def main() -> None:
         make_samples(given.images, given.samples, given.pairs)
     table = joined(read_samples(given.samples / name) for name in ("train", "val"))
     told = tell_unseen(table, given.epochs)
-    factor = calibrate(table, told)
+    card = calibrate(table, told)
+    told = card.calibrate(told)
     counts = {"pairs": len(np.unique(table.pairs)), "points": len(table.errors)}
-    measured = {"pairs": counts["pairs"], "within_the_radius": coverages(table, told, factor)}
-    model = ErrorModel(fit(table, epochs=given.epochs), ErrorModelCard(factor, usual(table), counts, measured))
+    measured = {
+        "pairs": counts["pairs"],
+        "within_the_radius": by_kind(table, table.errors <= told[:, 1]),
+        "mean_error_voxels": by_kind(table, table.errors),
+        "expected_voxels": by_kind(table, told[:, 0]),
+    }
+    card = replace(card, usual=usual(table), training=counts, calibration=measured)
+    model = ErrorModel(fit(table, epochs=given.epochs), card)
     test = read_samples(given.samples / "test")
     rows = list(judge(model, test))
     for row in rows:

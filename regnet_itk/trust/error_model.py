@@ -65,6 +65,8 @@ class ErrorModelCard:
     ----------
     factor : float
         By which the radius was widened so that it holds on the calibration pairs.
+    means : tuple of (float, float)
+        What the network tells, rising, and the mean of the errors there on the calibration pairs, in working voxels.
     usual : mapping of str to (float, float)
         Of the clues that are the same everywhere in a pair, the span in which nearly all of what it learnt from lies.
     training, calibration, accuracy : mapping
@@ -72,10 +74,19 @@ class ErrorModelCard:
     """
 
     factor: float = 1.0
+    means: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     usual: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrate(self, told: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the expected error and the radius (n, 2) from those that the network tells."""
+        below, means = np.log(np.array(self.means, dtype=np.float32)).T
+        found = np.empty_like(told)
+        found[:, 0] = told[:, 0] * np.exp(np.interp(np.log(told[:, 0]), below, means - below))
+        found[:, 1] = np.maximum(told[:, 1] * self.factor, found[:, 0])
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,7 @@ class ErrorModel:
         self.network.eval()
         with torch.no_grad():
             parts = [self.network(part).exp() for part in torch.from_numpy(values).split(_CHUNK)]
-        found = (torch.cat(parts) if parts else torch.zeros(0, 2)).numpy()
-        found[:, 1] = np.maximum(found[:, 1] * self.card.factor, found[:, 0])
-        return found
+        return self.card.calibrate((torch.cat(parts) if parts else torch.zeros(0, 2)).numpy())
 
     def unusual(self, clues: Clues) -> tuple[str, ...]:
         """Return the names of those clues to the whole pair that are unlike all that the model learnt from."""
@@ -142,5 +151,6 @@ def load_error_model(path: Path = MODEL_FILE) -> ErrorModel:
     network = ErrorNetwork()
     network.load_state_dict(weights)
     card = json.loads(metadata["card"])
+    card["means"] = tuple((told, mean) for told, mean in card["means"])
     card["usual"] = {name: (low, high) for name, (low, high) in card["usual"].items()}
     return ErrorModel(network, ErrorModelCard(**card))

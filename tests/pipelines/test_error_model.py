@@ -110,6 +110,23 @@ def test_what_is_learnt_is_calibrated(
     assert model.card.accuracy["judged"][0]["group"] == "all"
 
 
+def test_the_expected_error_is_the_mean_of_what_chains_left(tmp_path: Path) -> None:
+    made_samples(tmp_path / "train", 8, 0)
+    table = train_error_model.read_samples(tmp_path / "train")
+    found = table.names == "found"
+    table.errors[~found] *= 0.01
+    size = np.exp(table.values[:, 0])
+    told = np.stack([size**1.5 / 3, 0.1 * size], axis=1)  # wrong in another way wherever errors are of another size
+    expected, radius = train_error_model.calibrate(table, told).calibrate(told)[found].T
+    errors, size = table.errors[found], size[found]
+    for low, high in ((0.0, 0.4), (0.4, 0.8), (0.8, 1.2), (1.2, 2.5), (2.5, 99.0)):
+        part = (size >= low) & (size < high)
+        assert expected[part].mean() == pytest.approx(errors[part].mean(), rel=0.1)
+    assert (radius >= expected).all()
+    order = np.argsort(told[found, 0])
+    assert (np.diff(expected[order]) >= 0).all()
+
+
 def test_a_patient_is_told_of_by_networks_that_did_not_see_him(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_samples(tmp_path / "train", 12, 0)
     table = train_error_model.read_samples(tmp_path / "train")

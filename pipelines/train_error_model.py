@@ -82,9 +82,13 @@ def is_made(table: Table) -> np.ndarray:
 
 
 def weigh(table: Table) -> np.ndarray:
-    """Return how often each row is learnt from: what chains found is half of all, as it is in use."""
-    made = is_made(table)
-    return np.where(made, 0.5 / max(1, made.sum()), 0.5 / max(1, (~made).sum()))
+    """Return how often each row is learnt from: what chains found is half of all, and so much of each kind of pair."""
+    made, weights = is_made(table), np.zeros(len(table.errors))
+    for kind in np.unique(table.kinds):
+        for part in (made, ~made):
+            these = part & (table.kinds == kind)
+            weights[these] = 1.0 / max(1, these.sum())
+    return weights
 
 
 def fit(table: Table, seed: int = 0, epochs: int = 20) -> ErrorNetwork:
@@ -131,12 +135,16 @@ def tell_unseen(table: Table, epochs: int) -> np.ndarray:
 
 
 def weigh_found(table: Table) -> np.ndarray:
-    """Return weights of the rows by which each chain counts alike, as it found them; made errors count nothing."""
+    """Return weights of the rows by which each chain on a kind of pair counts alike; made errors count nothing.
+
+    More pairs of one kind, of which there is no end of some, do not outweigh the others.
+    """
     found = ~is_made(table) & ~np.char.count(table.names, " x ").astype(bool)
     weights = np.zeros(len(table.errors))
-    for name in np.unique(table.names[found]):
-        of_chain = found & (table.names == name)
-        weights[of_chain] = 1.0 / of_chain.sum()
+    for kind in np.unique(table.kinds):
+        for name in np.unique(table.names[found & (table.kinds == kind)]):
+            of_chain = found & (table.names == name) & (table.kinds == kind)
+            weights[of_chain] = 1.0 / of_chain.sum()
     return weights
 
 

@@ -56,6 +56,7 @@ _CHEST = {
 }
 _QUICK = {"ct": ("ms", "ms_fast", "general"), "phantom": ("ms", "ms_fast", "general"), "scenes": ("oneshot", "general")}
 _MADE = 3  # errors a pair
+_SCENES = 4  # for each pair of another kind: no two look alike, and what fine texture does is seen in few
 
 
 def chains_of(pair: KnownPair, number: int, use: str) -> Iterator[Tried]:
@@ -78,13 +79,14 @@ def chains_of(pair: KnownPair, number: int, use: str) -> Iterator[Tried]:
 
 
 def pairs_of(name: str, count: int, images: Path, cache: Path) -> Iterator[KnownPair]:
-    """Make the pairs of a set, of all kinds in turn."""
+    """Make the pairs of a set, of all kinds in turn: `count` of each, and more scenes, which cost least."""
     chest, general = (
         read_training_config(_RECIPES / f"{name}.toml") for name in ("regnet_multistage", "regnet_general")
     )
     seeds = range(SETS[name], SETS[name] + count)
     yield from block_pairs(chest_blocks(chest, name, images, cache), chest, "ct", seeds)
-    yield from block_pairs(Prepared([], [], general.shown, general.phases[-1].scenes), general, "scenes", seeds)
+    scenes = Prepared([], [], general.shown, general.phases[-1].scenes)
+    yield from block_pairs(scenes, general, "scenes", range(SETS[name], SETS[name] + _SCENES * count))
     yield from phantom_pairs(seeds)
 
 
@@ -105,7 +107,7 @@ def make_samples(images: Path, out: Path, pairs: int, cache: Path | None = None)
     out : Path
         SAMPLES.
     pairs : int
-        Of each kind to learn from; a third of them to calibrate and to judge by.
+        Of each kind to learn from, and four times as many random scenes; a third of them to calibrate and to judge by.
     cache : Path, optional
         For prepared images; SAMPLES/cache by default.
     """

@@ -154,3 +154,18 @@ def test_a_rigid_error_is_as_large_as_asked() -> None:
     ]
     assert 2.0 < np.median(lengths) < 10.0
     assert TransformChain().map_points(points[0, 0]).shape == (20, 3)
+
+
+def test_kinds_of_pairs_count_alike_however_many_there_are() -> None:
+    kinds = np.array(["ct"] * 40 + ["scenes"] * 400)
+    names = np.array((["general"] * 3 + ["waves-1"]) * 110)  # a chain's result three times, a made error once
+    rows = np.zeros(len(kinds))
+    table = train_error_model.Table(rows, rows, rows, rows, kinds, names, rows, rows)
+    learnt, found = train_error_model.weigh(table), train_error_model.weigh_found(table)
+    made = names == "waves-1"
+    for kind in ("ct", "scenes"):
+        of = kinds == kind
+        assert learnt[of & made].sum() == pytest.approx(learnt.sum() / 4)
+        assert learnt[of & ~made].sum() == pytest.approx(learnt.sum() / 4)
+        assert found[of].sum() == pytest.approx(found.sum() / 2)
+    assert not found[made].any()

@@ -100,7 +100,7 @@ def match_points(
     Raises
     ------
     ImageError
-        If no point inside the mask can be tried.
+        If no point inside the mask can be tried, or none is matched.
     """
     grid = fixed.grid.isotropic(how.voxel_size)
     image = fixed.resampled(grid, default=_AIR)
@@ -115,6 +115,8 @@ def match_points(
     every = np.stack(matches)
     apart = np.linalg.norm(every[:, None] - every[None], axis=-1).max(axis=(0, 1))
     agreed = apart <= how.agreement  # not so if one is NaN
+    if not agreed.any():
+        raise ImageError(f"none of {len(index)} points was matched alike from all {len(chains)} results; look at them")
     return MatchedPoints(grid.index_to_point(index[:, ::-1])[agreed], every.mean(axis=0)[agreed], len(index))
 
 
@@ -216,7 +218,8 @@ def _print_table(found: dict[str, _Registered], points: MatchedPoints) -> None:
     print("|---|---|---|---|")
     for name, off in left.items():
         shares = f"{off.mean():.2f} / {np.median(off):.2f} / {np.percentile(off, 95):.2f}"
-        print(f"| `{name}` | {found[name].seconds:.1f} | {shares} | {off[near].mean():.2f} |")
+        of_near = f"{off[near].mean():.2f}" if near.any() else ""
+        print(f"| `{name}` | {found[name].seconds:.1f} | {shares} | {of_near} |")
 
 
 def _parse() -> argparse.Namespace:

@@ -37,7 +37,7 @@ def test_matches_are_where_the_motion_puts_them(phantom):
 def test_matches_that_disagree_are_dropped(phantom):
     matched = load_pipeline("matched_points")
     far = [_off(phantom, 0.0, 0.0, 0.0), _off(phantom, 0.0, 0.0, 14.0)]
-    with pytest.raises(ImageError, match="none of .* points was matched alike from all 2 results"):
+    with pytest.raises(ImageError, match=r"none of .* points was matched alike from all 2 results"):
         matched.match_points(phantom.fixed, phantom.moving, phantom.fixed_mask, far)
 
 

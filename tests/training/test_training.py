@@ -659,7 +659,7 @@ def test_leaving_closes_the_group() -> None:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_valid_and_keeps_the_same_patients_aside(name: str) -> None:
     config = read_training_config(shipped_recipes()[name])
-    assert config.name in {name, *(name.removesuffix(f"_{kind}") for kind in ("realistic", "long", "wide"))}
+    assert config.name in {name, *(name.removesuffix(f"_{kind}") for kind in ("realistic", "long", "wide", "disease"))}
     if config.network == "general":  # on random scenes, or on whatever images a folder has
         assert not config.train
         return

@@ -22,7 +22,7 @@ from regnet_itk.data.grid import Grid
 from regnet_itk.data.image import Image
 from regnet_itk.errors import ImageError, ModelError, OutputError, ParameterError
 from regnet_itk.networks.coarse_to_fine import CoarseToFineRegNet
-from regnet_itk.networks.model import load_model
+from regnet_itk.networks.model import load_model, shipped_models
 from regnet_itk.networks.regnet import RegNet
 from regnet_itk.training.blocks import Block, BlockMaker
 from regnet_itk.training.config import (
@@ -667,6 +667,28 @@ def test_every_shipped_recipe_is_valid_and_keeps_the_same_patients_aside(name: s
     assert "NLST_101287_T0" in config.validation
     assert not {*config.test, *config.validation} & set(config.train)
     assert find_recipe(name).phases == config.phases
+
+
+def test_the_recipe_of_disease_adds_disease_and_nothing_else() -> None:
+    (realistic,) = find_recipe("regnet_multistage").phases[-1:]
+    disease = {"nodules_share", "consolidation_share", "motion", "motion_share"}
+    for phase in find_recipe("regnet_multistage_disease").phases:
+        assert phase.fields == realistic.fields
+        shown, before = (dataclasses.asdict(p.appearance) for p in (phase, realistic))
+        assert {key for key in shown if shown[key] != before[key]} == disease
+        assert all(shown[key] > 0 and before[key] == 0 for key in disease)
+
+
+def test_the_shipped_coarse_to_fine_model_was_trained_as_its_recipe_says() -> None:
+    recipe = read_training_config(shipped_recipes()["regnet_multistage_disease"])
+    training = load_model(shipped_models()["regnet_multistage"]).description.training
+    assert training["steps"] == recipe.phases[-1].steps
+    assert training["started_from"]["steps"] == recipe.phases[0].steps
+    told = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert training["recipe"]["phases"] == told["phases"][-1:]
+    assert [training["recipe"][part] for part in ("train", "validation", "test")] == [
+        told[part] for part in ("train", "validation", "test")
+    ]
 
 
 def test_the_last_step_leaves_a_checkpoint(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
